@@ -1,0 +1,1 @@
+"""Golden files against this build: each module returns the largest error that it finds."""

@@ -1,0 +1,88 @@
+"""Keeping a run's state on disk, with Orbax."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TypeVar
+
+from orbax.checkpoint import v1 as ocp
+
+from tamiyo_jax.errors import PersistenceError
+from tamiyo_jax.host.training import HostState
+
+__all__ = ["HostCheckpoints", "load_tree", "save_tree"]
+
+Tree = TypeVar("Tree")
+
+
+def save_tree(path: str | os.PathLike[str], tree: object) -> None:
+    """Write a pytree of arrays to a new directory.
+
+    Raises:
+      PersistenceError: the directory exists, or cannot be written.
+    """
+    target = Path(path).absolute()
+    if target.exists():
+        raise PersistenceError(
+            f"checkpoint {target} exists; checkpoints are never overwritten", path=str(target)
+        )
+    try:
+        ocp.save(target, tree)
+    except OSError as error:
+        raise PersistenceError(
+            f"checkpoint {target} could not be written: {error}", path=str(target)
+        ) from error
+
+
+def load_tree(path: str | os.PathLike[str], like: Tree) -> Tree:
+    """Read a pytree that `save_tree` wrote; `like` gives structure and shapes.
+
+    Raises:
+      PersistenceError: there is none.
+    """
+    source = Path(path).absolute()
+    if not source.is_dir():
+        raise PersistenceError(f"there is no checkpoint at {source}", path=str(source))
+    return ocp.load(source, like)
+
+
+class HostCheckpoints:
+    """Host states in a directory, by name: what ROLLBACK restores from.
+
+    Only the newest few are kept: the one that a decision names was the newest when it was asked
+    for, and one before it stands while the next is being written.
+
+    Args:
+      directory: made if it does not exist.
+    """
+
+    _KEPT = 2
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self._directory = Path(directory).absolute()
+        self._directory.mkdir(parents=True, exist_ok=True)
+
+    def save(self, name: str, train_state: HostState) -> None:
+        """Write `train_state` under `name`, in place of what stood there.
+
+        Names sort by age: the first in order are deleted when there are more than are kept.
+        """
+        shutil.rmtree(self._directory / name, ignore_errors=True)
+        save_tree(self._directory / name, train_state)
+        for old in sorted(self.names())[: -self._KEPT]:
+            shutil.rmtree(self._directory / old)
+
+    def restore(self, name: str, train_state: HostState) -> HostState:
+        """The state saved under `name`, in the shape of `train_state`.
+
+        Raises:
+          PersistenceError: there is none.
+        """
+        return load_tree(self._directory / name, train_state)
+
+    def names(self) -> frozenset[str]:
+        """Names of the complete checkpoints."""
+        paths = self._directory.iterdir()
+        return frozenset(path.name for path in paths if ocp.is_orbax_checkpoint(path))

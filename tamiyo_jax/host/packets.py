@@ -1,0 +1,110 @@
+"""From measurements to the packet that Tamiyo is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tamiyo_jax.contracts import SeedStage, SeedState, SystemStatePacket
+from tamiyo_jax.host.monitor import Statistics
+from tamiyo_jax.host.seeds import SlotState, Timing
+
+__all__ = ["SeedMeasurements", "packet_from", "seed_state"]
+
+# Only a seed that has learned something has a worth.
+_MEASURED = (
+    SeedStage.TRAINING,
+    SeedStage.BLENDING,
+    SeedStage.PROBATIONARY,
+    SeedStage.FOSSILIZED,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SeedMeasurements:
+    """What a host knows about a seed besides its state.
+
+    Attributes:
+      gradient_norm: norm of the seed's own gradient, 0 where it does not learn.
+      learning_rate: of its optimiser.
+      layer_depth: index of the layer that its slot follows.
+      contribution: loss with the seed off minus on.
+    """
+
+    gradient_norm: float
+    learning_rate: float
+    layer_depth: int
+    contribution: float
+
+
+def seed_state(
+    seed_id: str,
+    state: SlotState,
+    measured: SeedMeasurements,
+    *,
+    timing: Timing,
+    steps_per_epoch: int,
+) -> SeedState:
+    """A slot's state as the packet tells it; the contribution only of a seed that has learned."""
+    stage = SeedStage(int(state.stage))
+    blending = stage is SeedStage.BLENDING
+    metrics = {
+        "alpha": float(state.alpha),
+        "alpha_steps": float(state.stage_steps) if blending else 0.0,
+        "alpha_total_steps": float(timing.blend_steps),
+    }
+    if stage in _MEASURED:
+        metrics["contribution"] = measured.contribution
+    return SeedState(
+        seed_id=seed_id,
+        stage=stage,
+        gradient_norm=measured.gradient_norm,
+        learning_rate=measured.learning_rate,
+        layer_depth=measured.layer_depth,
+        age_epochs=int(state.age_steps) // steps_per_epoch,
+        metrics=metrics,
+    )
+
+
+def packet_from(
+    identity: SystemStatePacket,
+    *,
+    layers: Sequence[str],
+    statistics: Statistics,
+    training_loss: float,
+    seeds: Sequence[SeedState],
+    metrics: Mapping[str, float],
+) -> SystemStatePacket:
+    """Complete a packet with what was measured.
+
+    Args:
+      identity: a packet with its ids, counters and validation results.
+      layers: names of the layers, as `layer_names` gives them; the blueprint's layer ids.
+      statistics: of the host's layers, fetched from the device.
+      training_loss: the newest.
+      seeds: the host's seeds.
+      metrics: further training metrics; they win over those made here.
+
+    Returns:
+      The packet with ``loss``, ``gradient_norm``, ``grad_var`` (mean over layers),
+      ``grad_conflict_rate`` and ``layer/<name>/{weight_norm,gradient_norm}``.
+    """
+    training_metrics = {
+        "loss": training_loss,
+        "gradient_norm": float(np.linalg.norm(np.asarray(statistics.gradient_norm))),
+        "grad_var": float(np.mean(np.asarray(statistics.gradient_variance))),
+        "grad_conflict_rate": float(statistics.conflict),
+    }
+    weights = np.asarray(statistics.weight_norm)
+    gradients = np.asarray(statistics.gradient_norm)
+    for index, layer in enumerate(layers):
+        training_metrics[f"layer/{layer}/weight_norm"] = float(weights[index])
+        training_metrics[f"layer/{layer}/gradient_norm"] = float(gradients[index])
+    return replace(
+        identity,
+        training_loss=training_loss,
+        seeds=tuple(seeds),
+        training_metrics={**training_metrics, **metrics},
+    )

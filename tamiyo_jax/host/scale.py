@@ -1,0 +1,76 @@
+"""The one multiplier of the learning rate that Tamiyo owns."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tamiyo_jax.errors import CommandRejectedError
+
+__all__ = ["LIMITS", "ScaleState", "scale_by", "scale_of", "tamiyo_scale"]
+
+LIMITS = (0.1, 10.0)
+"""Bounds of the multiplier after all commands together."""
+
+
+class ScaleState(NamedTuple):
+    """State of `tamiyo_scale`: f32[], the multiplier, 1 at the start."""
+
+    factor: jax.Array
+
+
+def tamiyo_scale() -> optax.GradientTransformation:
+    """Multiply updates by a factor that only commands change.
+
+    Put it last in the chain: then schedules and everything else stay the user's.
+    """
+
+    def init(params: Any) -> ScaleState:  # noqa: ANN401 - any pytree
+        del params
+        return ScaleState(jnp.float32(1))
+
+    def update(
+        updates: Any,  # noqa: ANN401
+        state: ScaleState,
+        params: Any = None,  # noqa: ANN401
+    ) -> tuple[Any, ScaleState]:
+        del params
+        return jax.tree.map(lambda u: u * state.factor.astype(u.dtype), updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_by(
+    opt_state: optax.OptState, factor: float, limits: tuple[float, float]
+) -> optax.OptState:
+    """Multiply the multiplier by `factor`, and keep it within `limits`.
+
+    Raises:
+      CommandRejectedError: the optimiser has no `tamiyo_scale`.
+    """
+    scale_of(opt_state)
+
+    def moved(node: object) -> object:
+        if not isinstance(node, ScaleState):
+            return node
+        return ScaleState(jnp.clip(node.factor * jnp.float32(factor), *map(jnp.float32, limits)))
+
+    return jax.tree.map(moved, opt_state, is_leaf=lambda node: isinstance(node, ScaleState))
+
+
+def scale_of(opt_state: optax.OptState) -> jax.Array:
+    """f32[], the multiplier in an optimiser state.
+
+    Raises:
+      CommandRejectedError: the optimiser has no `tamiyo_scale`.
+    """
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, ScaleState))
+    found = [node.factor for node in leaves if isinstance(node, ScaleState)]
+    if not found:
+        raise CommandRejectedError(
+            "the optimiser has no multiplier for Tamiyo; put tamiyo_scale() last in its chain"
+        )
+    return found[0]

@@ -1,0 +1,59 @@
+"""The policies: what is proposed upon a packet, and what may be.
+
+A policy is anything that satisfies `Policy`: the graph network, the heuristic, or yours.
+"""
+
+from tamiyo_jax.policy.actions import ACTIONS, Action, ActionRule, Selection, legality, select
+from tamiyo_jax.policy.graph_policy import GraphPolicy, policy_step
+from tamiyo_jax.policy.heuristic import HeuristicPolicy
+from tamiyo_jax.policy.heuristic_state import HeuristicState
+from tamiyo_jax.policy.network import (
+    Params,
+    PolicyNetwork,
+    abstract_params,
+    apply,
+    init_params,
+)
+from tamiyo_jax.policy.outputs import (
+    NUM_ACTIONS,
+    Legality,
+    Observation,
+    Policy,
+    PolicyOutputs,
+)
+from tamiyo_jax.policy.proposal import Proposal, propose
+from tamiyo_jax.policy.torch_import import (
+    export_params,
+    import_state_dict,
+    load_params,
+    load_state_dict,
+)
+
+__all__ = [
+    "ACTIONS",
+    "NUM_ACTIONS",
+    "Action",
+    "ActionRule",
+    "GraphPolicy",
+    "HeuristicPolicy",
+    "HeuristicState",
+    "Legality",
+    "Observation",
+    "Params",
+    "Policy",
+    "PolicyNetwork",
+    "PolicyOutputs",
+    "Proposal",
+    "Selection",
+    "abstract_params",
+    "apply",
+    "export_params",
+    "import_state_dict",
+    "init_params",
+    "legality",
+    "load_params",
+    "load_state_dict",
+    "policy_step",
+    "propose",
+    "select",
+]

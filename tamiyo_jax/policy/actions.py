@@ -1,0 +1,192 @@
+"""The actions: one table of what each commands and needs, legality as masks, and the choice.
+
+What the packet does not offer is masked before the argmax, so nothing is ever chosen that
+would have to be invented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tamiyo_jax.contracts.blueprint import Blueprint
+from tamiyo_jax.contracts.command import CircuitBreakerState, CommandType, SeedOperation
+from tamiyo_jax.contracts.packet import SeedStage, SystemStatePacket
+from tamiyo_jax.errors import NoSeedCandidatesError
+from tamiyo_jax.policy.outputs import NUM_ACTIONS, Legality, PolicyOutputs
+
+__all__ = [
+    "ACTIONS",
+    "Action",
+    "ActionRule",
+    "Selection",
+    "legality",
+    "select",
+]
+
+
+class Action(IntEnum):
+    """Actions by their index in the policy's logits; 9 to 31 are reserved."""
+
+    GERMINATE = 0
+    OPTIMIZER = 1
+    PAUSE = 2
+    BREAKER_OPEN = 3
+    BREAKER_CLOSE = 4
+    WAIT = 5
+    ADVANCE = 6
+    CULL = 7
+    FOSSILIZE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ActionRule:
+    """What an action commands, and what it needs.
+
+    Attributes:
+      command_type: the command, None for WAIT.
+      operations: what it does to a seed, by the stages that it takes seeds in; empty for an
+        action that takes no seed.
+      needs_blueprint: whether it also takes a blueprint.
+      desired_breaker: the state that it wants the host's breaker in.
+    """
+
+    command_type: CommandType | None
+    operations: Mapping[SeedStage, SeedOperation] = field(
+        default_factory=dict[SeedStage, SeedOperation]
+    )
+    needs_blueprint: bool = False
+    desired_breaker: CircuitBreakerState | None = None
+
+
+_ALIVE = tuple(
+    stage for stage in SeedStage if SeedStage.GERMINATED <= stage <= SeedStage.PROBATIONARY
+)
+
+ACTIONS: Mapping[Action, ActionRule] = {
+    Action.GERMINATE: ActionRule(
+        CommandType.SEED, {SeedStage.DORMANT: SeedOperation.GERMINATE}, needs_blueprint=True
+    ),
+    Action.OPTIMIZER: ActionRule(CommandType.OPTIMIZER),
+    Action.PAUSE: ActionRule(CommandType.PAUSE),
+    Action.BREAKER_OPEN: ActionRule(
+        CommandType.CIRCUIT_BREAKER, desired_breaker=CircuitBreakerState.OPEN
+    ),
+    Action.BREAKER_CLOSE: ActionRule(
+        CommandType.CIRCUIT_BREAKER, desired_breaker=CircuitBreakerState.CLOSED
+    ),
+    Action.WAIT: ActionRule(None),
+    Action.ADVANCE: ActionRule(
+        CommandType.SEED,
+        {
+            SeedStage.GERMINATED: SeedOperation.START_TRAINING,
+            SeedStage.TRAINING: SeedOperation.START_GRAFTING,
+            SeedStage.BLENDING: SeedOperation.STABILIZE,
+        },
+    ),
+    Action.CULL: ActionRule(CommandType.SEED, dict.fromkeys(_ALIVE, SeedOperation.CULL)),
+    Action.FOSSILIZE: ActionRule(
+        CommandType.SEED, {SeedStage.PROBATIONARY: SeedOperation.FOSSILIZE}
+    ),
+}
+
+
+def legality(
+    packet: SystemStatePacket,
+    candidates: Sequence[Blueprint],
+    *,
+    max_seeds: int,
+    max_blueprints: int,
+    seedless: bool,
+    host_breaker: CircuitBreakerState,
+) -> Legality:
+    """What may be chosen upon this packet.
+
+    Args:
+      packet: the packet.
+      candidates: the blueprints in the order of their nodes, the active one first.
+      max_seeds: S, the seed rows of the graph.
+      max_blueprints: B, the blueprint rows of the graph.
+      seedless: the host has no seeds by design, so no seed action is legal.
+      host_breaker: state of the host's breaker; only another state than the one it is in
+        can be asked for, and none while it is UNKNOWN.
+
+    Returns:
+      Masks actions[32], seeds[32, S] and blueprints[B].
+
+    Raises:
+      NoSeedCandidatesError: the packet has no seeds and the host is not `seedless`.
+    """
+    if not packet.seeds and not seedless:
+        raise NoSeedCandidatesError(
+            f"packet {packet.packet_id} carries no seeds, so the graph upstream is broken; a "
+            "host that has none by design sets packet.seedless=True",
+            packet_id=packet.packet_id,
+        )
+    blueprints = np.zeros(max_blueprints, np.bool_)
+    offered = frozenset(packet.candidates)
+    for row, blueprint in enumerate(candidates[:max_blueprints]):
+        blueprints[row] = blueprint.selectable and blueprint.blueprint_id in offered
+
+    actions = np.zeros(NUM_ACTIONS, np.bool_)
+    seeds = np.zeros((NUM_ACTIONS, max_seeds), np.bool_)
+    for action, rule in ACTIONS.items():
+        if rule.operations and not seedless:
+            for row, seed in enumerate(packet.seeds[:max_seeds]):
+                seeds[action, row] = seed.stage in rule.operations
+            actions[action] = seeds[action].any() and (not rule.needs_blueprint or blueprints.any())
+        elif rule.desired_breaker is not None:
+            known = host_breaker is not CircuitBreakerState.UNKNOWN
+            actions[action] = known and host_breaker is not rule.desired_breaker
+        elif action is Action.OPTIMIZER:
+            actions[action] = packet.optimizer_id is not None
+        else:
+            actions[action] = action in (Action.PAUSE, Action.WAIT)
+    return Legality(actions, seeds, blueprints)
+
+
+class Selection(NamedTuple):
+    """The winner, as indices; `vmap` puts a batch axis before each.
+
+    Attributes:
+      action: i32[].
+      seed: i32[], row among the seeds; -1 where the action takes none.
+      blueprint: i32[], row among the blueprints; -1 where the action takes none.
+    """
+
+    action: jax.Array
+    seed: jax.Array
+    blueprint: jax.Array
+
+
+_NEEDS_BLUEPRINT = np.zeros(NUM_ACTIONS, np.bool_)
+_NEEDS_BLUEPRINT[[action for action, rule in ACTIONS.items() if rule.needs_blueprint]] = True
+
+
+def select(outputs: PolicyOutputs, legality: Legality) -> Selection:
+    """Choose the legal action with the highest logit, and its seed and blueprint.
+
+    Among equal logits WAIT wins, then the lower index; among equal scores the first row.
+    Pure, jittable, vmappable.
+    """
+    logits = jnp.where(legality.actions, outputs.policy_logits, -jnp.inf)
+    waits = jnp.asarray(legality.actions)[Action.WAIT] & (logits[Action.WAIT] == jnp.max(logits))
+    action = jnp.where(waits, jnp.int32(Action.WAIT), jnp.argmax(logits).astype(jnp.int32))
+    blueprints = jnp.asarray(legality.blueprints) & jnp.asarray(_NEEDS_BLUEPRINT)[action]
+    return Selection(
+        action,
+        _best(jnp.asarray(outputs.seed_scores), jnp.asarray(legality.seeds)[action]),
+        _best(jnp.asarray(outputs.blueprint_scores), blueprints),
+    )
+
+
+def _best(scores: jax.Array, legal: jax.Array) -> jax.Array:
+    """Row i32[] of the highest legal score, -1 where none is legal."""
+    row = jnp.argmax(jnp.where(legal, scores, -jnp.inf)).astype(jnp.int32)
+    return jnp.where(jnp.any(legal), row, jnp.int32(-1))

@@ -1,0 +1,62 @@
+"""From the name of a policy to the policy."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from tamiyo_jax.config import TamiyoConfig
+from tamiyo_jax.controller import GUARD_POLICY, Mode
+from tamiyo_jax.errors import ConfigurationError, MissingParametersError
+from tamiyo_jax.policy import GraphPolicy, HeuristicPolicy, Policy
+
+__all__ = ["PolicyChoice", "choose_policy"]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChoice:
+    """A policy, its parameters and the name that annotations and reports carry."""
+
+    policy: Policy[Any, Any]
+    params: Any
+    version: str
+
+
+def choose_policy(config: TamiyoConfig, name: str, params: object, mode: Mode) -> PolicyChoice:
+    """Resolve ``"graph"``, ``"heuristic"`` or ``"package.module:factory"``.
+
+    The factory is called with the `TamiyoConfig` and returns a `Policy`.
+
+    Raises:
+      MissingParametersError: the graph policy was asked for without parameters.
+      ConfigurationError: the factory cannot be imported or does not make a policy.
+    """
+    if mode is Mode.GUARD:
+        return PolicyChoice(HeuristicPolicy(config.heuristic, config.policy), {}, GUARD_POLICY)
+    if name == "graph":
+        if params is None:
+            raise MissingParametersError(
+                "policy='graph' needs params; policy.init_params(config.policy, key) makes "
+                "untrained ones, policy='heuristic' needs none"
+            )
+        return PolicyChoice(GraphPolicy(config.graph), params, config.policy.version)
+    if name == "heuristic":
+        policy = HeuristicPolicy(config.heuristic, config.policy)
+        return PolicyChoice(policy, {}, "heuristic-1")
+    module, _, factory = name.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), factory)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(
+            f"policy {name!r} is neither 'graph' nor 'heuristic' nor an importable "
+            f"'package.module:factory': {error}",
+            policy=name,
+        ) from error
+    policy = make(config)
+    if not (hasattr(policy, "decide") and hasattr(policy, "initial_state")):
+        raise ConfigurationError(
+            f"{name} returned {type(policy).__name__}, which has no decide and initial_state",
+            policy=name,
+        )
+    return PolicyChoice(policy, params, name)

@@ -1,0 +1,347 @@
+"""The append-only log of a run: one writer, one flusher thread, and a seal.
+
+A journal is opened (which reads it and makes good what is damaged), started with a snapshot
+of the recovered state, appended to, and closed. The first write or fsync that fails seals
+it: the kernel may have dropped what it could not write, so nothing is tried again, and the
+next opening finds out what is on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self
+from zlib import crc32
+
+from tamiyo_jax.errors import JournalSealedError, PersistenceError
+from tamiyo_jax.storage.files import AppendFile, FileSystem, PosixFileSystem
+from tamiyo_jax.storage.frames import SALT_BYTES, Record, RecordType, encode_frame
+from tamiyo_jax.storage.recovery import Recovered, encode_repair, merge, plan_rewrites
+from tamiyo_jax.storage.segments import (
+    discard_unfinished,
+    read_segments,
+    replace_segments,
+    reporting,
+    write_segment,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from pathlib import Path
+
+__all__ = ["Durability", "Journal", "RecoveryMode", "Ticket", "read_journal"]
+
+Durability = Literal["group", "always"]
+RecoveryMode = Literal["repair", "strict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """The durability of one record."""
+
+    sequence: int
+    _journal: Journal
+
+    @property
+    def done(self) -> bool:
+        """Whether the record is known to be on disk."""
+        return self._journal.synced >= self.sequence
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the record to be on disk; False if `timeout` seconds were not enough.
+
+        Raises:
+          PersistenceError: the journal was sealed first; whether the record is on disk is
+            unknown until the journal is opened again.
+        """
+        return self._journal.wait(self.sequence, timeout)
+
+
+class Journal:
+    """The log of one run directory; safe to share between threads, not between processes.
+
+    The caller holds the lock of the run directory. Made by `Journal.open`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        durability: Durability,
+        flush_ms: float,
+        files: FileSystem,
+        salt_source: Callable[[int], bytes],
+        recovered: Recovered,
+    ) -> None:
+        self._directory = directory
+        self._durability = durability
+        self._flush_seconds = flush_ms / 1e3
+        self._files = files
+        self._salt_source = salt_source
+        self._recovered: Recovered | None = recovered
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)  # the flusher waits here
+        self._news = threading.Condition(self._lock)  # tickets wait here
+        self._written = self._synced = self._wanted = recovered.last_sequence
+        self._failure: PersistenceError | None = None
+        self._closing = False
+        self._seed = 0
+        self._file: AppendFile | None = None
+        self._flusher: threading.Thread | None = None
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        *,
+        durability: Durability = "group",
+        flush_ms: float = 5.0,
+        recovery: RecoveryMode = "repair",
+        files: FileSystem | None = None,
+        salt_source: Callable[[int], bytes] = os.urandom,
+    ) -> tuple[Self, Recovered]:
+        """Read the journal of a run directory, and replace the segments that need it.
+
+        Segments with bad bytes, and always the last segment, are written afresh and fsynced;
+        those with corrupt bytes move to ``quarantine/``. The holes that remain are reported
+        at every opening until `start` has put them on record.
+
+        Args:
+          directory: the run directory, which exists; ``journal/`` and ``quarantine/`` are in it.
+          durability: ``"group"`` lets `append` return after the write, ``"always"`` once the
+            record is on disk.
+          flush_ms: how long a record may wait for its fsync to begin when nobody asks for it.
+          recovery: ``"repair"`` goes on after corruption, ``"strict"`` refuses.
+          files: the file system, by default that of the operating system.
+          salt_source: random bytes for the salts of new segments.
+
+        Returns:
+          The journal, to be started next, and what was found.
+
+        Raises:
+          PersistenceError: the disk failed; a newer version wrote the journal; no state to
+            begin from is left; or something is corrupt and `recovery` is ``"strict"``.
+        """
+        files = PosixFileSystem() if files is None else files
+        home, quarantine = directory / "journal", directory / "quarantine"
+        with reporting("opening the journal", home):
+            for child in (home, quarantine):
+                files.mkdir(child)
+            files.fsync_dir(directory)
+            segments = read_segments(home, files)
+            recovered = merge(segments)
+            if recovery == "strict" and recovered.corrupt:
+                raise PersistenceError(
+                    f"{home} is corrupt in {len(recovered.corrupt)} places, one of them"
+                    f" {recovered.corrupt[0]}; open it with recovery='repair' to quarantine them"
+                    " and go on",
+                    corrupt=recovered.corrupt,
+                )
+            discard_unfinished(home, files)
+            for rewrite in plan_rewrites(segments, recovered):
+                replace_segments(rewrite, home, quarantine, salt_source(SALT_BYTES), files)
+        journal = cls(
+            home,
+            durability=durability,
+            flush_ms=flush_ms,
+            files=files,
+            salt_source=salt_source,
+            recovered=recovered,
+        )
+        return journal, recovered
+
+    @property
+    def synced(self) -> int:
+        """The highest sequence known to be on disk."""
+        return self._synced
+
+    @property
+    def last_sequence(self) -> int:
+        """The highest sequence handed out."""
+        return self._written
+
+    def start(self, snapshot: bytes) -> None:
+        """Begin a segment with a SNAPSHOT; only then can records be appended.
+
+        What recovery found missing follows as a REPAIR record in the same fsync, so that it
+        alarms again at every opening until then, and never afterwards.
+
+        Raises:
+          PersistenceError: the disk failed, and the journal is sealed; or the journal was
+            started before.
+        """
+        with self._lock:
+            recovered = self._recovered
+            if self._failure is not None or self._closing or recovered is None:
+                raise self._unusable()
+            base = recovered.last_sequence + 1
+            records = [Record(base, base - 1, RecordType.SNAPSHOT, snapshot)]
+            if recovered.missing:
+                repair = encode_repair(recovered.missing)
+                records.append(Record(base + 1, base - 1, RecordType.REPAIR, repair))
+            salt = self._salt_source(SALT_BYTES)
+            with self._sealing("beginning a segment"):
+                self._file = write_segment(self._directory, salt, base, records, self._files)
+                self._seed = crc32(salt)
+                self._written = self._synced = self._wanted = records[-1].sequence
+                self._recovered = None
+                self._flusher = threading.Thread(
+                    target=self._flush_until_closed, args=(self._file,), name="journal", daemon=True
+                )
+                self._flusher.start()
+
+    def append(self, record_type: RecordType, payload: bytes) -> Ticket:
+        """Write a record; it survives the death of the process once this returns.
+
+        Raises:
+          PersistenceError: the write failed, which seals the journal (`errno` says why); with
+            durability ``"always"`` also if the fsync did; or the payload is too large, which
+            changes nothing.
+          JournalSealedError: an earlier write or fsync failed.
+        """
+        with self._lock:
+            file = self._file
+            if file is None or self._failure is not None or self._closing:
+                raise self._unusable()
+            sequence = self._written + 1
+            frame = encode_frame(Record(sequence, self._synced, record_type, payload), self._seed)
+            with self._sealing("appending a record"):
+                if self._written == self._synced:
+                    self._work.notify()
+                file.write(frame)
+                self._written = sequence
+        ticket = Ticket(sequence, self)
+        if self._durability == "always":
+            ticket.wait()
+        return ticket
+
+    def flush(self) -> None:
+        """Wait until everything appended so far is on disk.
+
+        Raises:
+          PersistenceError: the journal was sealed before that.
+        """
+        self.wait(self._written)
+
+    def wait(self, sequence: int, timeout: float | None = None) -> bool:
+        """Wait until `sequence` is on disk; see `Ticket.wait`."""
+        with self._lock:
+            if sequence > max(self._wanted, self._synced):
+                self._wanted = sequence
+                self._work.notify()
+            self._news.wait_for(
+                lambda: self._synced >= sequence or self._failure is not None, timeout
+            )
+            if self._synced >= sequence:
+                return True
+            if self._failure is None:
+                return False
+            raise PersistenceError(
+                f"outcome unknown: whether record {sequence} is on disk shows when the journal is"
+                f" opened again; {self._failure}",
+                **(self._failure.context | {"sequence": sequence}),
+            ) from self._failure
+
+    def close(self) -> None:
+        """Wait until everything is on disk and release the file; closing twice is harmless.
+
+        Raises:
+          PersistenceError: the journal was sealed with records of unknown outcome.
+        """
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            self._work.notify()
+        if self._flusher is None or self._file is None:
+            return
+        self._flusher.join()
+        with reporting("closing the journal", self._directory), closing(self._file):
+            self.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _unusable(self) -> PersistenceError:
+        """The error for a record that cannot be taken."""
+        if self._failure is not None:
+            return JournalSealedError(
+                "the journal is sealed and takes no further record; mend the cause and open it"
+                f" again: {self._failure}",
+                **self._failure.context,
+            )
+        if self._closing:
+            return PersistenceError("the journal is closed; open it again to append")
+        if self._file is None:
+            return PersistenceError("the journal has no segment yet; call start first")
+        return PersistenceError("the journal was started before; call start once")
+
+    @contextmanager
+    def _sealing(self, action: str) -> Generator[None]:
+        """Leave the journal, whose lock is held, sealed unless the block runs to its end.
+
+        That includes a block left by a signal handler's exception: a frame may be half written.
+        """
+        self._failure = PersistenceError(f"{action} in {self._directory} was interrupted")
+        try:
+            with reporting(action, self._directory):
+                yield
+            self._failure = None
+        except PersistenceError as error:
+            self._failure = error
+            raise
+        finally:
+            if self._failure is not None:
+                self._work.notify()
+                self._news.notify_all()
+
+    def _flush_until_closed(self, file: AppendFile) -> None:
+        """Body of the flusher: fsync as soon as there is something to, at most once in `flush_ms`.
+
+        It does not wait out that time when a ticket is waited for.
+        """
+        earliest = 0.0
+        while (target := self._next_target(earliest)) is not None:
+            earliest = time.monotonic() + self._flush_seconds
+            try:
+                with reporting("fsync of a segment", self._directory):
+                    file.fdatasync()
+            except PersistenceError as error:
+                with self._lock:
+                    self._failure = error
+                    self._news.notify_all()
+                return
+            with self._lock:
+                self._synced = target
+                self._news.notify_all()
+
+    def _next_target(self, earliest: float) -> int | None:
+        """Wait for a sequence to fsync up to, preferably until `earliest`; None to stop."""
+        with self._lock:
+            self._work.wait_for(lambda: self._written > self._synced or self._is_over)
+            rest = max(0.0, earliest - time.monotonic())
+            self._work.wait_for(lambda: self._wanted > self._synced or self._is_over, rest)
+            if self._failure is not None or self._written == self._synced:
+                return None
+            return self._written
+
+    @property
+    def _is_over(self) -> bool:
+        return self._closing or self._failure is not None
+
+
+def read_journal(directory: Path, files: FileSystem | None = None) -> Recovered:
+    """What the journal of a run directory holds; nothing is changed.
+
+    Raises:
+      PersistenceError: as `Journal.open` does, except that corruption is only reported.
+    """
+    home = directory / "journal"
+    with reporting("reading the journal", home):
+        return merge(read_segments(home, PosixFileSystem() if files is None else files))

@@ -1,0 +1,54 @@
+"""One owner per run directory."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from tamiyo_jax.errors import DirectoryLockedError, PersistenceError
+
+__all__ = ["DirectoryLock"]
+
+
+class DirectoryLock:
+    """An exclusive `flock` on ``LOCK``; the kernel drops it with the process.
+
+    Args:
+      directory: the run directory; made if it is not there.
+
+    Raises:
+      DirectoryLockedError: another process holds it; `pid` says which.
+      PersistenceError: the directory cannot be made or written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(directory / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise PersistenceError(
+                f"run directory {directory} cannot be used: {error.strerror}",
+                path=str(directory),
+                errno=error.errno,
+            ) from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(self._fd, 32).decode("ascii", "replace").strip()
+            os.close(self._fd)
+            raise DirectoryLockedError(
+                f"run directory {directory} belongs to process {holder or 'unknown'}; wait for "
+                "it to end or choose another directory",
+                path=str(directory),
+                pid=int(holder) if holder.isdigit() else None,
+            ) from error
+        os.ftruncate(self._fd, 0)
+        os.write(self._fd, f"{os.getpid()}\n".encode())
+        os.register_at_fork(after_in_child=self.release)
+
+    def release(self) -> None:
+        """Give the directory up; releasing twice is harmless."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,107 @@
+"""Segment files as a whole: reading them, writing one, putting one in the place of others."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from tamiyo_jax.errors import PersistenceError
+from tamiyo_jax.storage.frames import Record, Segment, encode_segment, read_segment, segment_name
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+    from pathlib import Path
+
+    from tamiyo_jax.storage.files import AppendFile, FileSystem
+    from tamiyo_jax.storage.recovery import Rewrite
+
+__all__ = [
+    "discard_unfinished",
+    "read_segments",
+    "replace_segments",
+    "reporting",
+    "write_segment",
+]
+
+_SUFFIX = ".wal"
+_UNFINISHED_SUFFIX = ".tmp"
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free space or move the run directory",
+    errno.EDQUOT: "the disk quota is used up; raise it or move the run directory",
+    errno.EROFS: "the file system is mounted read-only",
+    errno.EIO: "the disk reported an input/output error; check it before going on",
+}
+
+
+@contextmanager
+def reporting(action: str, path: Path) -> Generator[None]:
+    """Turn an operating system's error into one that says what to do about it.
+
+    Raises:
+      PersistenceError: in place of an `OSError`; `errno`, `action` and `path` are its context.
+    """
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or 0
+        reason = _REASONS.get(number, error.strerror or str(error))
+        raise PersistenceError(
+            f"{action} failed in {path}: {reason} ({errno.errorcode.get(number, 'no errno')})",
+            errno=error.errno,
+            action=action,
+            path=path,
+        ) from error
+
+
+def read_segments(home: Path, files: FileSystem) -> list[Segment]:
+    """Scan all segments in a journal's directory, by ascending base.
+
+    Raises:
+      PersistenceError: see `read_segment`.
+    """
+    names = sorted(name for name in files.list(home) if name.endswith(_SUFFIX))
+    return [read_segment(name, files.read(home / name)) for name in names]
+
+
+def write_segment(
+    home: Path, salt: bytes, base: int, records: Iterable[Record], files: FileSystem
+) -> AppendFile:
+    """Write a segment that is durable, content and name, before a reader can see it.
+
+    Returns:
+      The segment, open for appending.
+    """
+    path = home / segment_name(salt, base)
+    unfinished = path.with_suffix(_UNFINISHED_SUFFIX)
+    content = encode_segment(salt, base, records)
+    with ExitStack() as unless_complete:
+        file = files.create(unfinished)
+        unless_complete.callback(file.close)
+        file.write(content)
+        file.fdatasync()
+        files.rename(unfinished, path)
+        files.fsync_dir(home)
+        unless_complete.pop_all()
+    return file
+
+
+def discard_unfinished(home: Path, files: FileSystem) -> None:
+    """Remove what `write_segment` left when it was interrupted; nothing was built on it."""
+    for name in files.list(home):
+        if name.endswith(_UNFINISHED_SUFFIX):
+            files.unlink(home / name)
+
+
+def replace_segments(
+    rewrite: Rewrite, home: Path, quarantine: Path, salt: bytes, files: FileSystem
+) -> None:
+    """Perform one rewrite. Interrupted anywhere, it leaves every record in some segment."""
+    write_segment(home, salt, rewrite.base, rewrite.records, files).close()
+    for name in rewrite.quarantined:
+        files.rename(home / name, quarantine / name)
+    if rewrite.quarantined:
+        files.fsync_dir(quarantine)
+    for name in rewrite.obsolete:
+        files.unlink(home / name)
+    files.fsync_dir(home)

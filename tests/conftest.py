@@ -1,0 +1,76 @@
+"""What every test starts from: a strict JAX on the CPU, and fixtures for all rooms."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import jax
+import pytest
+
+# Silent broadcasting and silent widening hide mistakes; both are errors in tests.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+_BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
+
+
+class Compilations:
+    """The compilations seen so far, by the name of the compiled function."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    @property
+    def count(self) -> int:
+        """How many programs XLA has compiled, or loaded from the persistent cache."""
+        return len(self.names)
+
+    def __call__(self, event: str, duration: float, **attributes: str | int) -> None:
+        if event == _BACKEND_COMPILE:
+            self.names.append(str(attributes.get("fun_name", "unknown")))
+
+
+@contextlib.contextmanager
+def _counting() -> Iterator[Compilations]:
+    seen = Compilations()
+    jax.monitoring.register_event_duration_secs_listener(seen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(seen)
+
+
+@pytest.fixture
+def count_compilations() -> Callable[[], contextlib.AbstractContextManager[Compilations]]:
+    """A context manager that counts what XLA compiles inside it, in this process.
+
+    `with count_compilations() as compiled: ...`, then `compiled.count` and `compiled.names`.
+    """
+    return _counting
+
+
+@pytest.fixture
+def golden() -> Path:
+    """The directory of golden data."""
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def standard_promotion() -> Iterator[None]:
+    """JAX's ordinary dtype promotion, for tests that run Optax's optimisers and schedules.
+
+    Optax itself multiplies an int32 step count by Python floats, which strict promotion refuses.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        yield

@@ -1,0 +1,116 @@
+"""The padded graph and its ordinary jraph form give the same results."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+import pytest
+
+from tamiyo_jax.config import GraphConfig
+from tamiyo_jax.graph import (
+    NODE_TYPES,
+    RELATIONS,
+    Registries,
+    build,
+    compact,
+    encode,
+    expanded,
+    init_normalizer,
+    layout_for,
+)
+
+CONFIG = GraphConfig(max_seeds=4, max_blueprints=2)
+TYPES = [kind.name for kind in NODE_TYPES]
+
+
+@pytest.fixture(params=["complete", "expanded"])
+def built(request, make_packet, make_blueprint):
+    blueprint, other = make_blueprint(layers=5), make_blueprint("other", layers=2)
+    layout = layout_for(blueprint, CONFIG)
+    layout = layout if request.param == "complete" else expanded(layout)
+    packet = make_packet(candidate_blueprint_ids=("bp", "other"))
+    raw, _ = encode(packet, blueprint, (other,), Registries.empty(), layout, config=CONFIG)
+    _, graph = jax.jit(build, static_argnums=0)(layout, init_normalizer(), raw)
+    return layout, graph
+
+
+def test_real_nodes_and_edges_come_first_and_one_padding_graph_follows(built):
+    layout, graph = built
+    ordinary = compact(layout, graph)
+    real = int(graph.nodes["mask"].sum())
+    assert ordinary.n_node.tolist() == [real, layout.num_nodes - real]
+    assert ordinary.globals.shape == (2, 16)
+    assert not np.asarray(ordinary.globals[1]).any()
+    mask = np.asarray(jraph.get_node_padding_mask(ordinary))
+    assert mask.sum() == real
+    np.testing.assert_array_equal(
+        np.asarray(ordinary.nodes["x"])[mask],
+        np.asarray(graph.nodes["x"])[np.asarray(graph.nodes["mask"])],
+    )
+    assert int(jraph.get_number_of_padding_with_graphs_edges(ordinary)) == ordinary.n_edge[1]
+    edges = int(ordinary.n_edge[0])
+    assert np.asarray(ordinary.senders)[:edges].max() < real
+    assert np.asarray(ordinary.receivers)[edges:].min() >= real
+
+
+def test_the_complete_and_the_written_out_form_compact_to_the_same_graph(
+    make_packet, make_blueprint
+):
+    blueprint = make_blueprint(layers=5)
+    forms = []
+    for layout in (
+        layout_for(blueprint, CONFIG),
+        expanded(layout_for(blueprint, CONFIG)),
+    ):
+        raw, _ = encode(make_packet(), blueprint, (), Registries.empty(), layout, config=CONFIG)
+        _, graph = build(layout, init_normalizer(), raw)
+        forms.append(compact(layout, graph))
+    for ours, theirs in zip(*map(jax.tree.leaves, forms), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("one", RELATIONS, ids=lambda one: one.key)
+def test_means_over_neighbours_agree_with_jraph_on_the_compact_form(built, one):
+    layout, graph = built
+    ordinary = compact(layout, graph)
+    source, target = layout.nodes[one.source], layout.nodes[one.target]
+    x, mask = graph.nodes["x"], graph.nodes["mask"]
+    if layout.is_complete(one):
+        first = jnp.arange(source.capacity) < (1 if one.active == "source" else source.capacity)
+        weight = (mask[source.slice] & first).astype(jnp.float32)[:, None]
+        mean = (x[source.slice] * weight).sum(0) / jnp.maximum(weight.sum(), 1.0)
+        first = jnp.arange(target.capacity) < (1 if one.active == "target" else target.capacity)
+        ours = mean[None, :] * (mask[target.slice] & first).astype(jnp.float32)[:, None]
+    else:
+        block = layout.edges[one.key].slice
+        ours = jraph.segment_mean(
+            x[graph.senders[block]] * graph.edges["mask"][block].astype(jnp.float32)[:, None],
+            graph.receivers[block],
+            layout.num_nodes,
+        )[target.slice]
+    keep = np.asarray(ordinary.edges["relation"]) == RELATIONS.index(one)
+    keep &= np.asarray(jraph.get_edge_padding_mask(ordinary))
+    theirs = jraph.segment_mean(
+        ordinary.nodes["x"][np.asarray(ordinary.senders)[keep]],
+        jnp.asarray(np.asarray(ordinary.receivers)[keep]),
+        layout.num_nodes,
+    )
+    of_type = np.asarray(ordinary.nodes["type"]) == TYPES.index(one.target)
+    of_type &= np.asarray(jraph.get_node_padding_mask(ordinary))
+    np.testing.assert_allclose(
+        np.asarray(ours)[np.asarray(mask[target.slice])], theirs[of_type], atol=1e-5
+    )
+
+
+def test_a_jraph_network_runs_on_the_compact_form(built):
+    layout, graph = built
+    ordinary = compact(layout, graph)
+    ordinary = ordinary._replace(nodes=ordinary.nodes["x"], edges=ordinary.edges["x"])
+    network = jraph.GraphConvolution(
+        update_node_fn=lambda nodes: nodes, symmetric_normalization=False
+    )
+    out = network(ordinary).nodes
+    assert out.shape == (layout.num_nodes, 16)
+    assert np.isfinite(np.asarray(out)).all()
