@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "conformance": {"policy", "risk", "graph", "contracts"},
 }
 FREE = {"errors", "config"}
-TOP = {"cli", "demo", "__init__"}
+TOP = {"cli", "demo", "__init__", "__main__"}
 
 
 def room_of(path: Path) -> str:

@@ -8,6 +8,7 @@ leaves the host bit for bit where it would have been without it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -159,7 +160,6 @@ def train_step(host: Host, state: HostState, batch: Batch) -> tuple[HostState, S
     )
     updates, opt_state = host.optimizer.update(gradient, state.opt_state, state.params)
     moving = ~(state.paused | state.breaker_open)
-    fresh_key = jax.random.fold_in(state.rng, state.step)
     slots: dict[str, Slot] = {}
     norms: dict[str, jax.Array] = {}
     for name, slot in state.slots.items():
@@ -170,12 +170,11 @@ def train_step(host: Host, state: HostState, batch: Batch) -> tuple[HostState, S
         )
         learns = is_live(slot.state.stage) & moving
         norms[name] = jnp.where(learns, optax.tree.norm(own), jnp.float32(0))
-        learned = _learn(host.seed_optimizer, slot, own, learns)
-        slots[name] = _pass_time(host, name, learned, moving, fresh_key)
+        slots[name] = _learn(host.seed_optimizer, slot, own, learns)
     following = state._replace(
         params=optax.apply_updates(state.params, updates),
         opt_state=opt_state,
-        slots=slots,
+        slots=_pass_time(host, slots, moving, jax.random.fold_in(state.rng, state.step)),
         step=state.step + 1,
     )
     return following, StepMetrics(loss, norms, statistics(opt_state))
@@ -209,17 +208,29 @@ def _learn(
     return Slot(slot.state, params, _where(learns, opt_state, slot.opt_state))
 
 
-def _pass_time(host: Host, name: str, slot: Slot, moving: jax.Array, key: jax.Array) -> Slot:
-    """Advance the slot's clock, and make its seed anew when it comes home from RESETTING."""
-    state = _where(moving, tick(slot.state, host.timing), slot.state)
-    reset = (slot.state.stage == SeedStage.RESETTING) & (state.stage == SeedStage.DORMANT)
-
-    def renewed() -> tuple[Params, optax.OptState]:
-        params = host.init_seeds(key)[name]
-        return params, host.seed_optimizer.init(params)
-
-    params, opt_state = jax.lax.cond(reset, renewed, lambda: (slot.params, slot.opt_state))
-    return Slot(state, params, opt_state)
+def _pass_time(
+    host: Host, slots: Mapping[str, Slot], moving: jax.Array, key: jax.Array
+) -> dict[str, Slot]:
+    """Advance the slots' clocks; a seed that comes home from RESETTING is made anew."""
+    states = {
+        name: _where(moving, tick(slot.state, host.timing), slot.state)
+        for name, slot in slots.items()
+    }
+    home = {
+        name: (slot.state.stage == SeedStage.RESETTING) & (states[name].stage == SeedStage.DORMANT)
+        for name, slot in slots.items()
+    }
+    current = {name: slot.params for name, slot in slots.items()}
+    any_home = functools.reduce(jnp.logical_or, home.values(), jnp.bool_(False))
+    fresh = jax.lax.cond(any_home, lambda: dict(host.init_seeds(key)), lambda: current)
+    return {
+        name: Slot(
+            states[name],
+            _where(home[name], fresh[name], slot.params),
+            _where(home[name], host.seed_optimizer.init(fresh[name]), slot.opt_state),
+        )
+        for name, slot in slots.items()
+    }
 
 
 def _where(condition: jax.Array, new: Params, old: Params) -> Params:

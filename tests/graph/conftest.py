@@ -14,7 +14,7 @@ from tamiyo_jax.contracts.blueprint import (
 from tamiyo_jax.contracts.packet import SeedStage, SeedState, SystemStatePacket
 
 
-def _blueprint(blueprint_id: str = "bp", layers: int = 3, **fields: object) -> Blueprint:
+def _blueprint(blueprint_id: str = "bp", depth: int = 3, **fields: object) -> Blueprint:
     given: dict[str, object] = {
         "tier": BlueprintTier.SAFE,
         "risk": 0.25,
@@ -22,7 +22,7 @@ def _blueprint(blueprint_id: str = "bp", layers: int = 3, **fields: object) -> B
         "candidate_score": 0.6,
         "layers": tuple(
             LayerSpec(f"L{i}", "dense", i, "relu", 2.0 + i, 100 * (i + 1), 0.1, 1.0 + i, 0.5)
-            for i in range(layers)
+            for i in range(depth)
         ),
         "activations": tuple(
             ActivationSpec(f"A{i}", "relu", 0.1, 0.9, 64.0, 0.4) for i in range(2)

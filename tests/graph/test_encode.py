@@ -143,7 +143,7 @@ def test_live_measurements_override_the_static_ones(make_packet, make_blueprint)
 
 
 def test_the_active_blueprint_stands_first_and_once(make_packet, make_blueprint):
-    active, other = make_blueprint(), make_blueprint("other", layers=1, stage=7)
+    active, other = make_blueprint(), make_blueprint("other", depth=1, stage=7)
     packet = make_packet(candidate_blueprint_ids=("other", "bp"))
     layout, raw, grown = encoded(packet, active, (other, active))
     assert grown.blueprints.keys == ("bp", "other")
@@ -231,7 +231,7 @@ def test_coverage_is_full_for_a_full_packet_and_leaves_out_absent_types(
 
 
 def test_a_packet_that_tells_next_to_nothing_scores_next_to_nothing(make_packet, make_blueprint):
-    blueprint = make_blueprint(layers=0, activations=(), parameters=(), risk=None,
+    blueprint = make_blueprint(depth=0, activations=(), parameters=(), risk=None,
                                candidate_score=None)  # fmt: skip
     packet = make_packet(training_metrics={}, seeds=(), validation_loss=None, training_loss=None)
     layout, raw, _ = encoded(packet, blueprint, config=LENIENT)
@@ -309,6 +309,6 @@ def test_the_schema_holds_six_types_and_twenty_one_relations_with_names_of_their
 
 
 def test_similar_blueprints_share_a_layout_and_so_a_compiled_program(make_blueprint):
-    layouts = {layout_for(make_blueprint(layers=n), CONFIG) for n in (5, 6, 7, 8)}
+    layouts = {layout_for(make_blueprint(depth=n), CONFIG) for n in (5, 6, 7, 8)}
     assert len({layout.node_capacities for layout in layouts}) == 1
-    assert dict(layout_for(make_blueprint(layers=9), CONFIG).node_capacities)["layer"] == 16
+    assert dict(layout_for(make_blueprint(depth=9), CONFIG).node_capacities)["layer"] == 16

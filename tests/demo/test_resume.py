@@ -1,0 +1,93 @@
+"""A run that is killed and resumed decides as if nothing had happened; with real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tamiyo_jax.storage import RecordType, StepRecord, decode_step, read_journal
+
+STEPS = 1100
+COMMAND = (sys.executable, "-m", "tamiyo_jax", "demo", "--deterministic", f"--steps={STEPS}")
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """One compilation cache for all processes, so that the test need not compile thrice."""
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
+
+
+def demo(directory: Path, cache: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    command = (*COMMAND, "--json", f"--directory={directory}", *arguments)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(cache)
+    )
+
+
+def finish(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err.decode()
+    return json.loads(out)
+
+
+def decided(directory: Path) -> dict[str, StepRecord]:
+    """The newest decision upon each packet: a resumed run decides upon some again."""
+    steps = (
+        decode_step(one.payload)
+        for one in read_journal(directory / "tamiyo").records
+        if one.type is RecordType.STEP
+    )
+    return {step.packet.packet_id: step for step in steps if step.packet is not None}
+
+
+def assert_bit_identical(whole: StepRecord, resumed: StepRecord) -> None:
+    assert whole.packet == resumed.packet
+    assert whole.action == resumed.action
+    assert whole.state == resumed.state  # normaliser or counters, risk state
+    assert whole.report.notes == resumed.report.notes
+    for one, other in ((whole.outputs, resumed.outputs), (whole.mask, resumed.mask)):
+        assert one is not None
+        assert other is not None
+        assert one.keys() == other.keys()
+        for name in one:
+            assert np.array_equal(one[name], other[name]), name
+    if whole.command is not None:
+        assert resumed.command is not None
+        assert whole.command.payload == resumed.command.payload
+        assert whole.command.target_seed_id == resumed.command.target_seed_id
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["heuristic", "graph"])
+def test_a_killed_run_resumes_bit_identically(tmp_path: Path, policy: str) -> None:
+    cache = tmp_path / "cache"
+    chosen = f"--policy={policy}"
+    whole = finish(demo(tmp_path / "whole", cache, chosen))
+    broken = tmp_path / "broken"
+    process = demo(broken, cache, chosen)
+    while not any((broken / "checkpoints").glob("epoch-0*")):
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.01)
+    time.sleep(random.Random(policy).uniform(0.05, 0.6))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    at_kill = decided(broken)
+    resumed = finish(demo(broken, cache, chosen, "--resume"))
+    expected, found = decided(tmp_path / "whole"), decided(broken)
+    assert expected.keys() == found.keys()
+    assert len(at_kill) < len(expected), "the run ended before it was killed"
+    for packet_id, step in expected.items():
+        assert_bit_identical(step, found[packet_id])
+    assert resumed["resumed_at"] is not None
+    assert resumed["grown"]["test_accuracy"] == whole["grown"]["test_accuracy"]
+    records = read_journal(broken / "tamiyo").records
+    assert RecordType.RESTORE in {one.type for one in records}
