@@ -3,8 +3,6 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
-# Pinned: an open range takes the newest build, with several gigabytes of GPU libraries.
-BENCH_TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip
@@ -13,11 +11,11 @@ CLI := $(BIN)/tamiyo-jax
 DEV := .venv/.installed-dev
 PROTOS := tamiyo_jax/contracts/leyline.proto tamiyo_jax/storage/records.proto
 
-.PHONY: help demo test test-fast lint docs bench notebooks train evaluate proto lock clean
+.PHONY: help demo test test-fast lint docs bench notebooks proto lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "targets: demo test test-fast lint docs bench notebooks train evaluate proto lock clean"
+	@echo "targets: demo test test-fast lint docs bench notebooks proto lock clean"
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -32,11 +30,6 @@ $(DEV): pyproject.toml requirements.lock | .venv/bin/python
 
 .venv/.installed-notebooks: $(DEV)
 	$(INSTALL) -e ".[demo,notebooks]"
-	@touch $@
-
-.venv/.installed-bench: $(DEV)
-	$(INSTALL) "$(BENCH_TORCH)"
-	$(INSTALL) -e ".[bench]"
 	@touch $@
 
 demo: .venv/.installed-demo
@@ -56,17 +49,12 @@ lint: $(DEV)
 docs: $(DEV)
 	$(BIN)/mkdocs build --strict
 
-bench: .venv/.installed-bench
-	$(CLI) bench
+bench: $(DEV)
+	$(BIN)/python benchmarks/growth.py
 
 notebooks: .venv/.installed-notebooks
-	$(BIN)/jupyter-execute notebooks/*.ipynb
-
-train: $(DEV)
-	$(CLI) train
-
-evaluate: $(DEV)
-	$(CLI) evaluate
+	@found=$$(ls notebooks/*.ipynb 2>/dev/null); \
+	if [ -n "$$found" ]; then $(BIN)/jupyter-execute $$found; else echo "no notebooks yet"; fi
 
 # The .proto is named from the repository's root, so that its descriptor's name is unique.
 proto: $(DEV)

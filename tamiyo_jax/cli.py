@@ -19,7 +19,7 @@ from tamiyo_jax.errors import TamiyoError
 
 __all__ = ["app", "main"]
 
-DEMO_STEPS = 2000
+DEMO_STEPS = 3300
 
 app = typer.Typer(
     no_args_is_help=True,

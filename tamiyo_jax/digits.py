@@ -8,7 +8,7 @@ Handwritten Digits"), and a perceptron whose hidden layers are four units wide.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -35,7 +35,7 @@ from tamiyo_jax.host import (
     slot_variables,
     tamiyo_scale,
 )
-from tamiyo_jax.loop import Data, Task
+from tamiyo_jax.task import Data, Task
 
 __all__ = ["digits_task"]
 
@@ -120,7 +120,7 @@ def digits_task(seed: int) -> Task:
         return _cross_entropy(logits(params, seeds, gates, batch.inputs), batch.labels)
 
     def logits(params: Any, seeds: Any, gates: Any, x: jax.Array) -> jax.Array:  # noqa: ANN401
-        return model.apply(slot_variables(params, seeds, gates), x)
+        return cast(jax.Array, model.apply(slot_variables(params, seeds, gates), x))
 
     def init_params(key: jax.Array) -> Any:  # noqa: ANN401
         return model.init({"params": key, "seeds": key}, example)["params"]

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from tamiyo_jax.contracts import Blueprint, HardwareContext, SeedStage, SeedState, SystemStatePacket
+from tamiyo_jax.contracts import HardwareContext, SeedStage, SeedState, SystemStatePacket
 from tamiyo_jax.errors import ConfigurationError, TamiyoError
 from tamiyo_jax.host import (
     Decided,
-    Host,
     HostCheckpoints,
     HostState,
     SeedMeasurements,
@@ -37,71 +37,18 @@ from tamiyo_jax.host import (
     seed_state,
     train_step,
 )
+from tamiyo_jax.task import Data, Task
 
 __all__ = [
     "Controller",
-    "Data",
     "LoopState",
     "Record",
     "RunResult",
-    "Task",
     "accuracy",
     "grow_all",
     "init_loop",
     "run",
 ]
-
-Params = Any
-
-
-class Data(NamedTuple):
-    """Labelled examples.
-
-    Attributes:
-      inputs: f32[N, D].
-      labels: i32[N].
-    """
-
-    inputs: jax.Array
-    labels: jax.Array
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What is trained, on what, and what it is called in packets.
-
-    Attributes:
-      host: the host; its loss takes a `Data` as the batch.
-      init_params: ``key -> params``.
-      logits: ``(params, seeds, gates, inputs) -> f32[B, classes]``.
-      train: examples to learn from.
-      validation: examples to decide on.
-      test: examples that nothing but the final accuracy looks at.
-      batch_size: examples in a step; what is left of an epoch is not seen in it.
-      blueprint: of the host; its layer ids are the monitor's layer names.
-      candidates: what seeds may be grown into.
-      slot_depths: index of the layer that each slot follows, by slot id.
-      optimizer_id: the optimiser that Tamiyo may scale.
-      seed_learning_rate: of every slot's optimiser.
-    """
-
-    host: Host
-    init_params: Callable[[jax.Array], Params]
-    logits: Callable[[Params, Any, Any, jax.Array], jax.Array]
-    train: Data
-    validation: Data
-    test: Data
-    batch_size: int
-    blueprint: Blueprint
-    candidates: tuple[Blueprint, ...]
-    slot_depths: Mapping[str, int]
-    optimizer_id: str
-    seed_learning_rate: float
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps in one pass over the training examples."""
-        return len(self.train.labels) // self.batch_size
 
 
 class LoopState(NamedTuple):
@@ -235,13 +182,12 @@ def run(
     if controller is not None and applier is None:
         raise ConfigurationError("a controller needs an applier; give run() a CommandApplier")
     before = live_parameters(state.host)
-    train, measure = _train_epoch(task), _measure(task)
     reporter = _Reporter(task, run_id, steps // task.steps_per_epoch, deterministic, checkpoints)
     history: list[Record] = []
     while int(state.epochs) < steps // task.steps_per_epoch:
         started = time.perf_counter()
-        host, trained = train(state.host)
-        measured = jax.device_get(Measured(trained, *measure(host)))
+        host, trained = _train_epoch(task, state.host)
+        measured = jax.device_get(Measured(trained, *_measure(task, host)))
         seconds = time.perf_counter() - started
         state = LoopState(host, state.epochs + 1)
         packet = reporter.packet(state, measured, seconds)
@@ -268,38 +214,28 @@ def accuracy(task: Task, host: HostState, data: Data) -> jax.Array:
     return jnp.mean((jnp.argmax(logits, axis=-1) == data.labels).astype(jnp.float32))
 
 
-def _train_epoch(task: Task) -> Callable[[HostState], tuple[HostState, StepMetrics]]:
-    """One compiled program: an epoch from ``host.step`` on, and the mean of its metrics."""
+@partial(jax.jit, static_argnums=0)
+def _train_epoch(task: Task, host: HostState) -> tuple[HostState, StepMetrics]:
+    """One epoch from ``host.step`` on, and the mean of its steps' metrics."""
     steps = task.steps_per_epoch
+    key = jax.random.fold_in(host.rng, host.step // steps)
+    order = jax.random.permutation(key, len(task.train.labels))
+    batches = order[: steps * task.batch_size].reshape(steps, task.batch_size)
 
-    @jax.jit
-    def epoch(host: HostState) -> tuple[HostState, StepMetrics]:
-        key = jax.random.fold_in(host.rng, host.step // steps)
-        order = jax.random.permutation(key, len(task.train.labels))
-        batches = order[: steps * task.batch_size].reshape(steps, task.batch_size)
+    def one(host: HostState, rows: jax.Array) -> tuple[HostState, StepMetrics]:
+        return train_step(task.host, host, jax.tree.map(lambda x: x[rows], task.train))
 
-        def one(host: HostState, rows: jax.Array) -> tuple[HostState, StepMetrics]:
-            return train_step(task.host, host, jax.tree.map(lambda x: x[rows], task.train))
-
-        host, metrics = jax.lax.scan(one, host, batches)
-        return host, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
-
-    return epoch
+    host, metrics = jax.lax.scan(one, host, batches)
+    return host, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
 
 
-def _measure(
-    task: Task,
-) -> Callable[[HostState], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]:
-    """One compiled program: validation loss and accuracy, and what each seed is worth."""
-
-    @jax.jit
-    def measure(host: HostState) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        seeds = {name: slot.params for name, slot in host.slots.items()}
-        loss = task.host.loss(host.params, seeds, gates_of(host.slots), task.validation)
-        worth = contribution(task.host.loss, host.params, host.slots, task.validation)
-        return loss, accuracy(task, host, task.validation), worth
-
-    return measure
+@partial(jax.jit, static_argnums=0)
+def _measure(task: Task, host: HostState) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Validation loss and accuracy, and what each seed is worth."""
+    seeds = {name: slot.params for name, slot in host.slots.items()}
+    loss = task.host.loss(host.params, seeds, gates_of(host.slots), task.validation)
+    worth = contribution(task.host.loss, host.params, host.slots, task.validation)
+    return loss, accuracy(task, host, task.validation), worth
 
 
 def _ask(
@@ -335,6 +271,7 @@ class _Reporter:
 
     def packet(self, state: LoopState, measured: Measured, seconds: float) -> SystemStatePacket:
         """The packet of a boundary; `seconds` is what the epoch took."""
+        restorable = self._restorable(state, measured)  # its disk time is not the hook's
         started = time.perf_counter()
         task, epoch = self._task, int(state.epochs)
         identity = SystemStatePacket(
@@ -347,7 +284,7 @@ class _Reporter:
             validation_loss=float(measured.validation_loss),
             validation_accuracy=float(measured.validation_accuracy),
             optimizer_id=task.optimizer_id,
-            restorable_checkpoint=self._restorable(state, measured),
+            restorable_checkpoint=restorable,
             hardware=HardwareContext(jax.default_backend()),
             source_subsystem="tamiyo_jax.loop",
             timestamp_ns=0 if self._deterministic else time.time_ns(),

@@ -57,6 +57,8 @@ GUARD_POLICY = "guard"
 Params = TypeVar("Params")
 PolicyState = TypeVar("PolicyState")
 
+_REPORT_LIMIT = float(np.finfo(np.float32).max)  # numbers of reports are f32 on the wire
+
 _select = jax.jit(select)
 
 
@@ -255,9 +257,9 @@ def fail(
     report = FieldReport(
         report_id=report_id,
         command_id="",
-        training_run_id=_text(packet.training_run_id),
+        training_run_id=_text(getattr(packet, "training_run_id", None)),
         seed_id="",
-        blueprint_id=_text(packet.blueprint_id),
+        blueprint_id=_text(getattr(packet, "blueprint_id", None)),
         outcome=ReportOutcome.ABORTED,
         issued_at_ns=now_ns,
         tamiyo_policy_version=policy_version,
@@ -323,6 +325,7 @@ def _metrics(
     proposal: Proposal | None,
     answer: Answer[PolicyState] | None,
 ) -> dict[str, float]:
+    """Numbers of the report; one that is not finite, or not on the wire, is left out."""
     metrics = {"loss_delta": signals.loss_delta}
     if proposal is not None and answer is not None:
         metrics |= {
@@ -343,7 +346,7 @@ def _metrics(
     hook = packet.training_metrics.get("hook_latency_ms")
     if hook is not None:
         metrics["hook_latency_ms"] = hook
-    return metrics
+    return {name: value for name, value in metrics.items() if abs(value) <= _REPORT_LIMIT}
 
 
 def _report(
@@ -379,5 +382,5 @@ def _report(
 
 
 def _text(value: object) -> str:
-    """An id of an invalid packet as it can be written down; empty where it is no text."""
+    """Text of an invalid packet as it can be written down; empty where it is no text."""
     return value.encode(errors="replace").decode()[:1024] if isinstance(value, str) else ""

@@ -7,6 +7,9 @@ import shutil
 from pathlib import Path
 from typing import TypeVar
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from tamiyo_jax.errors import PersistenceError
@@ -29,7 +32,7 @@ def save_tree(path: str | os.PathLike[str], tree: object) -> None:
             f"checkpoint {target} exists; checkpoints are never overwritten", path=str(target)
         )
     try:
-        ocp.save(target, tree)
+        ocp.save(str(target), tree)
     except OSError as error:
         raise PersistenceError(
             f"checkpoint {target} could not be written: {error}", path=str(target)
@@ -37,7 +40,14 @@ def save_tree(path: str | os.PathLike[str], tree: object) -> None:
 
 
 def load_tree(path: str | os.PathLike[str], like: Tree) -> Tree:
-    """Read a pytree that `save_tree` wrote; `like` gives structure and shapes.
+    """Read a pytree that `save_tree` wrote, onto the default device.
+
+    The arrays are as free to move as those of a new run. Orbax by itself commits what it loads
+    to a device, and a program that was compiled for the one kind compiles anew for the other.
+
+    Args:
+      path: where it was written.
+      like: a pytree of the same structure, shapes and dtypes.
 
     Raises:
       PersistenceError: there is none.
@@ -45,7 +55,8 @@ def load_tree(path: str | os.PathLike[str], like: Tree) -> Tree:
     source = Path(path).absolute()
     if not source.is_dir():
         raise PersistenceError(f"there is no checkpoint at {source}", path=str(source))
-    return ocp.load(source, like)
+    template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+    return jax.tree.map(jnp.asarray, ocp.load(str(source), template))
 
 
 class HostCheckpoints:
@@ -85,4 +96,4 @@ class HostCheckpoints:
     def names(self) -> frozenset[str]:
         """Names of the complete checkpoints."""
         paths = self._directory.iterdir()
-        return frozenset(path.name for path in paths if ocp.is_orbax_checkpoint(path))
+        return frozenset(path.name for path in paths if ocp.is_orbax_checkpoint(str(path)))

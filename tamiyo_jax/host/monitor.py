@@ -17,7 +17,7 @@ m and the rate a (`RATE`), with d = g − m, in each step:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +105,9 @@ def monitor(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
         mean = jax.tree.map(lambda m, d: m + RATE * d, state.gradient_mean, deviation)
         return updates, MonitorState(inner_state, mean, measured)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(
+        init, cast(optax.TransformUpdateExtraArgsFn, update)
+    )
 
 
 def statistics(opt_state: optax.OptState) -> Statistics:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def tamiyo_scale() -> optax.GradientTransformation:
         del params
         return jax.tree.map(lambda u: u * state.factor.astype(u.dtype), updates), state
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, cast(optax.TransformUpdateFn, update))
 
 
 def scale_by(

@@ -8,7 +8,7 @@ framework; `SeedSlot` is the Linen module made of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -65,7 +65,7 @@ def linen_seed(module: nn.Module) -> Seed:
     """A Linen module with parameters only, as a candidate."""
     return Seed(
         init=lambda key, x: module.init(key, x)["params"],
-        apply=lambda params, x: module.apply({"params": params}, x),
+        apply=lambda params, x: cast(jax.Array, module.apply({"params": params}, x)),
     )
 
 

@@ -82,7 +82,8 @@ class HostState(NamedTuple):
       params: the host's parameters.
       opt_state: the host's optimiser state.
       slots: `Slot` by slot id.
-      rng: key of the run; never split, only folded with the step.
+      rng: u32[2], key of the run (`jax.random.PRNGKey`, which checkpoints as any array does);
+        never split, only folded with the step.
       step: i32[], optimiser steps done.
       paused: bool[], a PAUSE holds: alpha and seeds stand still, the host trains on.
       breaker_open: bool[], the host's adaptation breaker is open: the same, until it closes.
@@ -159,18 +160,14 @@ def train_step(host: Host, state: HostState, batch: Batch) -> tuple[HostState, S
         state.params, seeds, gates, batch
     )
     updates, opt_state = host.optimizer.update(gradient, state.opt_state, state.params)
+    own = _seed_gradients(host.loss, state, seed_gradients, batch)
     moving = ~(state.paused | state.breaker_open)
     slots: dict[str, Slot] = {}
     norms: dict[str, jax.Array] = {}
     for name, slot in state.slots.items():
-        own = jax.lax.cond(
-            slot.state.stage == SeedStage.TRAINING,
-            _seed_gradient(host.loss, name, state.params, seeds, gates, batch),
-            lambda joint=seed_gradients[name]: joint,
-        )
         learns = is_live(slot.state.stage) & moving
-        norms[name] = jnp.where(learns, optax.tree.norm(own), jnp.float32(0))
-        slots[name] = _learn(host.seed_optimizer, slot, own, learns)
+        norms[name] = jnp.where(learns, optax.tree.norm(own[name]), jnp.float32(0))
+        slots[name] = _learn(host.seed_optimizer, slot, own[name], learns)
     following = state._replace(
         params=optax.apply_updates(state.params, updates),
         opt_state=opt_state,
@@ -180,16 +177,34 @@ def train_step(host: Host, state: HostState, batch: Batch) -> tuple[HostState, S
     return following, StepMetrics(loss, norms, statistics(opt_state))
 
 
-def _seed_gradient(
-    loss: Loss, name: str, params: Params, seeds: Seeds, gates: Gates, batch: Batch
-) -> Callable[[], Params]:
-    """Gradient of the second loss for one slot: its alpha is 1, all else is constant."""
-    wide_open = {**gates, name: gates[name]._replace(alpha=jnp.ones_like(gates[name].alpha))}
+def _seed_gradients(loss: Loss, state: HostState, joint: Seeds, batch: Batch) -> Seeds:
+    """Each slot's gradient: of its second loss where it is TRAINING, else its share of `joint`.
 
-    def second_loss(bank: Params) -> jax.Array:
-        return loss(params, {**seeds, name: bank}, wide_open, batch)
+    A scan, so that the second loss is compiled once however many slots there are.
+    """
+    names = sorted(state.slots)
+    if not names:
+        return joint
+    seeds = {name: slot.params for name, slot in state.slots.items()}
+    gates = gates_of(state.slots)
+    stages = jnp.stack([state.slots[name].state.stage for name in names])
 
-    return lambda: jax.grad(second_loss)(seeds[name])
+    def one(gradients: Seeds, index: jax.Array) -> tuple[Seeds, None]:
+        def second() -> Seeds:
+            opened = {
+                name: gates[name]._replace(alpha=jnp.where(index == i, 1, gates[name].alpha))
+                for i, name in enumerate(names)
+            }
+            found = jax.grad(loss, argnums=1)(state.params, seeds, opened, batch)
+            return {
+                name: _where(index == i, found[name], gradients[name])
+                for i, name in enumerate(names)
+            }
+
+        training = stages[index] == SeedStage.TRAINING
+        return jax.lax.cond(training, second, lambda: gradients), None
+
+    return jax.lax.scan(one, dict(joint), jnp.arange(len(names)))[0]
 
 
 def _learn(
@@ -200,7 +215,7 @@ def _learn(
     The gradient of the others is zero, but weight decay would reach them.
     """
     updates, opt_state = optimizer.update(gradient, slot.opt_state, slot.params)
-    updated = optax.apply_updates(slot.params, updates)
+    updated: Any = optax.apply_updates(slot.params, updates)
     params = {
         name: _where(learns & (slot.state.blueprint == index), updated[name], slot.params[name])
         for index, name in enumerate(sorted(slot.params))

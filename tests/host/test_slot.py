@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from host.tiny_host import BANK, WIDTH, tanh_seed
 
 from tamiyo_jax import host
 from tamiyo_jax.errors import ConfigurationError
-from host.tiny_host import BANK, WIDTH, tanh_seed
 
 X = jnp.array([[-0.0, 0.0, 1.5, -2.0]], jnp.float32)
 COTANGENT = jnp.array([[-0.0, 3.0, -1.0, 0.25]], jnp.float32)
@@ -92,7 +92,7 @@ def test_above_alpha_0_the_gradient_is_that_of_the_formula():
 
 def test_a_candidate_that_changes_the_shape_is_refused_at_init():
     bank = {**BANK, "wrong": host.Seed(lambda key, x: {}, lambda params, x: x[:, :2])}
-    with pytest.raises(ConfigurationError, match="'wrong'.*keep shape"):
+    with pytest.raises(ConfigurationError, match=r"'wrong'.*keep shape"):
         host.slot_init(bank, jax.random.key(0), X)
 
 

@@ -49,7 +49,7 @@ def make_host(*, blend_steps: int = 4, embargo_steps: int = 3) -> host.Host:
 
 
 def make_state(made: host.Host, seed: int = 0) -> host.HostState:
-    first, second, key = jax.random.split(jax.random.key(seed), 3)
+    first, second, key = jax.random.split(jax.random.PRNGKey(seed), 3)
     params = {
         "first": {
             "w": jax.random.normal(first, (3, WIDTH), jnp.float32),
