@@ -135,7 +135,7 @@ def digits_task(seed: int) -> Task:
     host = Host(
         loss=loss,
         optimizer=monitor(optax.chain(adam, tamiyo_scale())),
-        seed_optimizer=adam,
+        seed_optimizer=optax.flatten(adam),
         init_seeds=init_seeds,
         timing=Timing(BLEND_EPOCHS * steps_per_epoch, EMBARGO_EPOCHS * steps_per_epoch),
     )

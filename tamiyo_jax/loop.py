@@ -129,9 +129,7 @@ class Measured(NamedTuple):
 
 def init_loop(task: Task, seed: int) -> LoopState:
     """A run before its first step, all slots dormant; `seed` also orders the data."""
-    key = jax.random.PRNGKey(seed)
-    host = jax.jit(lambda key: init_host(task.host, task.init_params(key), key))(key)
-    return LoopState(host, jnp.int32(0))
+    return LoopState(_init_host(task, jax.random.PRNGKey(seed)), jnp.int32(0))
 
 
 def grow_all(state: LoopState, blueprint_id: str) -> LoopState:
@@ -207,11 +205,17 @@ def run(
     )
 
 
+@partial(jax.jit, static_argnums=0)
 def accuracy(task: Task, host: HostState, data: Data) -> jax.Array:
     """f32[]: the share of `data` that the network as it is now labels right."""
     seeds = {name: slot.params for name, slot in host.slots.items()}
     logits = task.logits(host.params, seeds, gates_of(host.slots), data.inputs)
     return jnp.mean((jnp.argmax(logits, axis=-1) == data.labels).astype(jnp.float32))
+
+
+@partial(jax.jit, static_argnums=0)
+def _init_host(task: Task, key: jax.Array) -> HostState:
+    return init_host(task.host, task.init_params(key), key)
 
 
 @partial(jax.jit, static_argnums=0)

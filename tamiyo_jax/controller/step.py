@@ -306,9 +306,7 @@ def step(
 def _propose(config: TamiyoConfig, situation: Situation, outputs: PolicyOutputs) -> Proposal:
     legality = situation.observation.legality
     selection = jax.tree.map(np.asarray, _select(outputs, legality))
-    return propose(
-        situation.packet, situation.nodes, outputs, legality, selection, config.policy
-    )
+    return propose(situation.packet, situation.nodes, outputs, legality, selection, config.policy)
 
 
 def _host_breaker(

@@ -67,7 +67,6 @@ def draw(summary: DemoSummary, path: Path) -> None:
         parameters.step(epochs, [row.live_parameters for row in variant.rows], **style)
     _draw_decisions(decisions, [row for row in summary.grown.rows if row.action in _MARKS])
     loss.set_ylabel("validation loss")
-    loss.set_yscale("log")
     accuracy.set_ylabel("validation accuracy")
     accuracy.set_ylim(bottom=0.5, top=1.0)
     accuracy.legend(loc="lower right")

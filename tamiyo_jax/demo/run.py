@@ -35,6 +35,7 @@ __all__ = ["CHECKPOINT_EPOCHS", "DemoSettings", "DemoSummary", "Row", "Variant",
 CHECKPOINT_EPOCHS = 5
 KEPT_CHECKPOINTS = 2
 UNHURRIED_MS = 600_000.0
+_NAMES = "epoch-" + 6 * "[0-9]"  # Orbax's unfinished directories have longer names
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +172,10 @@ def _grow(
         config = TamiyoConfig(
             deadlines={"inference_ms": UNHURRIED_MS, "metadata_ms": UNHURRIED_MS}
         )
-    rows, state, restored = _begin(task, start, settings, config)
     secret = os.urandom(32)
     verifier = Verifier((Secret(secret),), NonceLedger(time.time_ns()), config.security)
     keeper = HostCheckpoints(root / "host")
+    rows, state, restored = _begin(start, settings, config, keeper)
     params = (
         init_params(config.policy, jax.random.key(settings.seed))
         if settings.policy == "graph"
@@ -199,7 +200,7 @@ def _grow(
                 rows.append(_row(record))
                 on_row("grown by Tamiyo", rows[-1], settings.steps // task.steps_per_epoch)
                 if rows[-1].epoch % CHECKPOINT_EPOCHS == 0:
-                    _save(root, rows, record.state, tamiyo.state)
+                    _save(root, rows, record, tamiyo.state, keeper)
 
             result = run(
                 task,
@@ -221,7 +222,7 @@ def _grow(
 
 
 def _begin(
-    task: Task, start: LoopState, settings: DemoSettings, config: TamiyoConfig
+    start: LoopState, settings: DemoSettings, config: TamiyoConfig, keeper: HostCheckpoints
 ) -> tuple[list[Row], LoopState, TamiyoState[Any] | None]:
     """A new run, or the last checkpoint of the directory's."""
     home = settings.directory / "checkpoints"
@@ -233,14 +234,17 @@ def _begin(
                 directory=str(settings.directory),
             )
         return [], start, None
-    found = sorted(path for path in home.glob("epoch-*") if ocp.is_orbax_checkpoint(path))
+    found = sorted(path for path in home.glob(_NAMES) if ocp.is_orbax_checkpoint(path))
     if not found:
         raise PersistenceError(
             f"{home} holds no checkpoint; one is written every {CHECKPOINT_EPOCHS} epochs. "
             "Start afresh in another --directory",
             path=str(home),
         )
-    tree = load_tree(found[-1], {"loop": start, "tamiyo": str, "rows": str})
+    like = {"loop": start, "tamiyo": str, "rows": str, "good": start.host, "good_name": str}
+    tree = load_tree(found[-1], like)
+    if tree["good_name"]:
+        keeper.rewind(tree["good_name"], tree["good"])
     policy = (
         GraphPolicy(config.graph)
         if settings.policy == "graph"
@@ -251,18 +255,26 @@ def _begin(
 
 
 def _save(
-    root: Path, rows: Sequence[Row], state: LoopState, tamiyo: TamiyoState[Any]
+    root: Path,
+    rows: Sequence[Row],
+    record: Record,
+    tamiyo: TamiyoState[Any],
+    keeper: HostCheckpoints,
 ) -> None:
+    """Write everything that a resumed run needs, what it could roll back to included."""
     home = root / "checkpoints"
+    host, good = record.state.host, record.packet.restorable_checkpoint
     tree = {
-        "loop": state,
+        "loop": record.state,
         "tamiyo": state_to_json(tamiyo),
         "rows": json.dumps([asdict(row) for row in rows]),
+        "good": host if good is None else keeper.restore(good, host),
+        "good_name": good or "",
     }
     path = home / f"epoch-{rows[-1].epoch:06d}"
     shutil.rmtree(path, ignore_errors=True)  # written by a run that this one goes on from
     save_tree(path, tree)
-    for old in sorted(home.glob("epoch-*"))[:-KEPT_CHECKPOINTS]:
+    for old in sorted(home.glob(_NAMES))[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(old)
 
 

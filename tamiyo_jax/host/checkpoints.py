@@ -47,7 +47,7 @@ def load_tree(path: str | os.PathLike[str], like: Tree) -> Tree:
 
     Args:
       path: where it was written.
-      like: a pytree of the same structure, shapes and dtypes.
+      like: a pytree of the same structure, shapes and dtypes; `str` stands for a text.
 
     Raises:
       PersistenceError: there is none.
@@ -55,8 +55,11 @@ def load_tree(path: str | os.PathLike[str], like: Tree) -> Tree:
     source = Path(path).absolute()
     if not source.is_dir():
         raise PersistenceError(f"there is no checkpoint at {source}", path=str(source))
-    template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-    return jax.tree.map(jnp.asarray, ocp.load(str(source), template))
+    template = jax.tree.map(
+        lambda leaf: leaf if leaf is str else np.empty(leaf.shape, leaf.dtype), like
+    )
+    loaded = ocp.load(str(source), template)
+    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, str) else jnp.asarray(leaf), loaded)
 
 
 class HostCheckpoints:
@@ -84,6 +87,16 @@ class HostCheckpoints:
         save_tree(self._directory / name, train_state)
         for old in sorted(self.names())[: -self._KEPT]:
             shutil.rmtree(self._directory / old)
+
+    def rewind(self, name: str, train_state: HostState) -> None:
+        """Forget what is newer than `name`, and hold `train_state` under it.
+
+        For a run that goes on from an earlier point than it had come to.
+        """
+        for newer in sorted(self.names()):
+            if newer > name:
+                shutil.rmtree(self._directory / newer)
+        self.save(name, train_state)
 
     def restore(self, name: str, train_state: HostState) -> HostState:
         """The state saved under `name`, in the shape of `train_state`.

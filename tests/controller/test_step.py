@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +36,14 @@ from tamiyo_jax.controller import (
     step,
 )
 from tamiyo_jax.errors import CheckpointMismatchError, InvalidPacketError, PersistenceError
-from tamiyo_jax.policy import Action, GraphPolicy, HeuristicPolicy, Policy, init_params
+from tamiyo_jax.policy import (
+    Action,
+    GraphPolicy,
+    HeuristicPolicy,
+    Policy,
+    abstract_params,
+    init_params,
+)
 from tamiyo_jax.risk import RiskState
 from tamiyo_jax.storage import load_checkpoint, save_checkpoint
 
@@ -56,8 +63,13 @@ def heuristic() -> Deciding:
     return Deciding(HeuristicPolicy(CONFIG.heuristic, CONFIG.policy), {})
 
 
+@functools.cache
+def untrained() -> Any:
+    return init_params(CONFIG.policy, jax.random.key(0))
+
+
 def graph() -> Deciding:
-    params = init_params(CONFIG.policy, jax.random.key(0))
+    params = untrained()
     kernel = params["policy_logits"]["kernel"]
     decided = jax.random.normal(jax.random.key(1), kernel.shape)  # untrained ones are all zero
     head = {**params["policy_logits"], "kernel": decided}
@@ -65,8 +77,8 @@ def graph() -> Deciding:
 
 
 @pytest.fixture(params=[heuristic, graph], ids=["heuristic", "graph"])
-def deciding(request: pytest.FixtureRequest) -> Iterator[Deciding]:
-    yield request.param()
+def deciding(request: pytest.FixtureRequest) -> Deciding:
+    return request.param()
 
 
 def decide(
@@ -185,17 +197,13 @@ def test_a_run_restored_in_the_middle_is_bit_identical_to_the_unbroken_one(
     assert [said(one) for one in (*first, *rest)] == [said(one) for one in whole]
     assert restored.registries == unbroken.registries
     assert restored.risk == unbroken.risk
-    for ours, theirs in zip(
-        jax.tree.leaves(restored.policy_state), jax.tree.leaves(unbroken.policy_state), strict=True
-    ):
-        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+    # The text holds arrays as their bytes, the normaliser's among them.
     assert state_to_json(restored) == state_to_json(unbroken)
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Path, Deciding]:
-    deciding = heuristic()
-    params = init_params(CONFIG.policy, jax.random.key(0))
+    deciding, params = heuristic(), untrained()
     state, _ = run(deciding, start(deciding), story(3))
     save_checkpoint(tmp_path / "checkpoint", state, params, CONFIG)
     return tmp_path / "checkpoint", deciding._replace(params=params)
@@ -231,7 +239,7 @@ def test_parameters_of_other_widths_are_refused(saved: tuple[Path, Deciding]) ->
             path,
             CONFIG,
             policy_state=deciding.policy.initial_state(),
-            params=init_params(wider.policy, jax.random.key(0)),
+            params=abstract_params(wider.policy),
         )
 
 
@@ -293,9 +301,7 @@ def test_the_state_s_text_is_exact(deciding: Deciding) -> None:
         assert getattr(back, name) == getattr(state, name), name
     small = state_to_json(state, registries=False)
     assert "registries" not in json.loads(small)
-    joined = state_from_json(
-        small, deciding.policy.initial_state(), registries=state.registries
-    )
+    joined = state_from_json(small, deciding.policy.initial_state(), registries=state.registries)
     assert state_to_json(joined) == text
 
 

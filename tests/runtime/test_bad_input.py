@@ -45,7 +45,7 @@ from tamiyo_jax.risk import RiskState
 from tamiyo_jax.runtime import Decision, MemoryBlueprintLibrary, Tamiyo
 from tamiyo_jax.storage import RecordType, decode_step, read_journal
 
-EXAMPLES = 300
+EXAMPLES = 200
 GROWABLE = tuple(f"grow-{index}" for index in range(9))
 QUARANTINED = "quarantined"
 
@@ -211,7 +211,9 @@ blueprints = changed(
         "chain": st.booleans(),
         "monitored_layers": tuples(watches),
         "monitor_thresholds": st.dictionaries(
-            st.sampled_from(["risk_max", "stage_min", "other"]), st.floats() | wrong_scalars, max_size=2
+            st.sampled_from(["risk_max", "stage_min", "other"]),
+            st.floats() | wrong_scalars,
+            max_size=2,
         ),
         "relation_pairs": st.dictionaries(
             relations, tuples(st.tuples(indices, indices)), max_size=2
@@ -278,7 +280,9 @@ def assert_names_what_is_wrong(error: TamiyoError) -> None:
     if isinstance(error, NoSeedCandidatesError):
         assert "seeds" in str(error)
         return
-    named = [error.context[key] for key in ("field", "name", "blueprint_id") if key in error.context]
+    named = [
+        error.context[key] for key in ("field", "name", "blueprint_id") if key in error.context
+    ]
     named += list(error.context.get("features", ()))
     assert named, f"{type(error).__name__} names nothing: {error}"
     assert all(str(one) in str(error) or repr(one) in str(error) for one in named)
