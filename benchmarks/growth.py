@@ -1,8 +1,9 @@
 """What growth is worth: the demonstration's three networks over several seeds.
 
-    .venv/bin/python benchmarks/growth.py --seeds 5
+    .venv/bin/python benchmarks/growth.py
 
-Prints a line per seed and the means; ``--json`` prints what they are made of.
+Prints a line per seed and the means; ``--json`` prints what they are made of. The task was
+designed on seeds 0 to 4, so the default seeds are others.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ def measure(seed: int, steps: int) -> DemoSummary:
 def main() -> None:
     """Run the seeds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[5, 6, 7, 8, 9])
     parser.add_argument("--steps", type=int, default=DEMO_STEPS)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     rows = []
-    for seed in range(arguments.seeds):
+    for seed in arguments.seeds:
         summary = measure(seed, arguments.steps)
         row: dict[str, float] = {"seed": seed}
         for name in VARIANTS:

@@ -69,12 +69,12 @@ def import_torch(
 ) -> None:
     """Turn a PyTorch state dict of the policy network into our parameters.
 
-    Example: tamiyo-jax import-torch tests/golden/policy_small.npz --output policy.safetensors
+    Example: tamiyo-jax import-torch policy.npz --output policy.safetensors
     """
     from tamiyo_jax.policy import export_params, import_state_dict, load_state_dict
 
     config, params = import_state_dict(load_state_dict(file))
-    export_params(output, params)
+    export_params(params, output)
     console.print(
         f"{output}: widths {config.sage_width}/{config.gat_width}, {config.heads} heads"
     )

@@ -23,8 +23,9 @@ MAY_IMPORT = {
     "storage": {"controller", "contracts", "graph"},
     "runtime": {"controller", "storage", "contracts", "graph", "policy", "risk"},
     "host": {"contracts", "graph"},
-    "loop": {"host", "runtime", "storage", "controller", "policy", "risk", "graph", "contracts"},
-    "digits": {"loop", "host", "graph", "contracts"},
+    "loop": {"task", "host", "runtime", "storage", "controller", "policy", "risk", "graph", "contracts"},
+    "task": {"host", "contracts"},
+    "digits": {"task", "host", "contracts"},
     "conformance": {"policy", "risk", "graph", "contracts"},
 }
 FREE = {"errors", "config"}

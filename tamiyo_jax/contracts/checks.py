@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from enum import Enum
+from functools import cache
 from math import isfinite
-from typing import cast
+from types import UnionType
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from tamiyo_jax.errors import TamiyoError
 
@@ -26,7 +28,10 @@ class Checks:
 
     def failure(self, where: str, value: object, remedy: str, **context: object) -> TamiyoError:
         """The error that names the field, its value and what to do, with further context."""
-        shown = repr(value)
+        try:
+            shown = repr(value)
+        except ValueError:  # a whole number of more digits than Python prints
+            shown = f"a {type(value).__name__} too long to show"
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         message = f"{where} is {shown}; {remedy}"
         return self.error(message, field=where, value=value, **context)
@@ -59,15 +64,23 @@ class Checks:
                 raise self.failure(where, one, "ids must not repeat")
             seen.add(one)
 
+    def integer(self, where: str, value: object) -> None:
+        """A whole number of any size and sign."""
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self.failure(where, value, "give a whole number")
+
     def whole(self, where: str, value: object, limit: int) -> None:
         """A whole number from 0 to `limit`."""
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= limit:
+        self.integer(where, value)
+        if not 0 <= cast(int, value) <= limit:
             raise self.failure(where, value, f"give a whole number from 0 to {limit}")
 
     def number(self, where: str, value: object) -> None:
-        """A number, which may be NaN or infinite."""
+        """A number, which may be NaN or infinite but not whole and beyond every float."""
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise self.failure(where, value, "give a number")
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            raise self.failure(where, value, "give a number that a float can hold")
 
     def finite(self, where: str, value: object) -> None:
         """A number that is neither NaN nor infinite."""
@@ -81,17 +94,67 @@ class Checks:
         if not 0 <= cast(float, value) <= 1:
             raise self.failure(where, value, "give a number from 0 to 1")
 
-    def member(self, where: str, value: object, kind: type[Enum]) -> None:
-        """A member of an enumeration."""
+    def instance(self, where: str, value: object, kind: type) -> None:
+        """An instance of a class, such as a member of an enumeration."""
         if not isinstance(value, kind):
-            raise self.failure(where, value, f"name a member of {kind.__name__}")
+            raise self.failure(where, value, f"give a {kind.__name__}")
+
+    def kind(self, where: str, value: object, annotation: Any) -> None:
+        """A value of the annotated type, and so for every part within it.
+
+        Annotations name scalars, enumerations, dataclasses, tuples and mappings, or one of
+        these as ``T | None``. The path of the outermost dataclass is empty.
+        """
+        if annotation in _SCALARS:
+            _SCALARS[annotation](self, where, value)
+            return
+        origin, arguments = get_origin(annotation), get_args(annotation)
+        if origin in (Union, UnionType):
+            if value is not None:
+                self.kind(where, value, arguments[0])
+            return
+        self.instance(where, value, origin or annotation)
+        if origin is tuple and Ellipsis not in arguments:
+            count = len(cast(tuple[object, ...], value))
+            if count != len(arguments):
+                raise self.failure(where, value, f"give {len(arguments)} entries, not {count}")
+        for name, part, inner in _annotated_parts(value, annotation):
+            self.kind(_path(where, name), part, inner)
 
     def all_finite(self, value: object, where: str = "") -> None:
         """No NaN and no infinity anywhere within dataclasses, mappings and tuples."""
         if isinstance(value, float):
             self.finite(where, value)
         for name, part in _parts(value):
-            self.all_finite(part, f"{where}{name}" if where else name.removeprefix("."))
+            self.all_finite(part, _path(where, name))
+
+
+_SCALARS = {str: Checks.string, int: Checks.integer, float: Checks.number}
+
+
+def _path(where: str, name: str) -> str:
+    return f"{where}{name}" if where else name.removeprefix(".")
+
+
+@cache
+def _annotations(kind: type) -> tuple[tuple[str, Any], ...]:
+    hints = get_type_hints(kind)
+    return tuple((one.name, hints[one.name]) for one in fields(kind))
+
+
+def _annotated_parts(value: object, annotation: Any) -> Iterator[tuple[str, object, Any]]:
+    if is_dataclass(annotation):
+        for name, inner in _annotations(cast(type, annotation)):
+            yield f".{name}", getattr(value, name), inner
+    elif isinstance(value, Mapping):
+        of_keys, of_values = get_args(annotation)
+        for key, part in cast(Mapping[object, object], value).items():
+            yield "", key, of_keys  # before its name is shown
+            yield f"[{key!r}]", part, of_values
+    elif isinstance(value, tuple):
+        kinds = get_args(annotation)
+        for index, part in enumerate(cast(tuple[object, ...], value)):
+            yield f"[{index}]", part, kinds[0 if kinds[-1] is Ellipsis else index]
 
 
 def _parts(value: object) -> Iterable[tuple[str, object]]:

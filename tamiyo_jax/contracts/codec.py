@@ -77,7 +77,7 @@ class Codec(Generic[T]):
                 one.put(message, one.wire, inner)
             except WireError as fault:
                 raise fault.within(one.attribute) from fault
-            except (TypeError, ValueError, AttributeError) as error:
+            except (TypeError, ValueError, OverflowError, AttributeError) as error:
                 raise WireError(one.attribute, inner, str(error)) from error
 
     def read(self, message: Message) -> T:

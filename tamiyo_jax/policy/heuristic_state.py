@@ -91,7 +91,9 @@ def _losses(
     training, validation = _finite(packet.training_loss), _finite(packet.validation_loss)
     if training is not None:
         before = training if state.smoothed is None else state.smoothed
-        state = replace(state, smoothed=before + config.smoothing * (training - before))
+        smoothed = _finite(before + config.smoothing * (training - before))
+        # A step beyond every float cannot be smoothed: start afresh from the newest loss.
+        state = replace(state, smoothed=training if smoothed is None else smoothed)
     if validation is not None and not state.validates:
         # Counts over training losses say nothing about validation losses: start afresh.
         state = replace(state, validates=True, loss=None, best=None, stalled=0, rises=0)
@@ -178,4 +180,4 @@ def _without(mapping: Mapping[str, V], key: str) -> dict[str, V]:
 
 
 def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    return float(value) if value is not None and math.isfinite(value) else None
