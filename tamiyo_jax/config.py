@@ -7,16 +7,13 @@
 from __future__ import annotations
 
 import os
+import tomllib
+from functools import reduce
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsError
 
 from tamiyo_jax.errors import ConfigurationError
 
@@ -35,16 +32,21 @@ __all__ = [
 ]
 
 
-class Section(BaseModel):
-    """A frozen group of settings; unknown names are errors."""
+_PREFIX = "TAMIYO__"
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+Values = dict[str, object]
+
+
+class Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """A frozen group of settings; unknown names are errors."""
 
 
 class PacketConfig(Section):
     """What a state packet may hold."""
 
-    max_metrics: int = Field(default=1024, ge=1, description="entries of training_metrics, and of a seed")
+    max_metrics: int = Field(
+        default=1024, ge=1, description="entries of training_metrics, and of a seed"
+    )
     seedless: bool = Field(default=False, description="the host has no seeds by design")
 
 
@@ -57,7 +59,9 @@ class GraphConfig(Section):
     max_activations: int = Field(default=512, ge=1)
     max_parameters: int = Field(default=64, ge=1)
     max_edges: int = Field(default=4096, ge=1, description="edges of one listed relation")
-    strict_features: bool = Field(default=True, description="a missing required feature is an error")
+    strict_features: bool = Field(
+        default=True, description="a missing required feature is an error"
+    )
     overflow: Literal["error", "truncate"] = "error"
     normalizer_rate: float = Field(default=0.1, gt=0, le=1, description="weight of the newest step")
 
@@ -107,11 +111,17 @@ class HeuristicConfig(Section):
     cull_penalty: float = Field(default=2.0, ge=0)
     penalty_decay: float = Field(default=0.5, gt=0, lt=1)
     penalty_skip: float = Field(default=0.1, ge=0)
-    harm_fraction: float = Field(default=0.02, ge=0, description="relative loss that counts as harm")
+    harm_fraction: float = Field(
+        default=0.02, ge=0, description="relative loss that counts as harm"
+    )
     harm_epochs: int = Field(default=3, ge=1)
     rising_epochs: int = Field(default=3, ge=1, description="rises in a row that call for a brake")
-    brake: float = Field(default=0.2, gt=0, lt=1, description="share of the learning rate taken off")
-    smoothing: float = Field(default=0.3, gt=0, le=1, description="weight of the newest training loss")
+    brake: float = Field(
+        default=0.2, gt=0, lt=1, description="share of the learning rate taken off"
+    )
+    smoothing: float = Field(
+        default=0.3, gt=0, le=1, description="weight of the newest training loss"
+    )
 
 
 class RiskConfig(Section):
@@ -217,7 +227,8 @@ class TamiyoConfig(Section):
     def load(cls, path: str | os.PathLike[str] | None = None, **overrides: object) -> Self:
         """Resolve a TOML file, ``TAMIYO__SECTION__FIELD`` variables and keyword overrides.
 
-        Later ones win, field by field. Unknown sections and fields are errors.
+        Later ones win, field by field. Unknown sections and fields are errors. A variable
+        holds the plain value, or a list as JSON.
 
         Args:
           path: a TOML file with one table per section; None reads no file.
@@ -226,38 +237,63 @@ class TamiyoConfig(Section):
         Raises:
           ConfigurationError: a value is unknown, malformed or impossible in combination.
         """
-        if path is not None and not Path(path).is_file():
-            raise ConfigurationError(f"configuration file {path} does not exist", path=str(path))
-        plain = {
-            name: value.model_dump(exclude_unset=True) if isinstance(value, Section) else value
-            for name, value in overrides.items()
-        }
-        toml = None if path is None else Path(path)
-
-        class Sources(BaseSettings, cls):  # pyright: ignore[reportGeneralTypeIssues]
-            model_config = SettingsConfigDict(
-                frozen=True, extra="forbid", env_prefix="TAMIYO__", env_nested_delimiter="__"
-            )
-
-            @classmethod
-            def settings_customise_sources(
-                cls,
-                settings_cls: type[BaseSettings],
-                init_settings: PydanticBaseSettingsSource,
-                env_settings: PydanticBaseSettingsSource,
-                dotenv_settings: PydanticBaseSettingsSource,
-                file_secret_settings: PydanticBaseSettingsSource,
-            ) -> tuple[PydanticBaseSettingsSource, ...]:
-                del dotenv_settings, file_secret_settings
-                file = () if toml is None else (TomlConfigSettingsSource(settings_cls, toml),)
-                return (init_settings, env_settings, *file)
-
+        sources = [
+            _from_file(path),
+            _from_environment(cls),
+            {
+                name: value.model_dump(exclude_unset=True) if isinstance(value, Section) else value
+                for name, value in overrides.items()
+            },
+        ]
         try:
-            resolved = Sources(**plain)  # pyright: ignore[reportArgumentType]
-            return cls.model_validate(resolved.model_dump())
+            return cls.model_validate(reduce(_merged, sources))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise ConfigurationError(
                 f"configuration: {where}: {first['msg']}", field=where, value=first.get("input")
             ) from error
+
+
+def _from_file(path: str | os.PathLike[str] | None) -> Values:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            f"configuration file {path} does not exist", path=str(path)
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"configuration file {path} is not TOML: {error}", path=str(path)
+        ) from error
+
+
+def _from_environment(config: type[BaseModel]) -> Values:
+    # The source asks for settings, but reads no more of them than the fields of any model.
+    settings = cast(type[BaseSettings], config)
+    source = EnvSettingsSource(settings, env_prefix=_PREFIX, env_nested_delimiter="__")
+    try:
+        known = cast(Values, source())
+    except SettingsError as error:
+        raise ConfigurationError(
+            f"configuration: a variable {_PREFIX}… is not JSON where a list is due: {error}"
+        ) from error
+    names = {
+        variable.removeprefix(_PREFIX.lower()).partition("__")[0]: text
+        for variable, text in source.env_vars.items()
+        if variable.startswith(_PREFIX.lower())
+    }
+    # It passes over sections that it does not know; here they stay, to be refused.
+    return {**{name: text for name, text in names.items() if name not in known}, **known}
+
+
+def _merged(below: Values, above: Values) -> Values:
+    """Both, where `above` wins field by field within a section."""
+    merged = below | above
+    for name, section in above.items():
+        under = below.get(name)
+        if isinstance(section, dict) and isinstance(under, dict):
+            merged[name] = {**cast(Values, under), **cast(Values, section)}
+    return merged

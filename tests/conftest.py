@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile many programs and run each a few times, so LLVM's own optimisation of them costs
+# more than it gives. `XLA_FLAGS= pytest` has it, and so has everything outside the tests.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import contextlib
 from collections.abc import Callable, Iterator

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tamiyo_jax.config import BreakerConfig, PolicyConfig, SecurityConfig, TamiyoConfig
+from tamiyo_jax.config import (
+    BreakerConfig,
+    DeadlineConfig,
+    PolicyConfig,
+    SecurityConfig,
+    TamiyoConfig,
+)
 from tamiyo_jax.errors import ConfigurationError
 
 
@@ -29,8 +35,7 @@ def test_a_keyword_wins_over_a_variable_and_a_variable_over_the_file(
 
 
 def test_a_section_object_overrides_only_the_fields_that_it_was_given(toml: Path) -> None:
-    given = TamiyoConfig(deadlines={"execution_ms": 32}).deadlines  # pyright: ignore
-    deadlines = TamiyoConfig.load(toml, deadlines=given).deadlines
+    deadlines = TamiyoConfig.load(toml, deadlines=DeadlineConfig(execution_ms=32)).deadlines
     assert (deadlines.inference_ms, deadlines.execution_ms) == (10, 32)
 
 
@@ -46,6 +51,9 @@ def test_the_constructor_reads_no_environment(monkeypatch: pytest.MonkeyPatch) -
 def test_a_tuple_comes_from_a_variable_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAMIYO__POLICY__BLENDING_METHODS", '["linear"]')
     assert TamiyoConfig.load().policy.blending_methods == ("linear",)
+    monkeypatch.setenv("TAMIYO__POLICY__BLENDING_METHODS", "linear")
+    with pytest.raises(ConfigurationError, match="not JSON"):
+        TamiyoConfig.load()
 
 
 def test_the_secrets_own_variable_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from math import isfinite
 from types import UnionType
-from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+from typing import Union, cast, get_args, get_origin, get_type_hints
 
 from tamiyo_jax.errors import TamiyoError
 
@@ -99,7 +99,7 @@ class Checks:
         if not isinstance(value, kind):
             raise self.failure(where, value, f"give a {kind.__name__}")
 
-    def kind(self, where: str, value: object, annotation: Any) -> None:
+    def kind(self, where: str, value: object, annotation: object) -> None:
         """A value of the annotated type, and so for every part within it.
 
         Annotations name scalars, enumerations, dataclasses, tuples and mappings, or one of
@@ -113,7 +113,7 @@ class Checks:
             if value is not None:
                 self.kind(where, value, arguments[0])
             return
-        self.instance(where, value, origin or annotation)
+        self.instance(where, value, cast(type, origin or annotation))
         if origin is tuple and Ellipsis not in arguments:
             count = len(cast(tuple[object, ...], value))
             if count != len(arguments):
@@ -129,7 +129,11 @@ class Checks:
             self.all_finite(part, _path(where, name))
 
 
-_SCALARS = {str: Checks.string, int: Checks.integer, float: Checks.number}
+_SCALARS: dict[object, Callable[[Checks, str, object], object]] = {
+    str: Checks.string,
+    int: Checks.integer,
+    float: Checks.number,
+}
 
 
 def _path(where: str, name: str) -> str:
@@ -137,12 +141,12 @@ def _path(where: str, name: str) -> str:
 
 
 @cache
-def _annotations(kind: type) -> tuple[tuple[str, Any], ...]:
+def _annotations(kind: type) -> tuple[tuple[str, object], ...]:
     hints = get_type_hints(kind)
     return tuple((one.name, hints[one.name]) for one in fields(kind))
 
 
-def _annotated_parts(value: object, annotation: Any) -> Iterator[tuple[str, object, Any]]:
+def _annotated_parts(value: object, annotation: object) -> Iterator[tuple[str, object, object]]:
     if is_dataclass(annotation):
         for name, inner in _annotations(cast(type, annotation)):
             yield f".{name}", getattr(value, name), inner

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Any, cast
 
@@ -53,6 +53,8 @@ __all__ = [
 
 Params = Mapping[str, Any]
 """Nested dicts of f32 arrays; see `abstract_params` for names and shapes."""
+
+Path = tuple[str, ...]
 
 NUM_PARAMS = 4
 NUM_RISK_CLASSES = 5
@@ -164,13 +166,18 @@ def _blank_graph(layout: GraphLayout) -> jraph.GraphsTuple:
 
 def abstract_params(config: PolicyConfig) -> Params:
     """Names, shapes and dtypes of the parameters, without computing any."""
+    return unflatten_dict(dict(_flat_shapes(config)))
+
+
+@lru_cache(maxsize=8)  # tracing takes about a second
+def _flat_shapes(config: PolicyConfig) -> tuple[tuple[Path, jax.ShapeDtypeStruct], ...]:
     layout = _smallest_layout()
 
     def init() -> Params:
         network = PolicyNetwork(config, layout)
         return cast(Params, network.init(jax.random.key(0), _blank_graph(layout))["params"])
 
-    return jax.eval_shape(init)
+    return tuple(flatten_dict(dict(jax.eval_shape(init))).items())
 
 
 def init_params(config: PolicyConfig, key: jax.Array) -> Params:
@@ -185,8 +192,7 @@ def init_params(config: PolicyConfig, key: jax.Array) -> Params:
       config: widths, heads and blending methods.
       key: consumed.
     """
-    flat = flatten_dict(dict(abstract_params(config)))
-    shapes = cast(dict[tuple[str, ...], jax.ShapeDtypeStruct], flat)
+    shapes = dict(_flat_shapes(config))
     random = [path for path in shapes if path[-1].endswith(("kernel", "attention"))]
     ends = list(accumulate(shapes[path].size for path in random))
     draw = np.asarray(jax.random.uniform(key, (ends[-1],), minval=-1.0, maxval=1.0))

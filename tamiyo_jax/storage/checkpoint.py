@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint import v1 as ocp  # pyright: ignore[reportMissingTypeStubs]
 
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.controller import TamiyoState, state_from_json, state_to_json
@@ -29,7 +30,7 @@ PolicyState = TypeVar("PolicyState")
 def save_checkpoint(
     path: str | os.PathLike[str],
     state: TamiyoState[PolicyState],
-    params: Params,
+    params: object,
     config: TamiyoConfig,
 ) -> None:
     """Write state and parameters to a new directory.
@@ -49,14 +50,14 @@ def save_checkpoint(
             f"checkpoint {target} exists; checkpoints are never overwritten", path=str(target)
         )
     tree = {"state": state_to_json(state), "params": params}
-    metadata = _digests(config) | {
+    metadata: dict[str, Any] = _digests(config) | {
         "registries": state.registries.digest,
         "parameters": _params_digest(params),
         "layout": repr(state.layout),
         "configuration": config.model_dump(mode="json"),
     }
     try:
-        ocp.save(target, tree, custom_metadata=metadata)
+        ocp.save(str(target), tree, custom_metadata=metadata)
     except OSError as error:
         raise PersistenceError(
             f"checkpoint {target} could not be written: {error}", path=str(target)
@@ -86,17 +87,44 @@ def load_checkpoint(
     source = Path(path).absolute()
     if not source.is_dir():
         raise PersistenceError(f"there is no checkpoint at {source}", path=str(source))
-    metadata = ocp.metadata(source).custom_metadata or {}
+    metadata, shapes = _described(source)
     for name, expected in _digests(config).items():
         _must_agree(name, metadata.get(name), expected)
-    stored = ocp.metadata(source).metadata
-    _must_agree("parameter shapes", _shapes(stored["params"]), _shapes(params))
-    template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), params)
-    tree = ocp.load(source, {"state": str, "params": template})
-    state = state_from_json(tree["state"], policy_state)
+    _must_agree("parameter shapes", shapes, _shapes(params))
+    text, stored = _loaded(source, params)
+    state = state_from_json(text, policy_state)
     _must_agree("registries", metadata.get("registries"), state.registries.digest)
-    _must_agree("parameters", metadata.get("parameters"), _params_digest(tree["params"]))
-    return state, tree["params"]
+    _must_agree("parameters", metadata.get("parameters"), _params_digest(stored))
+    return state, stored
+
+
+# Orbax and the trees of JAX are untyped; these three are where their values get types.
+
+
+def _described(source: Path) -> tuple[Mapping[str, object], dict[str, str]]:
+    """What was said of a checkpoint when it was saved, and the shapes of its parameters."""
+    described = ocp.metadata(str(source))
+    said = cast(Mapping[str, object], described.custom_metadata or {})
+    tree = cast(Mapping[str, object], described.metadata)
+    return said, _shapes(tree["params"])
+
+
+def _loaded(source: Path, params: Params) -> tuple[str, Params]:
+    """State as text, and parameters of the shapes of `params`."""
+
+    def blank(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        return np.empty(leaf.shape, leaf.dtype)
+
+    template = cast(Params, jax.tree.map(blank, params))
+    tree = cast(Any, ocp.load(str(source), {"state": str, "params": template}))
+    return tree["state"], tree["params"]
+
+
+def _leaves(tree: object) -> Iterator[tuple[str, Any]]:
+    """Path and value of every leaf."""
+    walk = cast(Any, jax.tree_util)
+    for path, leaf in walk.tree_leaves_with_path(tree):
+        yield walk.keystr(path), leaf
 
 
 def _digests(config: TamiyoConfig) -> dict[str, str]:
@@ -121,16 +149,13 @@ def _must_agree(name: str, found: object, expected: object) -> None:
 
 
 def _shapes(tree: object) -> dict[str, str]:
-    return {
-        jax.tree_util.keystr(path): f"{leaf.dtype}{tuple(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {path: f"{leaf.dtype}{tuple(leaf.shape)}" for path, leaf in _leaves(tree)}
 
 
 def _params_digest(params: object) -> str:
     digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for path, leaf in _leaves(params):
         array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(f"{path} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

@@ -182,6 +182,53 @@ def test_a_breach_is_refused_and_its_field_named(blueprint: Blueprint, field: st
 
 
 @pytest.mark.parametrize(
+    ("blueprint", "field"),
+    [
+        (None, "blueprint"),
+        (changed(name=b"bytes"), "name"),
+        (changed(description="\ud800"), "description"),
+        (changed(stage=10**5000), "stage"),
+        (changed(stage=True), "stage"),
+        (changed(quarantine_only="no"), "quarantine_only"),
+        (changed(approved=1), "approved"),
+        (changed(candidate_score=10**400), "candidate_score"),
+        (changed(layers=None), "layers"),
+        (changed(layers=[*LAYERS]), "layers"),
+        (changed(layers=(None,)), "layers[0]"),
+        (changed(layers=(LayerSpec,)), "layers[0]"),
+        (layer(type=None), "layers[2].type"),
+        (layer(weight_norm=True), "layers[2].weight_norm"),
+        (changed(parameters=1.5), "parameters"),
+        (parameter(default="x"), "parameters[0].default"),
+        (changed(layer_edges={}), "layer_edges"),
+        (changed(layer_edges=((0, 1),)), "layer_edges[0]"),
+        (changed(monitored_layers=("seed-a",)), "monitored_layers[0]"),
+        (changed(monitor_thresholds={"risk_max": None}), "monitor_thresholds['risk_max']"),
+        (changed(monitor_thresholds={10**5000: 0.5}), "monitor_thresholds"),
+        (changed(allowed_parameters=()), "allowed_parameters"),
+        (changed(allowed_parameters={"lr": (0.0,)}), "allowed_parameters['lr']"),
+        (changed(allowed_parameters={"lr": (0.0, None)}), "allowed_parameters['lr'][1]"),
+        (changed(allowed_parameters_by_seed_id={"s": "lr"}), "allowed_parameters_by_seed_id['s']"),
+        (changed(allowed_blending_methods="linear"), "allowed_blending_methods"),
+        (changed(relation_pairs={"a__b__c": None}), "relation_pairs['a__b__c']"),
+        (pairs("a__b__c", (0, 0.5)), "relation_pairs['a__b__c'][0][1]"),
+        (changed(safety=0.5), "safety"),
+        (sheet(provenance=None), "safety.provenance"),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_refused_by_its_path(blueprint: Blueprint, field: str) -> None:
+    with pytest.raises(InvalidBlueprintError) as caught:
+        validate_blueprint(blueprint, **CAPS)
+    assert caught.value.field == field
+    assert str(caught.value).startswith(f"{field} is ")
+
+
+def test_numbers_may_be_whole_where_they_may_be_fractions() -> None:
+    validate_blueprint(layer(weight_norm=1), **CAPS)
+    validate_blueprint(changed(risk=1, allowed_parameters={"lr": (0, 1)}), **CAPS)
+
+
+@pytest.mark.parametrize(
     ("blueprint", "cap", "name", "count"),
     [
         (BLUEPRINT, {"max_layers": 2}, "layers", 3),

@@ -80,6 +80,15 @@ def test_a_packet_without_blueprint_id_has_an_error_of_its_own() -> None:
         (with_packet(current_epoch=-1), "current_epoch"),
         (with_packet(current_epoch=True), "current_epoch"),
         (with_packet(current_epoch=2**32), "current_epoch"),
+        (with_packet(current_epoch=10**5000), "current_epoch"),
+        (with_packet(validation_loss=10**400), "validation_loss"),
+        (with_packet(validation_accuracy=-(10**5000)), "validation_accuracy"),
+        (with_packet(candidate_blueprint_ids=["a"]), "candidate_blueprint_ids"),
+        (with_packet(training_metrics={"loss": 10**400}), "training_metrics['loss']"),
+        (with_packet(training_metrics={10**5000: 0.5}), "training_metrics"),
+        (with_packet(seeds=[SEED]), "seeds"),
+        (with_packet(seeds=(None,)), "seeds[0]"),
+        (with_packet(hardware="gpu"), "hardware"),
         (with_packet(global_step=-1), "global_step"),
         (with_packet(global_step=1.5), "global_step"),
         (with_packet(timestamp_ns=-1), "timestamp_ns"),
@@ -108,6 +117,19 @@ def test_a_breach_is_refused_and_its_field_named(packet: SystemStatePacket, fiel
         validate_packet(packet)
     assert caught.value.field == field
     assert field in str(caught.value)
+
+
+def test_what_is_no_packet_is_refused() -> None:
+    with pytest.raises(InvalidPacketError, match=r"packet is None; give a SystemStatePacket"):
+        validate_packet(None)
+
+
+def test_a_packet_of_a_class_derived_from_ours_passes() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Annotated(SystemStatePacket):
+        note: object = None
+
+    validate_packet(Annotated("packet", "run", "network", note=object()))
 
 
 def test_an_id_of_256_bytes_is_still_an_id() -> None:

@@ -255,6 +255,8 @@ def test_a_rollback_that_says_anything_else_is_refused(payload: dict[str, object
     [
         ("packet", dataclasses.replace(PACKET, current_epoch=2**32), "current_epoch"),
         ("packet", dataclasses.replace(PACKET, global_step=-1), "global_step"),
+        ("packet", dataclasses.replace(PACKET, validation_loss=10**400), "validation_loss"),
+        ("packet", dataclasses.replace(PACKET, current_epoch=10**5000), "current_epoch"),
         ("packet", dataclasses.replace(PACKET, packet_id=None), "packet_id"),
         ("packet", dataclasses.replace(PACKET, packet_id="\ud800"), "packet_id"),
         ("packet", dataclasses.replace(PACKET, training_metrics={"a": "b"}), "training_metrics"),
@@ -309,9 +311,10 @@ def test_python_enums_are_the_wire_enums_without_their_prefix(
     }
 
 
-def test_generated_modules_are_those_of_the_proto_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["contracts/leyline.proto", "storage/records.proto"])
+def test_generated_modules_are_those_of_the_proto_file(tmp_path: Path, source: str) -> None:
     root = Path(contracts.__file__).parents[2]
-    source = "tamiyo_jax/contracts/leyline.proto"
+    source = f"tamiyo_jax/{source}"
     arguments = ["-I.", f"--python_out={tmp_path}", f"--pyi_out={tmp_path}", source]
     subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *arguments], cwd=root, check=True)
     for suffix in ("_pb2.py", "_pb2.pyi"):

@@ -23,7 +23,6 @@ from tamiyo_jax.policy import (
     PolicyNetwork,
     PolicyOutputs,
     abstract_params,
-    apply,
     init_params,
     policy_step,
 )
@@ -54,7 +53,14 @@ def assert_close(one: PolicyOutputs, other: PolicyOutputs, tolerance: float) -> 
         )
 
 
-@pytest.mark.parametrize("name", ["small", "no_seeds", "empty_relations"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "small",
+        pytest.param("no_seeds", marks=pytest.mark.slow),
+        pytest.param("empty_relations", marks=pytest.mark.slow),
+    ],
+)
 def test_golden_passes_are_reproduced_padded_and_unpadded(golden, name):
     errors = compare_policy(golden / f"policy_{name}.npz")
     assert len(errors) == len(PolicyOutputs._fields)
@@ -66,7 +72,7 @@ counts = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=40)  # the two layouts compile once each
 @given(counts=counts, edges=st.integers(0, 4), draw=st.integers(0, 2**31))
 def test_complete_relations_equal_the_same_relations_written_out(params, counts, edges, draw):
     raw = raw_graph(np.random.default_rng(draw), counts, edges=edges)
@@ -109,6 +115,7 @@ def test_scores_of_padding_are_minus_infinity_and_all_else_is_finite(params):
         assert np.all(np.isfinite(getattr(outputs, name)))
 
 
+@pytest.mark.slow
 def test_256_decisions_at_once_equal_256_single_ones(params):
     rng = np.random.default_rng(5)
     graphs = [
@@ -165,6 +172,7 @@ def test_the_reference_network_has_a_parameter_for_every_relation():
     assert shapes["gat_0"][RELATIONS[0].key]["source_kernel"].shape == (256, 4, 128)
 
 
+@pytest.mark.slow
 def test_attention_weights_can_be_looked_at_and_sum_to_one(params):
     raw = raw_graph(np.random.default_rng(8), FULL)
     _, graph = build(LAYOUT, init_normalizer(), raw)
@@ -175,23 +183,24 @@ def test_attention_weights_can_be_looked_at_and_sum_to_one(params):
     np.testing.assert_allclose(attention.sum(axis=1)[0], 1.0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_only(params):
     raw = raw_graph(np.random.default_rng(9), FULL)
     _, graph = build(LAYOUT, init_normalizer(), raw)
     network = PolicyNetwork(CONFIG, LAYOUT)
-    train = jax.jit(
-        lambda key: (
-            network.apply(
-                {"params": params}, graph, deterministic=False, rngs={"dropout": key}
-            ).value
-        )
-    )
-    values = {float(train(jax.random.key(key))) for key in range(3)}
+
+    @jax.jit
+    def train(params, graph, key):
+        return network.apply(
+            {"params": params}, graph, deterministic=False, rngs={"dropout": key}
+        ).value
+
+    values = {float(train(params, graph, jax.random.key(key))) for key in range(3)}
     assert len(values) == 3
-    same = jax.jit(apply, static_argnums=1)
-    assert float(same(params, LAYOUT, graph).value) == float(same(params, LAYOUT, graph).value)
+    assert float(run(params, LAYOUT, raw).value) == float(run(params, LAYOUT, raw).value)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_with_empty_types_and_padding(params):
     raw = raw_graph(np.random.default_rng(10), {"seed": 1, "layer": 2}, edges=2)
 

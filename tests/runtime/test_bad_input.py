@@ -146,19 +146,16 @@ layers = changed(
 activations = changed(
     ActivationSpec("A0", "relu", 0.1, 0.5, 10.0, 1.0),
     {"activation_id": ids, "type": ids, "computational_cost": floats, "gradient_flow": floats},
-    wrong,
 )
 parameters = changed(
     ParameterSpec("lr", 0.0, 1.0),
     {"name": ids, "min": floats, "max": floats, "span": floats, "default": floats},
-    wrong,
 )
 indices = st.integers(-1, 4)
-edges = changed(LayerEdge(0, 0), {"source": indices, "target": indices, "strength": floats}, wrong)
+edges = changed(LayerEdge(0, 0), {"source": indices, "target": indices, "strength": floats})
 watches = changed(
     MonitoredLayer("s0", 0),
     {"seed_id": ids, "layer_index": indices, "weight": floats},
-    wrong,
 )
 relations = st.sampled_from(
     ["layer__feeds__activation", "seed__peer__seed", "no__such__relation", "nonsense", ""]

@@ -262,7 +262,7 @@ def test_a_directory_has_one_owner_and_the_error_names_it(tmp_path: Path) -> Non
 
 
 def test_an_unknown_policy_says_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="package.module:factory"):
+    with pytest.raises(ConfigurationError, match="package[.]module:factory"):
         open_tamiyo(tmp_path, policy="best")
 
 
@@ -275,7 +275,9 @@ def graph_arguments() -> dict:
     return {"config": config, "policy": "graph", "params": {**params, "policy_logits": head}}
 
 
-@pytest.mark.parametrize("policy", ["heuristic", "graph"])
+@pytest.mark.parametrize(
+    "policy", ["heuristic", pytest.param("graph", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("cut", [1, 13, 29])
 def test_a_reopened_run_decides_as_an_unbroken_one(tmp_path: Path, policy: str, cut: int) -> None:
     arguments = graph_arguments() if policy == "graph" else {}
