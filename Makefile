@@ -5,6 +5,8 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
+# By file, so that the tests of a file share what they compiled.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip
 INSTALL := $(PIP) install --quiet -c requirements.lock
 CLI := $(BIN)/tamiyo-jax
@@ -36,10 +38,10 @@ demo: .venv/.installed-demo
 	$(CLI) demo
 
 test: $(DEV)
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-fast: $(DEV)
-	$(BIN)/pytest -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -36,7 +36,9 @@ def loss_of(params: jax.Array, x: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def train_step(params, opt_state, x):
+def train_step(
+    params: jax.Array, opt_state: optax.OptState, x: jax.Array
+) -> tuple[jax.Array, optax.OptState, jax.Array, jax.Array]:
     """One step of gradient descent; also gives the loss and the gradient's norm."""
     loss, gradient = jax.value_and_grad(loss_of)(params, x)
     updates, opt_state = optimizer.update(gradient, opt_state, params)

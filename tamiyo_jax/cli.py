@@ -54,7 +54,9 @@ def conformance(
     else:
         table = Table(Column("file", no_wrap=True), "compared", "largest error", "holds")
         for line in lines:
-            table.add_row(line.file, line.compared, f"{line.error:.2g}", "yes" if line.holds else "NO")
+            table.add_row(
+                line.file, line.compared, f"{line.error:.2g}", "yes" if line.holds else "NO"
+            )
         console.print(table)
     if not all(line.holds for line in lines):
         raise typer.Exit(1)
@@ -75,9 +77,7 @@ def import_torch(
 
     config, params = import_state_dict(load_state_dict(file))
     export_params(params, output)
-    console.print(
-        f"{output}: widths {config.sage_width}/{config.gat_width}, {config.heads} heads"
-    )
+    console.print(f"{output}: widths {config.sage_width}/{config.gat_width}, {config.heads} heads")
 
 
 @app.command()

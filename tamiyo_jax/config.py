@@ -41,7 +41,7 @@ class Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """A frozen group of settings; unknown names are errors."""
 
 
-class PacketConfig(Section):
+class PacketConfig(Section, frozen=True):
     """What a state packet may hold."""
 
     max_metrics: int = Field(
@@ -50,7 +50,7 @@ class PacketConfig(Section):
     seedless: bool = Field(default=False, description="the host has no seeds by design")
 
 
-class GraphConfig(Section):
+class GraphConfig(Section, frozen=True):
     """Caps of the graph, and what happens at their edge."""
 
     max_seeds: int = Field(default=16, ge=1)
@@ -78,7 +78,7 @@ class GraphConfig(Section):
         return caps[node_type]
 
 
-class PolicyConfig(Section):
+class PolicyConfig(Section, frozen=True):
     """Widths of the network. `reference` is the default, `small` fits a laptop's patience."""
 
     sage_width: int = Field(default=256, ge=2)
@@ -100,7 +100,7 @@ class PolicyConfig(Section):
         return cls(sage_width=32, gat_width=16, heads=2)
 
 
-class HeuristicConfig(Section):
+class HeuristicConfig(Section, frozen=True):
     """The rules of the heuristic policy; counted in epochs unless said otherwise."""
 
     plateau_epochs: int = Field(default=3, ge=1)
@@ -124,7 +124,7 @@ class HeuristicConfig(Section):
     )
 
 
-class RiskConfig(Section):
+class RiskConfig(Section, frozen=True):
     """Thresholds of the rule table, of conservative mode and of the pause budget."""
 
     policy_risk_critical: float = 0.98
@@ -150,14 +150,14 @@ class RiskConfig(Section):
     pause_window_steps: int = Field(default=1000, ge=1)
 
 
-class GuardConfig(Section):
+class GuardConfig(Section, frozen=True):
     """Guard mode: the gate alone, without a policy."""
 
     brake: float = Field(default=0.3, gt=0, lt=1)
     cooldown_steps: int = Field(default=50, ge=1)
 
 
-class BreakerConfig(Section):
+class BreakerConfig(Section, frozen=True):
     """The controller's own two circuit breakers."""
 
     failures: int = Field(default=3, ge=1, description="consecutive failures that open it")
@@ -171,7 +171,7 @@ class BreakerConfig(Section):
         return self
 
 
-class DeadlineConfig(Section):
+class DeadlineConfig(Section, frozen=True):
     """Budgets in milliseconds, and where inference runs."""
 
     inference_ms: float = Field(default=45.0, gt=0)
@@ -181,7 +181,7 @@ class DeadlineConfig(Section):
     device: str = Field(default="cpu", min_length=1)
 
 
-class StorageConfig(Section):
+class StorageConfig(Section, frozen=True):
     """The run directory."""
 
     durability: Literal["group", "always"] = "group"
@@ -193,7 +193,7 @@ class StorageConfig(Section):
     observation_window_epochs: int = Field(default=1, ge=1)
 
 
-class SecurityConfig(Section):
+class SecurityConfig(Section, frozen=True):
     """Signing of commands; the secret itself is never part of the configuration."""
 
     secret_env: str = Field(default="TAMIYO_SECRET", min_length=1)
@@ -209,7 +209,7 @@ class SecurityConfig(Section):
         return self
 
 
-class TamiyoConfig(Section):
+class TamiyoConfig(Section, frozen=True):
     """All settings of a controller, frozen; each section takes a plain dict too."""
 
     packet: PacketConfig = PacketConfig()

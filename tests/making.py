@@ -38,7 +38,11 @@ class Clock:
 
 def make_config(**sections: Any) -> TamiyoConfig:
     return TamiyoConfig(
-        **{"deadlines": PATIENT, "policy": {"sage_width": 16, "gat_width": 8, "heads": 2}, **sections}
+        **{
+            "deadlines": PATIENT,
+            "policy": {"sage_width": 16, "gat_width": 8, "heads": 2},
+            **sections,
+        }
     )
 
 
@@ -59,7 +63,9 @@ def make_blueprint(blueprint_id: str = "host", **fields: Any) -> Blueprint:
     return Blueprint(blueprint_id, **{**defaults, **fields})
 
 
-def make_seed(seed_id: str = "s0", stage: SeedStage = SeedStage.DORMANT, **fields: Any) -> SeedState:
+def make_seed(
+    seed_id: str = "s0", stage: SeedStage = SeedStage.DORMANT, **fields: Any
+) -> SeedState:
     defaults: dict[str, Any] = {
         "gradient_norm": 0.5,
         "learning_rate": 0.01,

@@ -23,7 +23,17 @@ MAY_IMPORT = {
     "storage": {"controller", "contracts", "graph"},
     "runtime": {"controller", "storage", "contracts", "graph", "policy", "risk"},
     "host": {"contracts", "graph"},
-    "loop": {"task", "host", "runtime", "storage", "controller", "policy", "risk", "graph", "contracts"},
+    "loop": {
+        "task",
+        "host",
+        "runtime",
+        "storage",
+        "controller",
+        "policy",
+        "risk",
+        "graph",
+        "contracts",
+    },
     "task": {"host", "contracts"},
     "digits": {"task", "host", "contracts"},
     "conformance": {"policy", "risk", "graph", "contracts"},
@@ -52,9 +62,7 @@ def imported_rooms(path: Path) -> set[str]:
     return rooms
 
 
-SOURCES = sorted(
-    path for path in PACKAGE.rglob("*.py") if not path.name.endswith("_pb2.py")
-)
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if not path.name.endswith("_pb2.py"))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -19,10 +19,9 @@ from tamiyo_jax.contracts import (
     encode_command,
     encode_packet,
     encode_report,
+    leyline_pb2,
     signature_of,
 )
-
-from tamiyo_jax.contracts import leyline_pb2
 
 __all__ = ["LeylineResult", "compare_leyline"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Group
@@ -79,7 +80,7 @@ def draw(summary: DemoSummary, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _draw_decisions(axis: object, rows: list[Row]) -> None:
+def _draw_decisions(axis: Any, rows: list[Row]) -> None:  # noqa: ANN401 (matplotlib's)
     actions = [action for action in _MARKS if any(row.action == action for row in rows)]
     for height, action in enumerate(actions):
         epochs = [row.epoch for row in rows if row.action == action]

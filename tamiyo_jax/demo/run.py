@@ -20,7 +20,7 @@ from typing import Any, Literal
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from tamiyo_jax.config import TamiyoConfig
+from tamiyo_jax.config import DeadlineConfig, TamiyoConfig
 from tamiyo_jax.contracts import NonceLedger, Secret, Verifier
 from tamiyo_jax.controller import TamiyoState, state_from_json, state_to_json
 from tamiyo_jax.digits import digits_task
@@ -170,7 +170,7 @@ def _grow(
     config = TamiyoConfig()
     if settings.deterministic:
         config = TamiyoConfig(
-            deadlines={"inference_ms": UNHURRIED_MS, "metadata_ms": UNHURRIED_MS}
+            deadlines=DeadlineConfig(inference_ms=UNHURRIED_MS, metadata_ms=UNHURRIED_MS)
         )
     secret = os.urandom(32)
     verifier = Verifier((Secret(secret),), NonceLedger(time.time_ns()), config.security)
@@ -234,7 +234,7 @@ def _begin(
                 directory=str(settings.directory),
             )
         return [], start, None
-    found = sorted(path for path in home.glob(_NAMES) if ocp.is_orbax_checkpoint(path))
+    found = sorted(path for path in home.glob(_NAMES) if ocp.is_orbax_checkpoint(str(path)))
     if not found:
         raise PersistenceError(
             f"{home} holds no checkpoint; one is written every {CHECKPOINT_EPOCHS} epochs. "

@@ -19,8 +19,14 @@ from typing import Any, Literal, NoReturn, Self
 import numpy as np
 
 from tamiyo_jax.config import TamiyoConfig
-from tamiyo_jax.contracts import Event, Secret, SystemStatePacket, TelemetryLevel, sign
-from tamiyo_jax.contracts import validate_packet
+from tamiyo_jax.contracts import (
+    Event,
+    Secret,
+    SystemStatePacket,
+    TelemetryLevel,
+    sign,
+    validate_packet,
+)
 from tamiyo_jax.controller import (
     Answer,
     Mode,
@@ -191,7 +197,7 @@ class Tamiyo:
         return self._state
 
     @property
-    def params(self) -> Any:
+    def params(self) -> Any:  # noqa: ANN401 - a policy's own pytree
         """The policy's parameters."""
         return self._choice.params
 
@@ -239,7 +245,10 @@ class Tamiyo:
         with self._lock:
             self._check_open()
             before, step = self._state.risk, self._state.steps
-            risk, events = enter_by_hand(before, reason, step) if on else leave_by_hand(before, step)
+            if on:
+                risk, events = enter_by_hand(before, reason, step)
+            else:
+                risk, events = leave_by_hand(before, step)
             after = replace(self._state, risk=risk)
             action = "conservative_on" if on else "conservative_off"
             self._append(RecordType.OPERATOR, encode_operator(action, reason, after))

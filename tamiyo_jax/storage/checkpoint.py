@@ -112,11 +112,11 @@ def _described(source: Path) -> tuple[Mapping[str, object], dict[str, str]]:
 def _loaded(source: Path, params: Params) -> tuple[str, Params]:
     """State as text, and parameters of the shapes of `params`."""
 
-    def blank(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    def blank(leaf: jax.Array) -> np.ndarray:
         return np.empty(leaf.shape, leaf.dtype)
 
     template = cast(Params, jax.tree.map(blank, params))
-    tree = cast(Any, ocp.load(str(source), {"state": str, "params": template}))
+    tree: Any = ocp.load(str(source), {"state": str, "params": template})
     return tree["state"], tree["params"]
 
 

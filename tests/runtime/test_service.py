@@ -24,8 +24,8 @@ from tamiyo_jax.errors import (
     MissingBlueprintIdError,
     MissingParametersError,
     MissingSecretError,
-    NoSeedCandidatesError,
     NonFiniteOutputError,
+    NoSeedCandidatesError,
     PolicyFailureError,
     TamiyoError,
     UnknownBlueprintError,
@@ -191,9 +191,7 @@ def test_a_policy_failure_propagates_with_its_cause_and_opens_the_breaker(tmp_pa
     clock, cause = Clock(), RuntimeError("the network is broken")
     Broken.failure = cause
     config = make_config(breakers={"failures": 3, "cooldown_ms": 1000.0})
-    with open_tamiyo(
-        tmp_path, policy=f"{__name__}:Broken", clock=clock, config=config
-    ) as tamiyo:
+    with open_tamiyo(tmp_path, policy=f"{__name__}:Broken", clock=clock, config=config) as tamiyo:
         for _ in range(3):
             with pytest.raises(PolicyFailureError, match="the network is broken") as raised:
                 tamiyo.step(make_packet())
@@ -262,7 +260,7 @@ def test_a_directory_has_one_owner_and_the_error_names_it(tmp_path: Path) -> Non
 
 
 def test_an_unknown_policy_says_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="package[.]module:factory"):
+    with pytest.raises(ConfigurationError, match=r"package\.module:factory"):
         open_tamiyo(tmp_path, policy="best")
 
 
@@ -275,9 +273,7 @@ def graph_arguments() -> dict:
     return {"config": config, "policy": "graph", "params": {**params, "policy_logits": head}}
 
 
-@pytest.mark.parametrize(
-    "policy", ["heuristic", pytest.param("graph", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("policy", ["heuristic", pytest.param("graph", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("cut", [1, 13, 29])
 def test_a_reopened_run_decides_as_an_unbroken_one(tmp_path: Path, policy: str, cut: int) -> None:
     arguments = graph_arguments() if policy == "graph" else {}
