@@ -13,11 +13,11 @@ CLI := $(BIN)/tamiyo-jax
 DEV := .venv/.installed-dev
 PROTOS := tamiyo_jax/contracts/leyline.proto tamiyo_jax/storage/records.proto
 
-.PHONY: help demo test test-fast lint docs bench notebooks proto lock clean
+.PHONY: help demo test test-fast lint docs bench crash-campaign notebooks proto lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "targets: demo test test-fast lint docs bench notebooks proto lock clean"
+	@echo "targets: demo test test-fast lint docs bench crash-campaign notebooks proto lock clean"
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -30,6 +30,13 @@ $(DEV): pyproject.toml requirements.lock | .venv/bin/python
 	$(INSTALL) -e ".[dev,docs,redis,telemetry,learn]"
 	@touch $@
 
+# Some tests talk to a real Redis. Where it cannot be installed they are skipped, and say so.
+.venv/.redis: | .venv/bin/python
+	@command -v redis-server >/dev/null || apt-get install -qq -y redis-server >/dev/null 2>&1 \
+	  || (apt-get update -qq && apt-get install -qq -y redis-server) >/dev/null 2>&1 \
+	  || echo "redis-server is missing and could not be installed; its tests will be skipped"
+	@touch $@
+
 .venv/.installed-notebooks: $(DEV)
 	$(INSTALL) -e ".[demo,notebooks]"
 	@touch $@
@@ -37,10 +44,10 @@ $(DEV): pyproject.toml requirements.lock | .venv/bin/python
 demo: .venv/.installed-demo
 	$(CLI) demo
 
-test: $(DEV)
+test: $(DEV) .venv/.redis
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-fast: $(DEV)
+test-fast: $(DEV) .venv/.redis
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 lint: $(DEV)
@@ -53,6 +60,9 @@ docs: $(DEV)
 
 bench: $(DEV)
 	$(BIN)/python benchmarks/growth.py
+
+crash-campaign: $(DEV)
+	$(BIN)/python benchmarks/crash_campaign.py
 
 notebooks: .venv/.installed-notebooks
 	@found=$$(ls notebooks/*.ipynb 2>/dev/null); \

@@ -84,7 +84,6 @@ def main() -> None:
                 elif command.command_type is tj.CommandType.OPTIMIZER:
                     factor = 1 + command.payload.hyperparameters["lr_delta"]
                     opt_state.hyperparams["learning_rate"] *= factor
-        library.close()
     accuracy = jnp.mean(jnp.argmax(x @ params, axis=-1) == y)
     print(f"accuracy {accuracy:.3f}, learning rate {opt_state.hyperparams['learning_rate']:.3f}")
 

@@ -32,6 +32,7 @@ __all__ = [
     "PersistenceError",
     "PolicyFailureError",
     "PolicyUpdateRejectedError",
+    "PublishError",
     "ReplayError",
     "SignatureError",
     "StaleCacheError",
@@ -175,6 +176,10 @@ class StaleMessageError(TamiyoError):
 
 class PolicyUpdateRejectedError(TamiyoError):
     """A policy update was refused; `reason` says at which check."""
+
+
+class PublishError(TamiyoError):
+    """The bus did not take a message of `topic`, or cannot tell whether it did."""
 
 
 class CheckpointMismatchError(TamiyoError):

@@ -113,6 +113,7 @@ def open_tamiyo(directory: Path, **arguments: Any) -> Tamiyo:
         "policy": "heuristic",
         "secret": SECRET,
         "clock": Clock(),
+        "isolation": "inline",
     }
     config = arguments.pop("config", make_config())
     return Tamiyo.open(config, directory=directory, **{**defaults, **arguments})

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from tamiyo_jax.cli import app
@@ -44,11 +47,32 @@ def test_an_empty_directory_is_misuse_and_not_a_pass(tmp_path: Path) -> None:
     assert runner.invoke(app, ["conformance", str(tmp_path)]).exit_code == 2
 
 
-def test_every_command_has_help_with_an_example() -> None:
-    for command in ("demo", "conformance", "import-torch"):
-        result = runner.invoke(app, [command, "--help"])
-        assert result.exit_code == 0
-        assert f"tamiyo-jax {command}" in result.stdout.replace("\n", " ")
+def commands(group: Any, *names: str) -> Iterator[tuple[str, ...]]:
+    """The names of every command, those of its groups first."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, *names, name)
+        else:
+            yield (*names, name)
+
+
+COMMANDS = tuple(commands(typer.main.get_command(app)))
+
+
+def test_the_commands_are_known() -> None:
+    assert {" ".join(names) for names in COMMANDS} >= {
+        *("demo", "conformance", "import-torch", "config show"),
+        *("journal verify", "journal dump", "journal compact"),
+        *("blueprint put", "blueprint get", "blueprint list", "blueprint validate"),
+    }
+
+
+@pytest.mark.parametrize("names", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example(names: tuple[str, ...]) -> None:
+    result = runner.invoke(app, [*names, "--help"])
+    assert result.exit_code == 0
+    words = " ".join(result.stdout.replace("│", " ").split())
+    assert f"Example: tamiyo-jax {' '.join(names)}" in words
 
 
 def test_imported_parameters_can_be_loaded_again(tmp_path: Path, golden: Path) -> None:

@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError
 
 from tamiyo_jax.contracts.blueprint import Blueprint
 from tamiyo_jax.contracts.checks import Checks
@@ -22,15 +21,13 @@ def blueprint_to_json(blueprint: Blueprint) -> str:
     """Text of a blueprint; the same blueprint always gives the same text.
 
     Raises:
-      InvalidBlueprintError: a number is not finite, or a field is not of its type.
+      InvalidBlueprintError: not a blueprint, a field that is not of its type, or a number that
+        is not finite; the error names the field.
     """
+    _check.instance("blueprint", blueprint, Blueprint)
+    _check.kind("", blueprint, Blueprint)
     _check.all_finite(blueprint)
-    try:
-        document = _ADAPTER.dump_python(blueprint, mode="json", warnings="error")
-    except PydanticSerializationError as error:
-        raise InvalidBlueprintError(
-            f"a field is not of its type: {error}", field="blueprint", value=blueprint
-        ) from error
+    document = _ADAPTER.dump_python(blueprint, mode="json")
     return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
 

@@ -14,7 +14,9 @@ from tamiyo_jax.contracts import (
     Payload,
     Rollback,
     SeedAdjustment,
+    SeedState,
 )
+from tamiyo_jax.controller.blend_mode import blend_annotations
 from tamiyo_jax.controller.observe import Situation
 from tamiyo_jax.errors import NoLegalActionError
 from tamiyo_jax.policy import Action, Proposal
@@ -52,13 +54,14 @@ def make_command(
     if verdict.command_type is None:
         return None
     payload = _payload(config, situation, proposal, verdict)
-    seed = proposal.seed_id if proposal and isinstance(payload, SeedAdjustment) else None
+    seed = _target(situation, proposal) if isinstance(payload, SeedAdjustment) else None
+    blueprint = judged_blueprint(situation, proposal)
     return AdaptationCommand(
         command_id=command_id,
         command_type=verdict.command_type,
         issued_at_ns=now_ns,
         execution_deadline_ms=config.deadlines.execution_ms,
-        target_seed_id=seed,
+        target_seed_id=None if seed is None else seed.seed_id,
         payload=payload,
         annotations={
             "risk_reason": verdict.reason,
@@ -66,9 +69,17 @@ def make_command(
             "feature_coverage": f"{situation.total_coverage:.6f}",
             "coverage_types": json.dumps(dict(situation.coverage), sort_keys=True),
             **_proposal_annotations(proposal),
-            **_blueprint_annotations(judged_blueprint(situation, proposal)),
+            **_blueprint_annotations(blueprint),
+            **({} if seed is None else blend_annotations(config.policy, seed, blueprint)),
         },
     )
+
+
+def _target(situation: Situation, proposal: Proposal | None) -> SeedState | None:
+    """The packet's seed that a proposal acts on."""
+    if proposal is None or proposal.seed_index is None:
+        return None
+    return situation.packet.seeds[proposal.seed_index]
 
 
 def _payload(

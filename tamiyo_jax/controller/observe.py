@@ -10,10 +10,12 @@ from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import Blueprint, Event, SystemStatePacket, TelemetryLevel
 from tamiyo_jax.controller.state import TamiyoState
 from tamiyo_jax.graph import (
+    BlueprintArrays,
     Registries,
     blueprint_order,
     coverage,
-    encode,
+    encode_blueprint,
+    encode_packet,
     feature_changes,
     layout_for,
     missing_features,
@@ -22,7 +24,7 @@ from tamiyo_jax.graph import (
 )
 from tamiyo_jax.policy import Observation, legality
 
-__all__ = ["Situation", "observe"]
+__all__ = ["Situation", "observe", "observe_encoded"]
 
 PolicyState = TypeVar("PolicyState")
 
@@ -66,13 +68,26 @@ def observe(
     blueprint: Blueprint,
     candidates: tuple[Blueprint, ...],
 ) -> Situation:
-    """Encode a validated packet.
+    """Encode a validated packet and its active blueprint; see `observe_encoded`."""
+    layout = layout_for(blueprint, config.graph)
+    arrays = encode_blueprint(blueprint, layout, config=config.graph)
+    return observe_encoded(config, state, packet, arrays, candidates)
+
+
+def observe_encoded(
+    config: TamiyoConfig,
+    state: TamiyoState[PolicyState],
+    packet: SystemStatePacket,
+    arrays: BlueprintArrays,
+    candidates: tuple[Blueprint, ...],
+) -> Situation:
+    """Encode a validated packet over what was encoded of its blueprint before.
 
     Args:
       config: the configuration.
       state: the state, which is not changed.
       packet: a packet that passed `validate_packet`.
-      blueprint: the packet's active blueprint.
+      arrays: the packet's active blueprint, encoded for its layout; they are copied.
       candidates: the packet's candidate blueprints, in its order.
 
     Raises:
@@ -80,8 +95,8 @@ def observe(
       GraphCapacityError: more nodes or edges than the caps.
       NoSeedCandidatesError: no seed, and the host is not declared seedless.
     """
+    blueprint, layout = arrays.blueprint, arrays.layout
     nodes = blueprint_order(blueprint, candidates)
-    layout = layout_for(blueprint, config.graph)
     allowed = legality(
         packet,
         nodes,
@@ -90,8 +105,8 @@ def observe(
         seedless=config.packet.seedless,
         host_breaker=state.host_breaker,
     )
-    raw, registries = encode(
-        packet, blueprint, candidates, state.registries, layout, config=config.graph
+    raw, registries = encode_packet(
+        packet, arrays, candidates, state.registries, config=config.graph
     )
     missing = missing_features(layout, raw)
     cut = tuple(sorted(truncated(layout, raw).items()))

@@ -17,17 +17,31 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from tamiyo_jax.contracts import CircuitBreakerState
+from tamiyo_jax.controller.windows import Window
 from tamiyo_jax.errors import CheckpointMismatchError
 from tamiyo_jax.graph import GraphLayout, Registries
 from tamiyo_jax.risk import RiskState
 from tamiyo_jax.risk import from_json as risk_from_json
 from tamiyo_jax.risk import to_json as risk_to_json
 
-__all__ = ["TamiyoState", "initial_state", "state_from_json", "state_to_json"]
+__all__ = ["AppliedPolicy", "TamiyoState", "initial_state", "state_from_json", "state_to_json"]
 
 PolicyState = TypeVar("PolicyState")
 
 _LAYOUT = TypeAdapter(GraphLayout | None)
+_WINDOWS = TypeAdapter(tuple[Window, ...])
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedPolicy:
+    """A policy update that was applied; `digest` is the SHA-256 of its parameters."""
+
+    policy_id: str
+    digest: str
+    version: str
+
+
+_POLICIES = TypeAdapter(tuple[AppliedPolicy, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +53,9 @@ class TamiyoState(Generic[PolicyState]):
         pytree of arrays a policy of yours carries.
       registries: string-to-index maps that the encoder grows.
       risk: breakers, conservative mode, pause window, last validation loss.
+      windows: open observation windows, oldest first.
+      policies: the live policy update, and before it the one that a rollback returns to;
+        in front of them stand the parameters given to `Tamiyo.open`.
       host_breaker: the host's breaker as last commanded.
       missing_features: optional features that were missing on the last step.
       truncated: what `overflow="truncate"` cut on the last step, by type or relation.
@@ -50,6 +67,8 @@ class TamiyoState(Generic[PolicyState]):
     policy_state: PolicyState
     registries: Registries
     risk: RiskState
+    windows: tuple[Window, ...] = ()
+    policies: tuple[AppliedPolicy, ...] = ()
     host_breaker: CircuitBreakerState = CircuitBreakerState.CLOSED
     missing_features: frozenset[str] = frozenset()
     truncated: tuple[tuple[str, int], ...] = ()
@@ -68,6 +87,8 @@ def state_to_json(state: TamiyoState[PolicyState], *, registries: bool = True) -
     fields: dict[str, object] = {
         "policy_state": [_leaf_to_json(leaf) for leaf in jax.tree.leaves(state.policy_state)],
         "risk": risk_to_json(state.risk),
+        "windows": _WINDOWS.dump_python(state.windows, mode="json"),
+        "policies": _POLICIES.dump_python(state.policies, mode="json"),
         "host_breaker": int(state.host_breaker),
         "missing_features": sorted(state.missing_features),
         "truncated": state.truncated,
@@ -113,6 +134,8 @@ def state_from_json(
             policy_state=jax.tree.unflatten(structure, restored),
             registries=maps,
             risk=risk_from_json(fields["risk"]),
+            windows=_WINDOWS.validate_python(fields["windows"]),
+            policies=_POLICIES.validate_python(fields["policies"]),
             host_breaker=CircuitBreakerState(fields["host_breaker"]),
             missing_features=frozenset(fields["missing_features"]),
             truncated=tuple((name, count) for name, count in fields["truncated"]),

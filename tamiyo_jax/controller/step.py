@@ -7,12 +7,8 @@ three for a caller that wants it right here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import Generic, TypeVar
-
-import jax
-import numpy as np
+from dataclasses import replace
+from typing import TypeVar
 
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import (
@@ -21,23 +17,21 @@ from tamiyo_jax.contracts import (
     CircuitBreakerAdjustment,
     CircuitBreakerState,
     Event,
-    FieldReport,
-    MitigationAction,
-    Priority,
-    ReportOutcome,
-    SystemHealth,
+    HealthStatus,
     SystemStatePacket,
     TelemetryLevel,
 )
+from tamiyo_jax.controller.answer import Answer, ask
 from tamiyo_jax.controller.command import judged_blueprint, make_command
 from tamiyo_jax.controller.observe import Situation, observe
+from tamiyo_jax.controller.outcome import Failure, Mode, Outcome
+from tamiyo_jax.controller.report import failure_report, step_report
 from tamiyo_jax.controller.state import TamiyoState, with_failure
+from tamiyo_jax.controller.windows import watch
 from tamiyo_jax.errors import TamiyoError
-from tamiyo_jax.policy import Policy, PolicyOutputs, Proposal, propose, select
+from tamiyo_jax.policy import Policy, Proposal, propose
 from tamiyo_jax.risk import (
-    Signals,
     Stage,
-    Verdict,
     after_verdict,
     call_failed,
     gate,
@@ -47,86 +41,14 @@ from tamiyo_jax.risk import (
     may_brake,
     priority,
     read_signals,
-    report_outcome,
 )
 
-__all__ = ["GUARD_POLICY", "Answer", "Failure", "Mode", "Outcome", "conclude", "fail", "step"]
+__all__ = ["GUARD_POLICY", "conclude", "fail", "step"]
 
 GUARD_POLICY = "guard"
 
 Params = TypeVar("Params")
 PolicyState = TypeVar("PolicyState")
-
-_REPORT_LIMIT = float(np.finfo(np.float32).max)  # numbers of reports are f32 on the wire
-
-_select = jax.jit(select)
-
-
-class Mode(StrEnum):
-    """How much the controller may do."""
-
-    ACT = "act"
-    SHADOW = "shadow"
-    GUARD = "guard"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer(Generic[PolicyState]):
-    """What a policy answered: its next state, its outputs, and how long it took."""
-
-    policy_state: PolicyState
-    outputs: PolicyOutputs
-    latency_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """All that follows from one step, before anything is signed or written.
-
-    Attributes:
-      situation: what was observed.
-      outputs: the policy's outputs; None in guard mode.
-      proposal: what the policy proposed; None in guard mode.
-      verdict: what the gate made of it.
-      command: the unsigned command; None for WAIT.
-      report: the step's report.
-      events: all events of the step, in the order in which they arose.
-      priority: priority of the step's telemetry.
-      health: health of the controller after the step.
-      loss_delta: change of the validation loss.
-      escalate: someone must look.
-    """
-
-    situation: Situation
-    outputs: PolicyOutputs | None
-    proposal: Proposal | None
-    verdict: Verdict
-    command: AdaptationCommand | None
-    report: FieldReport
-    events: tuple[Event, ...]
-    priority: Priority
-    health: SystemHealth
-    loss_delta: float
-    escalate: bool
-
-    @property
-    def action(self) -> str:
-        """The action proposed, where the command still is that; else the command's type."""
-        if self.command is None:
-            return "WAIT"
-        proposal = self.proposal
-        if proposal is not None and proposal.command_type is self.command.command_type:
-            return proposal.action.name
-        return self.command.command_type.name
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What follows from a step that raised: a report and events, never a command."""
-
-    report: FieldReport
-    events: tuple[Event, ...]
-    health: SystemHealth
 
 
 def conclude(
@@ -159,13 +81,14 @@ def conclude(
       NoLegalActionError: the policy's choice is not legal.
     """
     packet = situation.packet
-    proposal = None if answer is None else _propose(config, situation, answer.outputs)
+    proposal = None if answer is None else _propose(config, situation, answer)
+    judged = judged_blueprint(situation, proposal)
     delta, risk = loss_delta(state.risk, packet)
     signals = read_signals(
         packet,
         loss_delta=delta,
         conservative=state.risk.conservative is not None,
-        blueprint=judged_blueprint(situation, proposal),
+        blueprint=judged,
         policy_risk_score=None if proposal is None else proposal.risk_score,
         coverage=situation.total_coverage,
     )
@@ -188,11 +111,33 @@ def conclude(
         risk, verdict, state.steps, shadow=shadow, config=config.risk
     )
     events = (*situation.events, *verdict.events, *risk_events)
+    condition = health(events, verdict.command_type, verdict.reason)
+    report = step_report(
+        packet,
+        judged,
+        proposal,
+        verdict,
+        command,
+        loss_delta=delta,
+        inference_ms=None if answer is None else answer.latency_ms,
+        policy_version=policy_version,
+        now_ns=now_ns,
+        report_id=report_id,
+    )
+    windows, closed_windows = watch(
+        state.windows,
+        report,
+        epoch=packet.current_epoch,
+        critical=condition.status is HealthStatus.CRITICAL,
+        carried_out=command is not None and not shadow,
+        config=config.storage,
+    )
     after = replace(
         state,
         policy_state=state.policy_state if answer is None else answer.policy_state,
         registries=situation.registries,
         risk=risk,
+        windows=windows,
         host_breaker=state.host_breaker if shadow else _host_breaker(state, command),
         missing_features=situation.missing,
         truncated=situation.truncated,
@@ -205,19 +150,11 @@ def conclude(
         proposal=proposal,
         verdict=verdict,
         command=command,
-        report=_report(
-            situation,
-            proposal,
-            verdict,
-            command,
-            metrics=_metrics(packet, signals, proposal, answer),
-            policy_version=policy_version,
-            now_ns=now_ns,
-            report_id=report_id,
-        ),
+        report=report,
+        closed_windows=closed_windows,
         events=events,
         priority=priority(events, verdict),
-        health=health(events, verdict.command_type, verdict.reason),
+        health=condition,
         loss_delta=delta,
         escalate=escalate,
     )
@@ -254,16 +191,8 @@ def fail(
         Event("step_failed", TelemetryLevel.CRITICAL, {"error": reason, "message": str(error)}),
         *breaker_events,
     )
-    report = FieldReport(
-        report_id=report_id,
-        command_id="",
-        training_run_id=_text(getattr(packet, "training_run_id", None)),
-        seed_id="",
-        blueprint_id=_text(getattr(packet, "blueprint_id", None)),
-        outcome=ReportOutcome.ABORTED,
-        issued_at_ns=now_ns,
-        tamiyo_policy_version=policy_version,
-        notes=f"{reason}: {_text(str(error))}",
+    report = failure_report(
+        packet, error, policy_version=policy_version, now_ns=now_ns, report_id=report_id
     )
     return with_failure(state, risk), Failure(report, events, health(events, None, reason))
 
@@ -289,12 +218,11 @@ def step(
         in is untouched.
     """
     situation = observe(config, state, packet, blueprint, candidates)
-    policy_state, outputs = policy.decide(params, state.policy_state, situation.observation)
     return conclude(
         config,
         state,
         situation,
-        Answer(policy_state, outputs, 0.0),
+        ask(policy, params, state.policy_state, situation.observation),
         mode=Mode.ACT,
         policy_version=policy_version,
         now_ns=now_ns,
@@ -303,10 +231,15 @@ def step(
     )
 
 
-def _propose(config: TamiyoConfig, situation: Situation, outputs: PolicyOutputs) -> Proposal:
-    legality = situation.observation.legality
-    selection = jax.tree.map(np.asarray, _select(outputs, legality))
-    return propose(situation.packet, situation.nodes, outputs, legality, selection, config.policy)
+def _propose(config: TamiyoConfig, situation: Situation, answer: Answer[PolicyState]) -> Proposal:
+    return propose(
+        situation.packet,
+        situation.nodes,
+        answer.outputs,
+        situation.observation.legality,
+        answer.selection,
+        config.policy,
+    )
 
 
 def _host_breaker(
@@ -315,70 +248,3 @@ def _host_breaker(
     if command is not None and isinstance(command.payload, CircuitBreakerAdjustment):
         return command.payload.desired_state
     return state.host_breaker
-
-
-def _metrics(
-    packet: SystemStatePacket,
-    signals: Signals,
-    proposal: Proposal | None,
-    answer: Answer[PolicyState] | None,
-) -> dict[str, float]:
-    """Numbers of the report; one that is not finite, or not on the wire, is left out."""
-    metrics = {"loss_delta": signals.loss_delta}
-    if proposal is not None and answer is not None:
-        metrics |= {
-            "param_delta": proposal.lr_delta,
-            "value_estimate": proposal.value,
-            "risk_index": float(proposal.risk_index),
-            "risk_score": proposal.risk_score,
-            "blending_index": float(proposal.blending_index),
-            "blending_schedule_start": proposal.schedule_start,
-            "blending_schedule_end": proposal.schedule_end,
-            "inference_ms": answer.latency_ms,
-        }
-        if proposal.seed_score is not None:
-            metrics["selected_seed_score"] = proposal.seed_score
-    blueprint = signals.blueprint
-    if blueprint is not None and blueprint.effective_risk is not None:
-        metrics["blueprint_risk"] = blueprint.effective_risk
-    hook = packet.training_metrics.get("hook_latency_ms")
-    if hook is not None:
-        metrics["hook_latency_ms"] = hook
-    return {name: value for name, value in metrics.items() if abs(value) <= _REPORT_LIMIT}
-
-
-def _report(
-    situation: Situation,
-    proposal: Proposal | None,
-    verdict: Verdict,
-    command: AdaptationCommand | None,
-    *,
-    metrics: dict[str, float],
-    policy_version: str,
-    now_ns: int,
-    report_id: str,
-) -> FieldReport:
-    target = None if command is None else command.target_seed_id
-    follow_up = (
-        (MitigationAction("CONSERVATIVE_MODE", verdict.reason),)
-        if verdict.enters_conservative
-        else ()
-    )
-    return FieldReport(
-        report_id=report_id,
-        command_id="" if command is None else command.command_id,
-        training_run_id=situation.packet.training_run_id,
-        seed_id="" if target is None else target,
-        blueprint_id=judged_blueprint(situation, proposal).blueprint_id,
-        outcome=report_outcome(verdict),
-        issued_at_ns=now_ns,
-        metrics=metrics,
-        tamiyo_policy_version=policy_version,
-        follow_up_actions=follow_up,
-        notes=verdict.reason,
-    )
-
-
-def _text(value: object) -> str:
-    """Text of an invalid packet as it can be written down; empty where it is no text."""
-    return value.encode(errors="replace").decode()[:1024] if isinstance(value, str) else ""

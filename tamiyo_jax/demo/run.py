@@ -181,43 +181,43 @@ def _grow(
         if settings.policy == "graph"
         else None
     )
-    with SqliteBlueprintLibrary(root / "blueprints.db") as library:
-        for blueprint in (task.blueprint, *task.candidates):
-            if library.get(blueprint.blueprint_id) is None:
-                library.put(blueprint)
-        with Tamiyo.open(
-            config,
-            directory=root / "tamiyo",
-            library=library,
-            params=params,
-            policy=settings.policy,
-            secret=secret,
-            sinks=(JsonLinesSink(root / "telemetry.jsonl"),),
-            state=restored,
-        ) as tamiyo:
+    library = SqliteBlueprintLibrary(root / "blueprints.db")
+    for blueprint in (task.blueprint, *task.candidates):
+        if library.get(blueprint.blueprint_id) is None:
+            library.put(blueprint)
+    with Tamiyo.open(
+        config,
+        directory=root / "tamiyo",
+        library=library,
+        params=params,
+        policy=settings.policy,
+        secret=secret,
+        sinks=(JsonLinesSink(root / "telemetry.jsonl"),),
+        state=restored,
+    ) as tamiyo:
 
-            def keep(record: Record) -> None:
-                rows.append(_row(record))
-                on_row("grown by Tamiyo", rows[-1], settings.steps // task.steps_per_epoch)
-                if rows[-1].epoch % CHECKPOINT_EPOCHS == 0:
-                    _save(root, rows, record, tamiyo.state, keeper)
+        def keep(record: Record) -> None:
+            rows.append(_row(record))
+            on_row("grown by Tamiyo", rows[-1], settings.steps // task.steps_per_epoch)
+            if rows[-1].epoch % CHECKPOINT_EPOCHS == 0:
+                _save(root, rows, record, tamiyo.state, keeper)
 
-            result = run(
-                task,
-                tamiyo,
-                steps=settings.steps,
-                state=state,
-                run_id=f"digits-{settings.seed}",
-                applier=CommandApplier(
-                    verifier,
-                    clock=time.time_ns,
-                    optimizer_id=task.optimizer_id,
-                    checkpointer=keeper,
-                ),
-                deterministic=settings.deterministic,
-                checkpoints=keeper,
-                on_step=keep,
-            )
+        result = run(
+            task,
+            tamiyo,
+            steps=settings.steps,
+            state=state,
+            run_id=f"digits-{settings.seed}",
+            applier=CommandApplier(
+                verifier,
+                clock=time.time_ns,
+                optimizer_id=task.optimizer_id,
+                checkpointer=keeper,
+            ),
+            deterministic=settings.deterministic,
+            checkpoints=keeper,
+            on_step=keep,
+        )
     return rows, int(state.epochs) if settings.resume else None, result
 
 

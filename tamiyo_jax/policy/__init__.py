@@ -21,13 +21,15 @@ from tamiyo_jax.policy.outputs import (
     Policy,
     PolicyOutputs,
 )
-from tamiyo_jax.policy.proposal import Proposal, propose
-from tamiyo_jax.policy.torch_import import (
+from tamiyo_jax.policy.parameters import (
+    arrays_from_bytes,
     export_params,
-    import_state_dict,
+    fit_params,
     load_params,
-    load_state_dict,
+    params_to_bytes,
 )
+from tamiyo_jax.policy.proposal import Proposal, propose
+from tamiyo_jax.policy.torch_import import import_state_dict, load_state_dict
 
 __all__ = [
     "ACTIONS",
@@ -47,12 +49,15 @@ __all__ = [
     "Selection",
     "abstract_params",
     "apply",
+    "arrays_from_bytes",
     "export_params",
+    "fit_params",
     "import_state_dict",
     "init_params",
     "legality",
     "load_params",
     "load_state_dict",
+    "params_to_bytes",
     "policy_step",
     "propose",
     "select",

@@ -1,4 +1,4 @@
-"""Parameters of a PyTorch Geometric network as ours, and ours in files.
+"""Parameters of a PyTorch Geometric network as ours.
 
 The table of names is the whole conversion: each row says which tensor of a state dict is
 which of our arrays, and how its axes turn. Files are ``.npz`` or ``.safetensors``; nothing
@@ -15,14 +15,14 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from tamiyo_jax.config import PolicyConfig
 from tamiyo_jax.errors import CheckpointMismatchError
 from tamiyo_jax.graph.schema import NODE_TYPES, RELATIONS
 from tamiyo_jax.policy.network import Params, abstract_params
 
-__all__ = ["export_params", "import_state_dict", "load_params", "load_state_dict"]
+__all__ = ["import_state_dict", "load_state_dict"]
 
 _SEPARATOR = "/"
 
@@ -168,33 +168,6 @@ def _torch_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
     if row.turn is _transposed:
         return (int(np.prod(shape[1:])), shape[0])
     return (1, *shape) if row.torch.split(".")[-1].startswith("att_") else shape
-
-
-def export_params(params: Params, path: Path) -> None:
-    """Write our parameters as safetensors, names joined by slashes."""
-    save_file({name: np.ascontiguousarray(array) for name, array in _flat(params).items()}, path)
-
-
-def load_params(path: Path, config: PolicyConfig) -> Params:
-    """Read parameters that `export_params` wrote, and check them against `config`.
-
-    Raises:
-      CheckpointMismatchError: the file is damaged, or an array is missing, unexpected or
-        of the wrong shape or dtype; the error lists all of them.
-      FileNotFoundError: there is no such file.
-    """
-    arrays = load_state_dict(path)
-    expected = _flat(abstract_params(config))
-    _check_names(frozenset(expected), frozenset(arrays), str(path))
-    _check_shapes(
-        [
-            f"{name}: {arrays[name].dtype}{arrays[name].shape} for {want.dtype}{want.shape}"
-            for name, want in expected.items()
-            if (arrays[name].shape, arrays[name].dtype) != (want.shape, want.dtype)
-        ],
-        str(path),
-    )
-    return unflatten_dict(arrays, sep=_SEPARATOR)
 
 
 def _flat(params: Params) -> dict[str, Any]:

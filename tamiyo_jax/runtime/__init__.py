@@ -7,9 +7,10 @@ from tamiyo_jax.runtime.library import (
     Change,
     ChangeKind,
     MemoryBlueprintLibrary,
-    SqliteBlueprintLibrary,
 )
+from tamiyo_jax.runtime.redis_library import RedisBlueprintLibrary
 from tamiyo_jax.runtime.service import Tamiyo
+from tamiyo_jax.runtime.sqlite_library import SqliteBlueprintLibrary
 from tamiyo_jax.runtime.telemetry import JsonLinesSink, MemorySink, Sink
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "MemoryBlueprintLibrary",
     "MemorySink",
     "Policy",
+    "RedisBlueprintLibrary",
     "Sink",
     "SqliteBlueprintLibrary",
     "Tamiyo",

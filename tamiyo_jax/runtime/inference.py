@@ -1,24 +1,30 @@
 """Running the policy under its deadline.
 
-`Runner` is the seam: here inference runs in the calling process, which can measure a
-deadline and discard a late answer but cannot end the work; a worker process can.
+In a worker process, which can be ended; or in the calling process, which can only measure
+the deadline and discard a late answer.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 import jax
 
-from tamiyo_jax.controller import Answer
+from tamiyo_jax.config import TamiyoConfig
+from tamiyo_jax.contracts import Metric, SystemStatePacket
+from tamiyo_jax.controller import Answer, Mode, ask
 from tamiyo_jax.errors import DeadlineExceededError, PolicyFailureError, TamiyoError
-from tamiyo_jax.graph import GraphLayout
-from tamiyo_jax.policy import Observation, Policy, PolicyOutputs
+from tamiyo_jax.graph import GraphLayout, RawGraph
+from tamiyo_jax.policy import Legality, Observation, Policy
+from tamiyo_jax.runtime.framing import Load
+from tamiyo_jax.runtime.policies import PolicyChoice, choose_policy
+from tamiyo_jax.runtime.worker import WorkerPool, WorkerSpec
 
-__all__ = ["InlineRunner", "Runner"]
+__all__ = ["InlineRunner", "ProcessRunner", "Runner", "serve_policy"]
 
-Params = TypeVar("Params")
 PolicyState = TypeVar("PolicyState")
 
 
@@ -35,9 +41,22 @@ class Runner(Protocol[PolicyState]):
         """Ask the policy.
 
         Raises:
-          DeadlineExceededError: the answer came later than `budget_ms`.
-          PolicyFailureError: the policy raised.
+          DeadlineExceededError: there was no answer within `budget_ms`.
+          PolicyFailureError: the policy raised, or the process that it ran in crashed.
+          WorkerUnavailableError: no worker is warm.
         """
+        ...
+
+    def wait_ready(self) -> None:
+        """Wait until there is something to run on.
+
+        Raises:
+          WorkerUnavailableError: no worker could be started; the message says why.
+        """
+        ...
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """Figures for telemetry."""
         ...
 
     def close(self) -> None:
@@ -45,7 +64,7 @@ class Runner(Protocol[PolicyState]):
         ...
 
 
-class InlineRunner(Generic[Params, PolicyState]):
+class InlineRunner(Generic[PolicyState]):
     """Runs the policy in the calling process.
 
     For notebooks and accelerators: a late answer is discarded and the error is the same as
@@ -53,16 +72,16 @@ class InlineRunner(Generic[Params, PolicyState]):
     a running XLA computation cannot be stopped.
     """
 
-    def __init__(self, policy: Policy[Params, PolicyState], params: Params) -> None:
-        self._policy = policy
-        self._params = params
+    def __init__(self, choice: PolicyChoice) -> None:
+        self._policy: Policy[Any, PolicyState] = choice.policy
+        self._params = choice.params
         self._prepared: set[GraphLayout] = set()
 
     def prepare(self, policy_state: PolicyState, observation: Observation) -> bool:
         """See `Runner`."""
         if observation.layout in self._prepared:
             return False
-        self._decide(policy_state, observation)
+        self._ask(policy_state, observation)
         self._prepared.add(observation.layout)
         return True
 
@@ -71,7 +90,7 @@ class InlineRunner(Generic[Params, PolicyState]):
     ) -> Answer[PolicyState]:
         """See `Runner`."""
         started = time.perf_counter()
-        after, outputs = self._decide(policy_state, observation)
+        answer = self._ask(policy_state, observation)
         latency_ms = (time.perf_counter() - started) * 1e3
         if latency_ms > budget_ms:
             raise DeadlineExceededError(
@@ -81,17 +100,21 @@ class InlineRunner(Generic[Params, PolicyState]):
                 budget_ms=budget_ms,
                 latency_ms=latency_ms,
             )
-        return Answer(after, outputs, latency_ms)
+        return replace(answer, latency_ms=latency_ms)
+
+    def wait_ready(self) -> None:
+        """See `Runner`; this process is ready."""
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """See `Runner`; there are none."""
+        return ()
 
     def close(self) -> None:
         """See `Runner`."""
 
-    def _decide(
-        self, policy_state: PolicyState, observation: Observation
-    ) -> tuple[PolicyState, PolicyOutputs]:
+    def _ask(self, policy_state: PolicyState, observation: Observation) -> Answer[PolicyState]:
         try:
-            answer = self._policy.decide(self._params, policy_state, observation)
-            return jax.device_get(answer)
+            return ask(self._policy, self._params, policy_state, observation)
         except TamiyoError:
             raise
         except Exception as error:
@@ -99,3 +122,111 @@ class InlineRunner(Generic[Params, PolicyState]):
                 f"the policy raised {type(error).__name__}: {error}",
                 packet_id=observation.packet.packet_id,
             ) from error
+
+
+class _Question(NamedTuple):
+    """What a worker is asked. The layout travels once, with its number."""
+
+    number: int
+    layout: GraphLayout | None
+    policy_state: Any
+    packet: SystemStatePacket
+    raw: RawGraph
+    legality: Legality
+
+
+class ProcessRunner(Generic[PolicyState]):
+    """Runs the policy in a worker process that is ended when it is late.
+
+    Args:
+      config: the configuration.
+      choice: the policy; the worker makes its own by the same name.
+      environment: what the worker sees of the environment; see `worker_environment`.
+    """
+
+    def __init__(
+        self, config: TamiyoConfig, choice: PolicyChoice, environment: Mapping[str, str]
+    ) -> None:
+        deadlines = config.deadlines
+        self._layouts: dict[GraphLayout, int] = {}
+        arguments = {"config": config, "policy": choice.name, "params": choice.params}
+        self._pool = WorkerPool(
+            WorkerSpec(
+                stage="inference",
+                load=Load(
+                    f"{__name__}:{serve_policy.__name__}",
+                    jax.device_get(arguments),
+                    deadlines.memory_mb << 20,
+                ),
+                failure=PolicyFailureError,
+                environment=environment,
+                spares=deadlines.spares,
+                warmup_s=deadlines.warmup_s,
+            )
+        )
+
+    @property
+    def pool(self) -> WorkerPool:
+        """The workers."""
+        return self._pool
+
+    def prepare(self, policy_state: PolicyState, observation: Observation) -> bool:
+        """See `Runner`; every later worker is prepared alike before it serves."""
+        layout = observation.layout
+        if layout in self._layouts:
+            return False
+        number = len(self._layouts)
+        self._pool.prepare(number, _question(number, layout, policy_state, observation))
+        self._layouts[layout] = number
+        return True
+
+    def run(
+        self, policy_state: PolicyState, observation: Observation, budget_ms: float
+    ) -> Answer[PolicyState]:
+        """See `Runner`."""
+        started = time.perf_counter()
+        number = self._layouts[observation.layout]
+        question = _question(number, None, policy_state, observation)
+        answer: Answer[PolicyState] = self._pool.call(question, budget_ms)
+        return replace(answer, latency_ms=(time.perf_counter() - started) * 1e3)
+
+    def wait_ready(self) -> None:
+        """See `Runner`."""
+        self._pool.wait_ready()
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """See `Runner`."""
+        return (
+            Metric("tamiyo.worker.restarts", float(self._pool.restarts)),
+            Metric("tamiyo.worker.spares_ready", float(self._pool.spares_ready)),
+        )
+
+    def close(self) -> None:
+        """End the workers."""
+        self._pool.close()
+
+
+def _question(
+    number: int, layout: GraphLayout | None, policy_state: object, observation: Observation
+) -> _Question:
+    return _Question(
+        number, layout, policy_state, observation.packet, observation.raw, observation.legality
+    )
+
+
+def serve_policy(
+    config: TamiyoConfig, policy: str, params: object
+) -> Callable[[_Question], Answer[Any]]:
+    """What a worker loads: the policy, and its parameters on the device."""
+    choice = choose_policy(config, policy, params, Mode.ACT)
+    placed = cast(Any, jax).device_put(choice.params)
+    layouts: dict[int, GraphLayout] = {}
+
+    def answer(question: _Question) -> Answer[Any]:
+        number, layout, policy_state, packet, raw, legality = question
+        if layout is not None:
+            layouts[number] = layout
+        observation = Observation(packet, layouts[number], raw, legality)
+        return ask(choice.policy, placed, policy_state, observation)
+
+    return answer

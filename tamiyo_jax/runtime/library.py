@@ -6,45 +6,28 @@ carries the revision at which it was put.
 
 from __future__ import annotations
 
-import os
-import sqlite3
 import threading
-import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from pathlib import Path
-from typing import Protocol, Self, TypeVar
+from typing import NamedTuple, Protocol
 
 from tamiyo_jax.config import GraphConfig
-from tamiyo_jax.contracts import (
-    Blueprint,
-    blueprint_from_json,
-    blueprint_to_json,
-    validate_blueprint,
-)
-from tamiyo_jax.errors import PersistenceError
+from tamiyo_jax.contracts import Blueprint, validate_blueprint
 
 __all__ = [
+    "CHANGES_KEPT",
     "BlueprintLibrary",
     "Change",
     "ChangeKind",
+    "Connection",
     "MemoryBlueprintLibrary",
-    "SqliteBlueprintLibrary",
+    "checked",
 ]
 
-T = TypeVar("T")
-
-_POLL_SECONDS = 0.01
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS blueprints (
-    blueprint_id TEXT PRIMARY KEY, revision INTEGER NOT NULL, document TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS changes (
-    revision INTEGER PRIMARY KEY AUTOINCREMENT, blueprint_id TEXT NOT NULL, kind TEXT NOT NULL
-);
-"""
+# A library on a disk or a server forgets older changes. A reader that was away for longer
+# finds a gap in the revisions and reads everything anew.
+CHANGES_KEPT = 10_000
 
 
 class ChangeKind(StrEnum):
@@ -63,8 +46,25 @@ class Change:
     kind: ChangeKind
 
 
+class Connection(NamedTuple):
+    """How another process opens the same library: ``factory(**arguments)``.
+
+    Attributes:
+      factory: importable, as ``"package.module:function"``.
+      arguments: keyword arguments that JSON can carry. They may hold a password.
+    """
+
+    factory: str
+    arguments: Mapping[str, object]
+
+
 class BlueprintLibrary(Protocol):
-    """Where blueprints come from."""
+    """Where blueprints come from; any thread may call any method.
+
+    Whoever has seen a revision, by `revision` or `changes`, gets by `get` what that revision
+    put, or something newer. Every method raises `PersistenceError` when the library cannot
+    be read or written.
+    """
 
     def get(self, blueprint_id: str) -> Blueprint | None:
         """The blueprint with its revision, or None."""
@@ -78,16 +78,32 @@ class BlueprintLibrary(Protocol):
         """Remove a blueprint, there or not; returns the new revision."""
         ...
 
+    def ids(self) -> list[str]:
+        """Ids of all blueprints, sorted."""
+        ...
+
     def revision(self) -> int:
         """The revision of the newest change, 0 before the first."""
         ...
 
     def changes(self, after: int, timeout: float) -> list[Change]:
-        """Changes above revision `after`; waits up to `timeout` seconds for one."""
+        """Changes above revision `after`, in order; waits up to `timeout` seconds for one.
+
+        Those that the library no longer keeps are missing at the front.
+        """
+        ...
+
+    def connection(self) -> Connection | None:
+        """How another process opens this library; None if it lives in this one's memory."""
         ...
 
 
-def _checked(blueprint: Blueprint, caps: GraphConfig) -> Blueprint:
+def checked(blueprint: Blueprint, caps: GraphConfig) -> Blueprint:
+    """The blueprint, if it keeps its contract.
+
+    Raises:
+      InvalidBlueprintError: it does not; the error names the field.
+    """
     validate_blueprint(
         blueprint,
         max_layers=caps.max_layers,
@@ -99,7 +115,11 @@ def _checked(blueprint: Blueprint, caps: GraphConfig) -> Blueprint:
 
 
 class MemoryBlueprintLibrary:
-    """Blueprints in this process's memory, for tests and notebooks."""
+    """Blueprints in this process's memory, for tests and notebooks.
+
+    Args:
+      caps: what a blueprint may hold.
+    """
 
     def __init__(self, caps: GraphConfig | None = None) -> None:
         self._caps = caps or GraphConfig()
@@ -109,11 +129,12 @@ class MemoryBlueprintLibrary:
 
     def get(self, blueprint_id: str) -> Blueprint | None:
         """See `BlueprintLibrary`."""
-        return self._blueprints.get(blueprint_id)
+        with self._changed:
+            return self._blueprints.get(blueprint_id)
 
     def put(self, blueprint: Blueprint) -> int:
         """See `BlueprintLibrary`."""
-        _checked(blueprint, self._caps)
+        checked(blueprint, self._caps)
         with self._changed:
             revision = self._record(blueprint.blueprint_id, ChangeKind.PUT)
             self._blueprints[blueprint.blueprint_id] = replace(blueprint, revision=revision)
@@ -125,9 +146,15 @@ class MemoryBlueprintLibrary:
             self._blueprints.pop(blueprint_id, None)
             return self._record(blueprint_id, ChangeKind.DELETE)
 
+    def ids(self) -> list[str]:
+        """See `BlueprintLibrary`."""
+        with self._changed:
+            return sorted(self._blueprints)
+
     def revision(self) -> int:
         """See `BlueprintLibrary`."""
-        return len(self._changes)
+        with self._changed:
+            return len(self._changes)
 
     def changes(self, after: int, timeout: float) -> list[Change]:
         """See `BlueprintLibrary`."""
@@ -135,123 +162,11 @@ class MemoryBlueprintLibrary:
             self._changed.wait_for(lambda: len(self._changes) > after, timeout)
             return self._changes[after:]
 
+    def connection(self) -> None:
+        """None: no other process can reach this memory."""
+
     def _record(self, blueprint_id: str, kind: ChangeKind) -> int:
         revision = len(self._changes) + 1
         self._changes.append(Change(revision, blueprint_id, kind))
         self._changed.notify_all()
         return revision
-
-
-class SqliteBlueprintLibrary:
-    """Blueprints in one SQLite file, shared by all processes of a machine.
-
-    A blueprint and the row that tells of its change commit together. Every thread that
-    uses the library has a connection of its own.
-
-    Args:
-      path: the database file; its directory is made if it is not there.
-      caps: what a blueprint may hold.
-
-    Raises:
-      PersistenceError: the file cannot be opened as a database.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], caps: GraphConfig | None = None) -> None:
-        self._path = Path(path)
-        self._caps = caps or GraphConfig()
-        self._connections: dict[int, sqlite3.Connection] = {}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._run(lambda db: db.executescript(_SCHEMA))
-
-    def get(self, blueprint_id: str) -> Blueprint | None:
-        """See `BlueprintLibrary`."""
-        query = "SELECT revision, document FROM blueprints WHERE blueprint_id = ?"
-        row = self._run(lambda db: db.execute(query, (blueprint_id,)).fetchone())
-        if row is None:
-            return None
-        return _checked(replace(blueprint_from_json(row[1]), revision=row[0]), self._caps)
-
-    def put(self, blueprint: Blueprint) -> int:
-        """See `BlueprintLibrary`."""
-        _checked(blueprint, self._caps)
-
-        def write(db: sqlite3.Connection) -> int:
-            with db:
-                revision = _record(db, blueprint.blueprint_id, ChangeKind.PUT)
-                document = blueprint_to_json(replace(blueprint, revision=revision))
-                db.execute(
-                    "INSERT OR REPLACE INTO blueprints VALUES (?, ?, ?)",
-                    (blueprint.blueprint_id, revision, document),
-                )
-            return revision
-
-        return self._run(write)
-
-    def delete(self, blueprint_id: str) -> int:
-        """See `BlueprintLibrary`."""
-
-        def write(db: sqlite3.Connection) -> int:
-            with db:
-                db.execute("DELETE FROM blueprints WHERE blueprint_id = ?", (blueprint_id,))
-                return _record(db, blueprint_id, ChangeKind.DELETE)
-
-        return self._run(write)
-
-    def revision(self) -> int:
-        """See `BlueprintLibrary`."""
-        query = "SELECT coalesce(max(revision), 0) FROM changes"
-        return self._run(lambda db: db.execute(query).fetchone()[0])
-
-    def changes(self, after: int, timeout: float) -> list[Change]:
-        """See `BlueprintLibrary`; looks every 10 ms whether another process wrote."""
-        query = "SELECT revision, blueprint_id, kind FROM changes WHERE revision > ? ORDER BY 1"
-        deadline = time.monotonic() + timeout
-        while True:
-            rows = self._run(lambda db: db.execute(query, (after,)).fetchall())
-            if rows or time.monotonic() >= deadline:
-                return [Change(revision, name, ChangeKind(kind)) for revision, name, kind in rows]
-            time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
-
-    def ids(self) -> list[str]:
-        """Ids of all blueprints, in order."""
-        query = "SELECT blueprint_id FROM blueprints ORDER BY 1"
-        return [row[0] for row in self._run(lambda db: db.execute(query).fetchall())]
-
-    def close(self) -> None:
-        """Close the connections; call it when no thread uses the library any more."""
-        for connection in self._connections.values():
-            connection.close()
-        self._connections.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        try:
-            thread = threading.get_ident()
-            if thread not in self._connections:
-                self._connections[thread] = _connect(self._path)
-            return work(self._connections[thread])
-        except sqlite3.Error as error:
-            raise PersistenceError(
-                f"blueprint library {self._path}: {error}", path=str(self._path)
-            ) from error
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=10.0, check_same_thread=False)
-    with closing(connection.execute("PRAGMA journal_mode=WAL")):
-        return connection
-
-
-def _record(db: sqlite3.Connection, blueprint_id: str, kind: ChangeKind) -> int:
-    cursor = db.execute(
-        "INSERT INTO changes (blueprint_id, kind) VALUES (?, ?)", (blueprint_id, kind.value)
-    )
-    revision = cursor.lastrowid
-    if revision is None:
-        raise PersistenceError("the change could not be recorded", blueprint_id=blueprint_id)
-    return revision

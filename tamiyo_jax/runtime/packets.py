@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from tamiyo_jax.contracts import (
     Event,
@@ -23,9 +23,13 @@ Indicators = Mapping[str, str]
 
 
 def outcome_packet(
-    outcome: Outcome, state: TamiyoState[object], decision: Decision, indicators: Indicators
+    outcome: Outcome,
+    state: TamiyoState[object],
+    decision: Decision,
+    indicators: Indicators,
+    gauges: Iterable[Metric],
 ) -> TelemetryPacket:
-    """Telemetry of a decided step."""
+    """Telemetry of a decided step; `gauges` come from the parts of the controller."""
     packet = outcome.situation.packet
     proposal = outcome.proposal
     facts = dict(indicators) | {"priority": outcome.priority.name, "reason": decision.reason}
@@ -41,6 +45,7 @@ def outcome_packet(
             Metric(f"tamiyo.gnn.feature_coverage.{group}", share, "share")
             for group, share in decision.coverage.items()
         ),
+        *gauges,
     ]
     if packet.validation_loss is not None:
         metrics.append(Metric("tamiyo.validation_loss", packet.validation_loss, "loss"))

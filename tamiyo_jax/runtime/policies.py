@@ -16,8 +16,16 @@ __all__ = ["PolicyChoice", "choose_policy"]
 
 @dataclass(frozen=True, slots=True)
 class PolicyChoice:
-    """A policy, its parameters and the name that annotations and reports carry."""
+    """A policy, its parameters, and what annotations and reports call it.
 
+    Attributes:
+      name: what `choose_policy` was asked for.
+      policy: the policy.
+      params: its parameters.
+      version: what annotations and reports call it.
+    """
+
+    name: str
     policy: Policy[Any, Any]
     params: Any
     version: str
@@ -33,17 +41,19 @@ def choose_policy(config: TamiyoConfig, name: str, params: object, mode: Mode) -
       ConfigurationError: the factory cannot be imported or does not make a policy.
     """
     if mode is Mode.GUARD:
-        return PolicyChoice(HeuristicPolicy(config.heuristic, config.policy), {}, GUARD_POLICY)
+        return PolicyChoice(
+            name, HeuristicPolicy(config.heuristic, config.policy), {}, GUARD_POLICY
+        )
     if name == "graph":
         if params is None:
             raise MissingParametersError(
                 "policy='graph' needs params; policy.init_params(config.policy, key) makes "
                 "untrained ones, policy='heuristic' needs none"
             )
-        return PolicyChoice(GraphPolicy(config.graph), params, config.policy.version)
+        return PolicyChoice(name, GraphPolicy(config.graph), params, config.policy.version)
     if name == "heuristic":
         policy = HeuristicPolicy(config.heuristic, config.policy)
-        return PolicyChoice(policy, {}, "heuristic-1")
+        return PolicyChoice(name, policy, {}, "heuristic-1")
     module, _, factory = name.partition(":")
     try:
         make = getattr(importlib.import_module(module), factory)
@@ -59,4 +69,4 @@ def choose_policy(config: TamiyoConfig, name: str, params: object, mode: Mode) -
             f"{name} returned {type(policy).__name__}, which has no decide and initial_state",
             policy=name,
         )
-    return PolicyChoice(policy, params, name)
+    return PolicyChoice(name, policy, params, name)

@@ -1,8 +1,8 @@
 """`Tamiyo`: the service that a training loop talks to.
 
-It only routes. What is decided comes from pure functions; inference, blueprints, journal and
-telemetry are parts of their own. A step that raises leaves the state as it was, but for what
-records failures.
+It only routes. What is decided comes from pure functions; inference, blueprints, storage,
+publishing and telemetry are parts of their own. A step that raises leaves the state as it
+was, but for what records failures.
 """
 
 from __future__ import annotations
@@ -16,59 +16,59 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
 
-import numpy as np
-
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import (
     Event,
+    Metric,
+    PolicyUpdate,
     Secret,
     SystemStatePacket,
     TelemetryLevel,
+    decode_policy_update,
     sign,
     validate_packet,
 )
 from tamiyo_jax.controller import (
     Answer,
+    AppliedPolicy,
     Mode,
     Outcome,
     Situation,
     TamiyoState,
     conclude,
     fail,
-    initial_state,
-    observe,
-    state_to_json,
+    observe_encoded,
 )
 from tamiyo_jax.errors import (
     ConfigurationError,
     DeadlineExceededError,
-    MissingSecretError,
     PersistenceError,
     PolicyFailureError,
+    PolicyUpdateRejectedError,
     TamiyoError,
+    WorkerUnavailableError,
 )
 from tamiyo_jax.risk import Stage, admit_call, call_succeeded, enter_by_hand, leave_by_hand
+from tamiyo_jax.runtime.assembly import Parts, assemble, resolve_secrets
+from tamiyo_jax.runtime.bus import Bus
 from tamiyo_jax.runtime.decision import Decision, Latency
-from tamiyo_jax.runtime.inference import InlineRunner, Runner
 from tamiyo_jax.runtime.library import BlueprintLibrary
-from tamiyo_jax.runtime.metadata import BlueprintResolver
-from tamiyo_jax.runtime.packets import damage_events, failure_packet, outcome_packet, status_packet
-from tamiyo_jax.runtime.policies import PolicyChoice, choose_policy
-from tamiyo_jax.runtime.telemetry import Sink, Telemetry
-from tamiyo_jax.storage import (
-    DirectoryLock,
-    Journal,
-    RecordType,
-    StepRecord,
-    Ticket,
-    encode_operator,
-    encode_restore,
-    encode_snapshot,
-    encode_step,
-    recover_state,
-)
+from tamiyo_jax.runtime.packets import failure_packet, outcome_packet, status_packet
+from tamiyo_jax.runtime.policies import choose_policy
+from tamiyo_jax.runtime.recording import decided, failure_record, outcome_record
+from tamiyo_jax.runtime.seat import Isolation, Seat
+from tamiyo_jax.runtime.telemetry import Sink
+from tamiyo_jax.runtime.updates import checked_parameters, trial_situation
+from tamiyo_jax.storage import StepRecord, Ticket
 
 __all__ = ["Tamiyo"]
+
+# What a stage's breaker counts: calls that were made and not answered as they should be.
+_COUNTED: Mapping[Stage, tuple[type[TamiyoError], ...]] = {
+    "inference": (DeadlineExceededError, PolicyFailureError),
+    "metadata": (DeadlineExceededError, PersistenceError),
+}
+_KEPT_UPDATES = 2  # the live one, and the one that a rollback returns to
 
 
 class Tamiyo:
@@ -81,29 +81,24 @@ class Tamiyo:
         self,
         config: TamiyoConfig,
         *,
-        choice: PolicyChoice,
-        runner: Runner[Any],
-        resolver: BlueprintResolver,
-        secret: Secret,
-        journal: Journal,
-        lock: DirectoryLock,
-        telemetry: Telemetry,
-        state: TamiyoState[Any],
+        parts: Parts,
+        seat: Seat,
+        secrets: tuple[Secret, ...],
         mode: Mode,
         clock: Callable[[], int],
     ) -> None:
         self._config = config
-        self._choice = choice
-        self._runner = runner
-        self._resolver = resolver
-        self._secret = secret
-        self._journal = journal
-        self._directory_lock = lock
-        self._telemetry = telemetry
-        self._state = state
+        self._parts = parts
+        self._storage = parts.storage
+        self._seating = parts.seating
+        self._seat = seat
+        self._secrets = secrets
+        self._state = parts.state
         self._mode = mode
         self._clock = clock
+        self._last: Situation | None = None
         self._lock = threading.Lock()
+        self._updating = threading.Lock()
         self._closed = False
 
     @classmethod
@@ -118,8 +113,9 @@ class Tamiyo:
         mode: Literal["act", "shadow", "guard"] = "act",
         secret: bytes | None = None,
         sinks: Iterable[Sink] = (),
+        bus: Bus | None = None,
         state: TamiyoState[Any] | None = None,
-        isolation: Literal["inline"] = "inline",
+        isolation: Isolation = "process",
         clock: Callable[[], int] = time.time_ns,
     ) -> Self:
         """Open a run directory and go on from its latest state.
@@ -128,14 +124,19 @@ class Tamiyo:
           config: all settings; nothing is read from elsewhere afterwards.
           directory: the run directory; made if it is not there.
           library: where blueprints come from.
-          params: the policy's parameters; the heuristic has none.
+          params: the policy's parameters; the heuristic has none. A policy update that the
+            directory's state has in force goes before them; with `state` they are the live
+            ones.
           policy: ``"graph"``, ``"heuristic"`` or ``"package.module:factory"``.
           mode: ``"act"`` signs commands, ``"shadow"`` only tells what it would do,
             ``"guard"`` runs the risk gate alone.
           secret: at least 16 bytes; None reads the variable `config.security.secret_env`.
           sinks: where telemetry goes.
+          bus: where reports are published; None publishes none.
           state: wins over the directory's own; the journal says so.
-          isolation: ``"inline"`` runs inference in this process; it cannot end late work.
+          isolation: ``"process"`` runs policy and fetches in workers that are ended when
+            they are late; ``"inline"`` runs them in this process, for notebooks and
+            accelerators, where late work can only be discarded.
           clock: nanoseconds since the epoch.
 
         Raises:
@@ -143,48 +144,38 @@ class Tamiyo:
           MissingParametersError: the graph policy without parameters.
           DirectoryLockedError: another process owns the directory.
           PersistenceError: the journal cannot be read or written.
+          WorkerUnavailableError: no worker could be started; the message says why.
         """
+        if isolation not in ("process", "inline"):
+            raise ConfigurationError(f"isolation={isolation!r}; choose 'process' or 'inline'")
         chosen_mode = Mode(mode)
-        if isolation != "inline":
-            raise ConfigurationError(f"isolation={isolation!r}; 'inline' is what there is")
-        key = _secret(config, secret)
-        choice = choose_policy(config, policy, params, chosen_mode)
-        root = Path(directory)
-        lock = DirectoryLock(root)
-        telemetry = Telemetry(sinks)
-        try:
-            template = choice.policy.initial_state()
-            journal, recovered = Journal.open(
-                root,
-                durability=config.storage.durability,
-                flush_ms=config.storage.flush_ms,
-                recovery=config.storage.recovery,
-            )
-            stored = recover_state(recovered.replay, template)
-            current = initial_state(template) if stored is None else stored
-            journal.start(encode_snapshot(current))
-            if state is not None:
-                current = state
-                journal.append(RecordType.RESTORE, encode_restore(state, "state given to open"))
-        except BaseException:
-            telemetry.close()
-            lock.release()
-            raise
-        tamiyo = cls(
+        secrets = resolve_secrets(config, secret)
+        base = choose_policy(config, policy, params, chosen_mode)
+        parts = assemble(
             config,
-            choice=choice,
-            runner=InlineRunner(choice.policy, choice.params),
-            resolver=BlueprintResolver(library),
-            secret=key,
-            journal=journal,
-            lock=lock,
-            telemetry=telemetry,
-            state=current,
+            base,
+            directory=Path(directory),
+            library=library,
+            secret=secrets[0],
+            sinks=sinks,
+            bus=bus,
+            state=state,
+            isolation=isolation,
             mode=chosen_mode,
             clock=clock,
         )
-        tamiyo._tell(damage_events(recovered))
-        return tamiyo
+        seat = None
+        try:
+            seat = parts.seating.begin(base if state else parts.seating.live(parts.state))
+            if parts.metadata is not None:
+                parts.metadata.wait_ready()
+            seat.runner.wait_ready()
+        except BaseException:
+            if seat is not None:
+                seat.close()
+            parts.closers.close()
+            raise
+        return cls(config, parts=parts, seat=seat, secrets=secrets, mode=chosen_mode, clock=clock)
 
     @property
     def config(self) -> TamiyoConfig:
@@ -199,7 +190,7 @@ class Tamiyo:
     @property
     def params(self) -> Any:  # noqa: ANN401 - a policy's own pytree
         """The policy's parameters."""
-        return self._choice.params
+        return self._seat.choice.params
 
     @property
     def mode(self) -> Mode:
@@ -216,17 +207,19 @@ class Tamiyo:
         with self._lock:
             self._check_open()
             started = time.perf_counter()
-            state, valid, stage = self._state, False, None
+            state = before = self._state
+            valid, stage = False, None
             try:
                 validate_packet(packet, max_metrics=self._config.packet.max_metrics)
                 valid, stage = True, "metadata"
                 state = self._admit(state, "metadata")
-                blueprint, candidates = self._resolver.resolve(
+                arrays, candidates = self._parts.resolver.resolve(
                     packet, self._config.deadlines.metadata_ms
                 )
                 resolved = time.perf_counter()
                 state, stage = self._succeed(state, "metadata"), None
-                situation = observe(self._config, state, packet, blueprint, candidates)
+                before = state
+                situation = observe_encoded(self._config, state, packet, arrays, candidates)
                 encoded = time.perf_counter()
                 answer = None
                 if self._mode is not Mode.GUARD:
@@ -236,9 +229,84 @@ class Tamiyo:
                 after, outcome = self._conclude(state, situation, answer)
                 if answer is not None:
                     after = self._succeed(after, "inference")
+            except WorkerUnavailableError as error:
+                self._fail(before, packet, error, None, valid=valid)  # no trial either
             except TamiyoError as error:
                 self._fail(state, packet, error, stage, valid=valid)
             return self._commit(after, outcome, (started, resolved, encoded))
+
+    def prepare(self, blueprint_id: str) -> None:
+        """Compile for a blueprint ahead of time, so that its first step need not.
+
+        Raises:
+          UnknownBlueprintError: the library does not hold it.
+          TamiyoError: as a step's inference.
+        """
+        with self._lock:
+            self._check_open()
+            last = self._last or trial_situation(self._config, self._state)
+            packet = replace(
+                last.packet, blueprint_id=blueprint_id, candidate_blueprint_ids=(blueprint_id,)
+            )
+            arrays, candidates = self._parts.resolver.resolve(
+                packet, self._config.deadlines.metadata_ms
+            )
+            situation = observe_encoded(self._config, self._state, packet, arrays, candidates)
+            self._prepare(self._state, situation)
+
+    def update_policy(self, update: PolicyUpdate | bytes) -> None:
+        """Let new parameters decide, from the next step on.
+
+        They are checked, tried in a fresh worker beside the steps that go on meanwhile,
+        brought to disk and recorded; only then the policy is swapped.
+
+        Args:
+          update: signed, with parameters as safetensors (`policy.params_to_bytes`); or its
+            bytes as the wire has them.
+
+        Raises:
+          PolicyUpdateRejectedError: its `reason` says why; the live policy is untouched.
+          PersistenceError: it could not be recorded; the live policy is untouched.
+        """
+        with self._updating:
+            self._check_open()
+            try:
+                if isinstance(update, bytes):
+                    update = decode_policy_update(update)
+                self._update(update)
+            except PolicyUpdateRejectedError as error:
+                attributes = {"reason": str(error.reason), "message": str(error)}
+                event = Event("policy_update_rejected", TelemetryLevel.WARNING, attributes)
+                self._tell((event,))
+                raise
+
+    def rollback_policy(self) -> None:
+        """Return to the policy before the live update, from the next step on.
+
+        That is the update before it, and before that the parameters given to `open`.
+
+        Raises:
+          PolicyUpdateRejectedError: `no_update`; none is in force.
+          PersistenceError: the earlier parameters are gone, or this could not be recorded.
+        """
+        with self._updating:
+            self._check_open()
+            *earlier, live = self._state.policies or (None,)
+            if live is None:
+                raise PolicyUpdateRejectedError(
+                    "no policy update is in force; there is nothing to roll back",
+                    reason="no_update",
+                )
+            choice = self._seating.live(replace(self._state, policies=tuple(earlier)))
+            seat = self._seating.warm(choice, self._state, self._last)
+            detail = f"{live.policy_id} → {choice.version}"
+            with self._lock:
+                after = replace(self._state, policies=tuple(earlier))
+                self._swap(
+                    seat,
+                    after,
+                    lambda: self._storage.append_operator("policy_rolled_back", detail, after),
+                )
 
     def set_conservative(self, on: bool, reason: str) -> None:
         """Enter conservative mode by hand, or leave it; only a hand ends what a hand began."""
@@ -251,23 +319,46 @@ class Tamiyo:
                 risk, events = leave_by_hand(before, step)
             after = replace(self._state, risk=risk)
             action = "conservative_on" if on else "conservative_off"
-            self._append(RecordType.OPERATOR, encode_operator(action, reason, after))
+            self._record(lambda: self._storage.append_operator(action, reason, after))
             self._state = after
             self._tell(events)
 
     def restore(self, state: TamiyoState[Any], params: object = None) -> None:
-        """Take over a state, and parameters if given; the journal says so.
+        """Take over a state; the journal says so.
 
         Decisions from here on are those that the saved run would have made.
+
+        Args:
+          state: a state that `state` gave, of any run of the same policy.
+          params: its live parameters; None takes those of its policy update from the run
+            directory, or those given to `open` where it has none.
+
+        Raises:
+          PersistenceError: it could not be recorded, or parameters are missing; nothing
+            has changed.
         """
-        with self._lock:
+        with self._updating:
             self._check_open()
-            self._append(RecordType.RESTORE, encode_restore(state, "restore"))
-            self._state = state
+            choice = seat = None
             if params is not None:
-                self._choice = replace(self._choice, params=params)
-                self._runner.close()
-                self._runner = InlineRunner(self._choice.policy, params)
+                choice = replace(self._seating.base, params=params)
+            elif state.policies != self._state.policies:
+                choice = self._seating.live(state)
+            if choice is not None:
+                seat = self._seating.warm(choice, state, self._last)
+            with self._lock:
+                self._swap(seat, state, lambda: self._storage.append_restore(state, "restore"))
+
+    def publish(self) -> int:
+        """Publish every report that is due, and wait for it; returns how many were taken.
+
+        Raises:
+          ConfigurationError: this controller was opened without a bus.
+          PersistenceError: what became of a report could not be recorded.
+        """
+        if self._parts.publisher is None:
+            raise ConfigurationError("there is no bus to publish to; pass bus=… to Tamiyo.open")
+        return self._parts.publisher.publish()
 
     def flush(self) -> None:
         """Wait until every record is on disk.
@@ -275,20 +366,18 @@ class Tamiyo:
         Raises:
           PersistenceError: the journal was sealed before that.
         """
-        self._journal.flush()
+        self._storage.flush()
 
     def close(self) -> None:
         """Bring everything to disk and release the directory; closing twice is harmless."""
-        with self._lock:
+        with self._updating, self._lock:
             if self._closed:
                 return
             self._closed = True
             try:
-                self._runner.close()
-                self._journal.close()
+                self._seat.close()
             finally:
-                self._telemetry.close()
-                self._directory_lock.release()
+                self._parts.closers.close()
 
     def __enter__(self) -> Self:
         return self
@@ -297,7 +386,7 @@ class Tamiyo:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Tamiyo(mode={self._mode.value!r}, policy={self._choice.version!r})"
+        return f"Tamiyo(mode={self._mode.value!r}, policy={self._seat.choice.version!r})"
 
     def _check_open(self) -> None:
         if self._closed:
@@ -312,11 +401,60 @@ class Tamiyo:
         return replace(state, risk=risk)
 
     def _ask(self, state: TamiyoState[Any], situation: Situation) -> Answer[Any]:
-        observation = situation.observation
-        if self._runner.prepare(state.policy_state, observation):
+        self._prepare(state, situation)
+        self._last = situation
+        return self._seat.ask(state, situation, self._config.deadlines.inference_ms)
+
+    def _prepare(self, state: TamiyoState[Any], situation: Situation) -> None:
+        if self._seat.prepare(state, situation):
             self._tell((Event("layout_prepared", TelemetryLevel.INFO),))
-        budget_ms = self._config.deadlines.inference_ms
-        return self._runner.run(state.policy_state, observation, budget_ms)
+
+    def _update(self, update: PolicyUpdate) -> None:
+        params = checked_parameters(
+            update,
+            self._seating.base.params,
+            secrets=self._secrets,
+            applied=self._storage.facts.policy_ids,
+            now_ns=self._clock(),
+            config=self._config,
+        )
+        state = self._state
+        situation = self._last or trial_situation(self._config, state)
+        seat = self._seating.tried(update, params, state, situation)
+        try:
+            digest = self._storage.store_parameters(update.payload)
+        except PersistenceError as error:
+            seat.close()
+            self._tell_persistence_failure(error)
+            raise
+        applied = AppliedPolicy(update.policy_id, digest, update.policy_version)
+        with self._lock:
+            policies = (*self._state.policies, applied)[-_KEPT_UPDATES:]
+            after = replace(self._state, policies=policies)
+            self._swap(
+                seat,
+                after,
+                lambda: self._storage.append_policy_update(
+                    applied.policy_id, applied.digest, applied.version, after
+                ),
+            )
+        attributes = {"policy_id": applied.policy_id, "version": applied.version}
+        self._tell((Event("policy_update_applied", TelemetryLevel.INFO, attributes),))
+
+    def _swap(
+        self, seat: Seat | None, state: TamiyoState[Any], record: Callable[[], Ticket]
+    ) -> None:
+        """Between two steps: record, and only then let another state, and seat, rule."""
+        try:
+            self._record(record)
+        except BaseException:
+            if seat is not None:
+                seat.close()
+            raise
+        self._state = state
+        if seat is not None:
+            self._seat, old = seat, self._seat
+            old.close()
 
     def _conclude(
         self, state: TamiyoState[Any], situation: Situation, answer: Answer[Any] | None
@@ -327,7 +465,7 @@ class Tamiyo:
             situation,
             answer,
             mode=self._mode,
-            policy_version=self._choice.version,
+            policy_version=self._seat.choice.version,
             now_ns=self._clock(),
             command_id=str(uuid.uuid4()),
             report_id=f"fr-{uuid.uuid4()}",
@@ -340,27 +478,20 @@ class Tamiyo:
         shadow = self._mode is Mode.SHADOW
         command = outcome.command
         if command is not None and not shadow:
-            command = sign(command, self._secret)
+            command = sign(command, self._secrets[0])
         concluded = time.perf_counter()
-        ticket = self._append(
-            RecordType.STEP,
-            encode_step(
-                StepRecord(
-                    report=outcome.report,
-                    action=outcome.action,
-                    mode=self._mode.value,
-                    state=state_to_json(after, registries=False),
-                    command=command,
-                    blueprint_revision=outcome.situation.blueprint.revision,
-                    registry_additions=after.registries.additions(self._state.registries),
-                    **self._recorded(outcome),
-                )
-            ),
+        record = outcome_record(
+            outcome,
+            command,
+            self._state,
+            after,
+            self._mode,
+            with_packet=self._config.storage.record_packets,
         )
+        ticket = self._record_step(record, after)
         before, self._state = self._state, after
         started, resolved, encoded = marks
         now = time.perf_counter()
-        proposal = outcome.proposal
         latency = Latency(
             step_ms=(now - started) * 1e3,
             metadata_ms=(resolved - started) * 1e3,
@@ -368,36 +499,13 @@ class Tamiyo:
             inference_ms=outcome.report.metrics.get("inference_ms", 0.0),
             append_ms=(now - concluded) * 1e3,
         )
-        decision = Decision(
-            decision_id=outcome.report.report_id if command is None else command.command_id,
-            report_id=outcome.report.report_id,
-            action=outcome.action,
-            command=command,
-            reason=outcome.verdict.reason,
-            events=outcome.events,
-            coverage=outcome.situation.coverage,
-            value=None if proposal is None else proposal.value,
-            risk_score=None if proposal is None else proposal.risk_score,
-            latency=latency,
-            shadow=shadow,
-            escalate=outcome.escalate,
-            ticket=ticket,
-        )
-        self._telemetry.emit(
-            outcome_packet(outcome, after, decision, self._indicators(before.steps))
+        decision = decided(outcome, command, latency, ticket, shadow=shadow)
+        self._parts.telemetry.emit(
+            outcome_packet(
+                outcome, after, decision, self._indicators(before.steps), self._metrics()
+            )
         )
         return decision
-
-    def _recorded(self, outcome: Outcome) -> dict[str, Any]:
-        """What lets a journal be replayed, unless the configuration leaves it out."""
-        if not self._config.storage.record_packets:
-            return {}
-        outputs = outcome.outputs
-        return {
-            "packet": outcome.situation.packet,
-            "mask": _named(outcome.situation.observation.legality._asdict()),
-            "outputs": None if outputs is None else _named(outputs._asdict()),
-        }
 
     def _fail(
         self,
@@ -409,7 +517,7 @@ class Tamiyo:
         valid: bool,
     ) -> NoReturn:
         """Put a failed step on record and raise; nothing else of the state changes."""
-        counted = stage if isinstance(error, DeadlineExceededError | PolicyFailureError) else None
+        counted = stage if stage and isinstance(error, _COUNTED[stage]) else None
         admitted = replace(self._state, risk=state.risk)
         after, failure = fail(
             self._config,
@@ -417,59 +525,54 @@ class Tamiyo:
             packet,
             error,
             stage=counted,
-            policy_version=self._choice.version,
+            policy_version=self._seat.choice.version,
             now_ns=self._clock(),
             report_id=f"fr-{uuid.uuid4()}",
         )
-        record = StepRecord(
-            report=failure.report,
-            action="",
-            mode=self._mode.value,
-            state=state_to_json(after, registries=False),
-            packet=packet if valid and self._config.storage.record_packets else None,
-        )
-        self._telemetry.emit(failure_packet(failure, self._indicators(self._state.steps)))
-        self._append(RecordType.STEP, encode_step(record))
+        recorded = packet if valid and self._config.storage.record_packets else None
+        self._parts.telemetry.emit(failure_packet(failure, self._indicators(self._state.steps)))
+        self._record_step(failure_record(failure.report, recorded, after, self._mode), after)
         self._state = after
         raise error
 
-    def _append(self, kind: RecordType, payload: bytes) -> Ticket:
+    def _record_step(self, record: StepRecord, after: TamiyoState[Any]) -> Ticket:
+        ticket = self._record(lambda: self._storage.append_step(record, after))
+        if self._parts.publisher is not None:
+            self._parts.publisher.notify()
+        return ticket
+
+    def _record(self, append: Callable[[], Ticket]) -> Ticket:
         try:
-            return self._journal.append(kind, payload)
+            return append()
         except PersistenceError as error:
-            attributes = {"error": type(error).__name__, "message": str(error)}
-            self._tell((Event("persistence_failure", TelemetryLevel.CRITICAL, attributes),))
+            self._tell_persistence_failure(error)
             raise
+
+    def _tell_persistence_failure(self, error: PersistenceError) -> None:
+        attributes = {"error": type(error).__name__, "message": str(error)}
+        self._tell((Event("persistence_failure", TelemetryLevel.CRITICAL, attributes),))
 
     def _tell(self, events: tuple[Event, ...]) -> None:
         if events:
             indicators = self._indicators(self._state.steps)
-            self._telemetry.emit(status_packet(events, indicators, self._clock()))
+            self._parts.telemetry.emit(status_packet(events, indicators, self._clock()))
+
+    def _metrics(self) -> tuple[Metric, ...]:
+        parts = self._parts
+        return (
+            *self._seat.runner.metrics(),
+            *parts.resolver.metrics(),
+            *(() if parts.publisher is None else parts.publisher.metrics()),
+            parts.telemetry.metric(),
+        )
 
     def _indicators(self, step_index: int) -> dict[str, str]:
         deadlines = self._config.deadlines
         return {
-            "policy": self._choice.version,
-            "policy_arch": type(self._choice.policy).__name__,
+            "policy": self._seat.choice.version,
+            "policy_arch": type(self._seat.choice.policy).__name__,
             "mode": self._mode.value,
             "timeout_budget_ms": f"{deadlines.inference_ms:g}",
             "metadata_timeout_budget_ms": f"{deadlines.metadata_ms:g}",
             "step_index": str(step_index),
         }
-
-
-def _secret(config: TamiyoConfig, given: bytes | None) -> Secret:
-    name = config.security.secret_env
-    found = os.environb.get(name.encode()) if given is None else given
-    if found is None:
-        raise MissingSecretError(
-            f"no signing secret: pass secret=… or set the variable {name} to at least 16 bytes",
-            variable=name,
-        )
-    secret = Secret(found)
-    secret.check_strength()
-    return secret
-
-
-def _named(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(array) for name, array in arrays.items()}

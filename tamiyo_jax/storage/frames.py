@@ -33,7 +33,7 @@ import re
 import struct
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
 from tamiyo_jax.errors import PersistenceError
@@ -53,6 +53,7 @@ __all__ = [
     "Segment",
     "encode_frame",
     "encode_segment",
+    "frame_bytes",
     "read_segment",
     "scan",
     "segment_name",
@@ -67,6 +68,7 @@ _MAGIC = b"\xf5\xc1\xf8\xfe"
 _MAGIC_NUMBER = int.from_bytes(_MAGIC, "little")
 _HEADER = struct.Struct("<IBBHQQI")
 _CRC = struct.Struct("<I")
+_FRAME = struct.Struct("<IBBHQQII")  # a header and its CRC
 _PAYLOAD_AT = _HEADER.size + _CRC.size
 _KNOWN_FLAGS = 0xFF
 
@@ -95,8 +97,7 @@ class RecordType(IntEnum):
 _TYPES = {int(member): member for member in RecordType}
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One record: `sequence` counts from 1, `synced` is what was durable when it was written."""
 
     sequence: int
@@ -192,6 +193,11 @@ def encode_frame(record: Record, seed: int) -> bytes:
         flags += 1
 
 
+def frame_bytes(payload: bytes) -> int:
+    """The size of a frame, but for the few bytes that stuffing its payload may add."""
+    return _PAYLOAD_AT + len(payload) + _CRC.size
+
+
 def read_segment(name: str, data: bytes) -> Segment:
     """Scan a segment file; a damaged header is made good from the file's name.
 
@@ -255,15 +261,16 @@ def _frame_at(data: bytes, position: int, seed: int, base: int) -> tuple[Record,
     start = position + _PAYLOAD_AT
     if start > len(data):
         return None
-    magic, version, kind, flags, sequence, synced, length = _HEADER.unpack_from(data, position)
+    magic, version, kind, flags, sequence, synced, length, header_crc = _FRAME.unpack_from(
+        data, position
+    )
     stop = start + length
     if magic != _MAGIC_NUMBER or length > MAX_PAYLOAD_BYTES or stop + _CRC.size > len(data):
         return None
-    header_crc = crc32(data[position : start - _CRC.size], seed)
-    if data[start - _CRC.size : start] != _CRC.pack(header_crc):
+    if crc32(data[position : start - _CRC.size], seed) != header_crc or sequence < base:
         return None
     stored = data[start:stop]
-    if data[stop : stop + _CRC.size] != _CRC.pack(crc32(stored, header_crc)) or sequence < base:
+    if (crc32(stored, header_crc),) != _CRC.unpack_from(data, stop):
         return None
     record_type = _TYPES.get(kind)
     if version != _VERSION or record_type is None or flags > _KNOWN_FLAGS:

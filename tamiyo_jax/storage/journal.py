@@ -1,9 +1,9 @@
 """The append-only log of a run: one writer, one flusher thread, and a seal.
 
 A journal is opened (which reads it and makes good what is damaged), started with a snapshot
-of the recovered state, appended to, and closed. The first write or fsync that fails seals
-it: the kernel may have dropped what it could not write, so nothing is tried again, and the
-next opening finds out what is on disk.
+of the recovered state, appended to, rotated by its owner when a segment is full, and closed.
+The first write or fsync that fails seals it: the kernel may have dropped what it could not
+write, so nothing is tried again, and the next opening finds out what is on disk.
 """
 
 from __future__ import annotations
@@ -13,12 +13,20 @@ import threading
 import time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, Self
 from zlib import crc32
 
 from tamiyo_jax.errors import JournalSealedError, PersistenceError
 from tamiyo_jax.storage.files import AppendFile, FileSystem, PosixFileSystem
-from tamiyo_jax.storage.frames import SALT_BYTES, Record, RecordType, encode_frame
+from tamiyo_jax.storage.frames import (
+    SALT_BYTES,
+    Record,
+    RecordType,
+    encode_frame,
+    frame_bytes,
+    segment_name,
+)
 from tamiyo_jax.storage.recovery import Recovered, encode_repair, merge, plan_rewrites
 from tamiyo_jax.storage.segments import (
     discard_unfinished,
@@ -75,6 +83,7 @@ class Journal:
         files: FileSystem,
         salt_source: Callable[[int], bytes],
         recovered: Recovered,
+        segments: dict[int, str],
     ) -> None:
         self._directory = directory
         self._durability = durability
@@ -88,6 +97,8 @@ class Journal:
         self._written = self._synced = self._wanted = recovered.last_sequence
         self._failure: PersistenceError | None = None
         self._closing = False
+        self._segments = segments
+        self._head_bytes = self._segment_bytes = 0
         self._seed = 0
         self._file: AppendFile | None = None
         self._flusher: threading.Thread | None = None
@@ -141,8 +152,11 @@ class Journal:
                     corrupt=recovered.corrupt,
                 )
             discard_unfinished(home, files)
+            names = {segment.base: segment.name for segment in segments}
             for rewrite in plan_rewrites(segments, recovered):
-                replace_segments(rewrite, home, quarantine, salt_source(SALT_BYTES), files)
+                salt = salt_source(SALT_BYTES)
+                replace_segments(rewrite, home, quarantine, salt, files)
+                names[rewrite.base] = segment_name(salt, rewrite.base)
         journal = cls(
             home,
             durability=durability,
@@ -150,6 +164,7 @@ class Journal:
             files=files,
             salt_source=salt_source,
             recovered=recovered,
+            segments=names,
         )
         return journal, recovered
 
@@ -162,6 +177,12 @@ class Journal:
     def last_sequence(self) -> int:
         """The highest sequence handed out."""
         return self._written
+
+    @property
+    def bases(self) -> tuple[int, ...]:
+        """The base sequences of the segments, ascending; the last one is appended to."""
+        with self._lock:
+            return tuple(self._segments)
 
     def start(self, snapshot: bytes) -> None:
         """Begin a segment with a SNAPSHOT; only then can records be appended.
@@ -182,16 +203,69 @@ class Journal:
             if recovered.missing:
                 repair = encode_repair(recovered.missing)
                 records.append(Record(base + 1, base - 1, RecordType.REPAIR, repair))
-            salt = self._salt_source(SALT_BYTES)
             with self._sealing("beginning a segment"):
-                self._file = write_segment(self._directory, salt, base, records, self._files)
-                self._seed = crc32(salt)
-                self._written = self._synced = self._wanted = records[-1].sequence
+                self._begin_segment(records)
                 self._recovered = None
                 self._flusher = threading.Thread(
-                    target=self._flush_until_closed, args=(self._file,), name="journal", daemon=True
+                    target=self._flush_until_closed, name="journal", daemon=True
                 )
                 self._flusher.start()
+
+    def has_room(self, payload: bytes, segment_bytes: int) -> bool:
+        """Whether a record with this payload fits into a segment of `segment_bytes`.
+
+        It does in any case while what the segment began with takes up more than half of it:
+        one record per snapshot would cost more than the size is worth.
+        """
+        with self._lock:
+            size = self._segment_bytes + frame_bytes(payload)
+            return size <= max(segment_bytes, 2 * self._head_bytes)
+
+    def rotate(self, snapshot: bytes) -> None:
+        """Go on in a new segment that begins with a SNAPSHOT of the state after the last record.
+
+        The segment so far is on disk before, and the new one is before it is used.
+
+        Raises:
+          PersistenceError: the disk failed, and the journal is sealed.
+          JournalSealedError: an earlier write or fsync failed.
+        """
+        while True:
+            with self._lock:
+                self._usable()
+            self.flush()
+            with self._lock:
+                old = self._usable()
+                if self._synced < self._written:
+                    continue
+                # Nothing is to be synced, so the flusher does not use the old file any more.
+                with self._sealing("beginning a segment"):
+                    sequence = self._written + 1
+                    snapshot_record = Record(sequence, self._synced, RecordType.SNAPSHOT, snapshot)
+                    self._begin_segment([snapshot_record])
+                    old.close()
+                return
+
+    def retire(self, before: int) -> None:
+        """Remove the segments, oldest first, whose records are all below sequence `before`.
+
+        The one that is appended to stays. Each removal is on disk before the next begins, so
+        that a crash leaves a log without holes.
+
+        Raises:
+          PersistenceError: the disk failed, and the journal is sealed.
+          JournalSealedError: an earlier write or fsync failed.
+        """
+        with self._lock:
+            self._usable()
+            bases = list(self._segments)
+            for base, following in pairwise(bases):
+                if following > before:
+                    break
+                with self._sealing("removing a segment"):
+                    self._files.unlink(self._directory / self._segments[base])
+                    self._files.fsync_dir(self._directory)
+                    del self._segments[base]
 
     def append(self, record_type: RecordType, payload: bytes) -> Ticket:
         """Write a record; it survives the death of the process once this returns.
@@ -203,9 +277,7 @@ class Journal:
           JournalSealedError: an earlier write or fsync failed.
         """
         with self._lock:
-            file = self._file
-            if file is None or self._failure is not None or self._closing:
-                raise self._unusable()
+            file = self._usable()
             sequence = self._written + 1
             frame = encode_frame(Record(sequence, self._synced, record_type, payload), self._seed)
             with self._sealing("appending a record"):
@@ -213,6 +285,7 @@ class Journal:
                     self._work.notify()
                 file.write(frame)
                 self._written = sequence
+                self._segment_bytes += len(frame)
         ticket = Ticket(sequence, self)
         if self._durability == "always":
             ticket.wait()
@@ -262,11 +335,39 @@ class Journal:
         with reporting("closing the journal", self._directory), closing(self._file):
             self.flush()
 
+    def seal(self, cause: PersistenceError) -> None:
+        """Take no further record, because of something that failed outside; see `append`."""
+        with self._lock:
+            if self._failure is None:
+                self._fail(cause)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _begin_segment(self, records: list[Record]) -> None:
+        """Go on in a new, durable segment with `records`; the lock is held."""
+        base = records[0].sequence
+        salt = self._salt_source(SALT_BYTES)
+        self._file, size = write_segment(self._directory, salt, base, records, self._files)
+        self._seed = crc32(salt)
+        self._segments[base] = segment_name(salt, base)
+        self._head_bytes = self._segment_bytes = size
+        self._written = self._synced = self._wanted = records[-1].sequence
+
+    def _usable(self) -> AppendFile:
+        """The file to append to; raises what is in the way of that."""
+        if self._file is None or self._failure is not None or self._closing:
+            raise self._unusable()
+        return self._file
+
+    def _fail(self, cause: PersistenceError) -> None:
+        """Be sealed; the lock is held."""
+        self._failure = cause
+        self._work.notify()
+        self._news.notify_all()
 
     def _unusable(self) -> PersistenceError:
         """The error for a record that cannot be taken."""
@@ -288,48 +389,48 @@ class Journal:
 
         That includes a block left by a signal handler's exception: a frame may be half written.
         """
-        self._failure = PersistenceError(f"{action} in {self._directory} was interrupted")
+        cause = PersistenceError(f"{action} in {self._directory} was interrupted")
+        done = False
         try:
             with reporting(action, self._directory):
                 yield
-            self._failure = None
+            done = True
         except PersistenceError as error:
-            self._failure = error
+            cause = error
             raise
         finally:
-            if self._failure is not None:
-                self._work.notify()
-                self._news.notify_all()
+            if not done:
+                self._fail(cause)
 
-    def _flush_until_closed(self, file: AppendFile) -> None:
+    def _flush_until_closed(self) -> None:
         """Body of the flusher: fsync as soon as there is something to, at most once in `flush_ms`.
 
         It does not wait out that time when a ticket is waited for.
         """
         earliest = 0.0
-        while (target := self._next_target(earliest)) is not None:
+        while (next_flush := self._next_flush(earliest)) is not None:
             earliest = time.monotonic() + self._flush_seconds
+            target, file = next_flush
             try:
                 with reporting("fsync of a segment", self._directory):
                     file.fdatasync()
             except PersistenceError as error:
                 with self._lock:
-                    self._failure = error
-                    self._news.notify_all()
+                    self._fail(error)
                 return
             with self._lock:
                 self._synced = target
                 self._news.notify_all()
 
-    def _next_target(self, earliest: float) -> int | None:
+    def _next_flush(self, earliest: float) -> tuple[int, AppendFile] | None:
         """Wait for a sequence to fsync up to, preferably until `earliest`; None to stop."""
         with self._lock:
             self._work.wait_for(lambda: self._written > self._synced or self._is_over)
             rest = max(0.0, earliest - time.monotonic())
             self._work.wait_for(lambda: self._wanted > self._synced or self._is_over, rest)
-            if self._failure is not None or self._written == self._synced:
+            if self._file is None or self._failure is not None or self._written == self._synced:
                 return None
-            return self._written
+            return self._written, self._file
 
     @property
     def _is_over(self) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 from pathlib import Path
+from weakref import WeakSet
 
 from tamiyo_jax.errors import DirectoryLockedError, PersistenceError
+from tamiyo_jax.storage.files import PosixFileSystem
 
 __all__ = ["DirectoryLock"]
 
@@ -24,7 +26,7 @@ class DirectoryLock:
 
     def __init__(self, directory: Path) -> None:
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            _make_durably(directory)
             self._fd = os.open(directory / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise PersistenceError(
@@ -45,10 +47,29 @@ class DirectoryLock:
             ) from error
         os.ftruncate(self._fd, 0)
         os.write(self._fd, f"{os.getpid()}\n".encode())
-        os.register_at_fork(after_in_child=self.release)
+        _held.add(self)
 
     def release(self) -> None:
         """Give the directory up; releasing twice is harmless."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _make_durably(directory: Path) -> None:
+    """Make a directory and its parents; a loss of power does not take them away again."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        PosixFileSystem().fsync_dir(path.parent)
+
+
+_held: WeakSet[DirectoryLock] = WeakSet()
+
+
+def _release_in_child() -> None:
+    for lock in tuple(_held):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_release_in_child)

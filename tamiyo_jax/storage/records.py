@@ -1,9 +1,9 @@
-"""Payloads of the journal's records, and the fold that turns them back into a state."""
+"""Payloads of the journal's records, and what they say."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,24 +22,39 @@ from tamiyo_jax.contracts import (
     encode_report,
     validate_report,
 )
-from tamiyo_jax.controller import TamiyoState, state_from_json, state_to_json
+from tamiyo_jax.controller import AppliedPolicy, TamiyoState, state_to_json
 from tamiyo_jax.errors import PersistenceError
-from tamiyo_jax.graph import Registries
 from tamiyo_jax.storage import records_pb2 as pb
+from tamiyo_jax.storage.facts import Facts
 from tamiyo_jax.storage.frames import Record, RecordType
+from tamiyo_jax.storage.recovery import Hole, decode_repair
 
 __all__ = [
+    "Content",
+    "OperatorRecord",
+    "PolicyRecord",
+    "PublicationRecord",
+    "StateRecord",
     "StepRecord",
+    "decode_record",
     "decode_step",
     "encode_operator",
+    "encode_policy_update",
+    "encode_publication",
     "encode_restore",
     "encode_snapshot",
     "encode_step",
-    "recover_state",
+    "parse",
+    "policy_from_proto",
 ]
 
 PolicyState = TypeVar("PolicyState")
+Message = TypeVar(
+    "Message", pb.Step, pb.Snapshot, pb.Restore, pb.Operator, pb.Publication, pb.PolicyUpdate
+)
 Arrays = Mapping[str, np.ndarray]
+
+_NO_FACTS = Facts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +87,60 @@ class StepRecord:
     registry_additions: Mapping[str, Sequence[str]] | None = None
     closed_windows: tuple[FieldReport, ...] = ()
 
+    @property
+    def reports(self) -> tuple[FieldReport, ...]:
+        """All reports of the record: the step's own, then those of the windows it closed."""
+        return (self.report, *self.closed_windows)
+
+
+@dataclass(frozen=True, slots=True)
+class PublicationRecord:
+    """What became of a report when it was published; ACK and DROP have the id alone."""
+
+    report_id: str
+    attempts: int
+    not_before_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorRecord:
+    """Something done by hand, and the small state after it, as text."""
+
+    action: str
+    detail: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRecord:
+    """A policy that was applied, and the small state after it, as text."""
+
+    policy: AppliedPolicy
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class StateRecord:
+    """A SNAPSHOT, or a RESTORE from `origin`: the whole state as text, and what was pending."""
+
+    state: str
+    origin: str
+    pending: tuple[str, ...]
+
+
+Content = (
+    StepRecord | PublicationRecord | OperatorRecord | PolicyRecord | StateRecord | tuple[Hole, ...]
+)
+
 
 def encode_step(step: StepRecord) -> bytes:
     """Payload of a STEP record.
 
     Raises:
-      InvalidReportError: the report has no id or no time of issue.
+      InvalidReportError: a report has no id or no time of issue.
     """
-    validate_report(step.report)
+    for one in step.reports:
+        validate_report(one)
     message = pb.Step(
         blueprint_revision=step.blueprint_revision,
         report=encode_report(step.report),
@@ -107,14 +168,11 @@ def decode_step(payload: bytes) -> StepRecord:
 
     Raises:
       PersistenceError: the payload is not a step.
-      InvalidReportError: its report has no id or no time of issue.
+      InvalidReportError: a report of it has no id or no time of issue.
     """
-    message = pb.Step()
-    _parse(message, payload)
-    report = decode_report(message.report)
-    validate_report(report)
-    return StepRecord(
-        report=report,
+    message = parse(pb.Step(), payload)
+    step = StepRecord(
+        report=decode_report(message.report),
         action=message.action,
         mode=message.mode,
         state=message.state,
@@ -128,16 +186,20 @@ def decode_step(payload: bytes) -> StepRecord:
         },
         closed_windows=tuple(decode_report(report) for report in message.closed_windows),
     )
+    for one in step.reports:
+        validate_report(one)
+    return step
 
 
-def encode_snapshot(state: TamiyoState[PolicyState]) -> bytes:
+def encode_snapshot(state: TamiyoState[PolicyState], facts: Facts = _NO_FACTS) -> bytes:
     """Payload of a SNAPSHOT record."""
-    return pb.Snapshot(state=state_to_json(state)).SerializeToString(deterministic=True)
+    message = pb.Snapshot(state=state_to_json(state), facts=_facts_to_proto(facts))
+    return message.SerializeToString(deterministic=True)
 
 
-def encode_restore(state: TamiyoState[PolicyState], origin: str) -> bytes:
+def encode_restore(state: TamiyoState[PolicyState], origin: str, facts: Facts = _NO_FACTS) -> bytes:
     """Payload of a RESTORE record; `origin` says where the state came from."""
-    message = pb.Restore(state=state_to_json(state), origin=origin)
+    message = pb.Restore(state=state_to_json(state), origin=origin, facts=_facts_to_proto(facts))
     return message.SerializeToString(deterministic=True)
 
 
@@ -149,50 +211,58 @@ def encode_operator(action: str, detail: str, state: TamiyoState[PolicyState]) -
     return message.SerializeToString(deterministic=True)
 
 
-def recover_state(
-    records: Iterable[Record], policy_state: PolicyState
-) -> TamiyoState[PolicyState] | None:
-    """Fold a journal's replay into the state after its last record.
+def encode_publication(report_id: str, attempts: int = 0, not_before_ns: int = 0) -> bytes:
+    """Payload of an ACK, RETRY or DROP record; the first and the last have the id alone."""
+    message = pb.Publication(report_id=report_id, attempts=attempts, not_before_ns=not_before_ns)
+    return message.SerializeToString(deterministic=True)
 
-    Args:
-      records: a SNAPSHOT or RESTORE and all that follows it, by ascending sequence.
-      policy_state: any state of the same policy, for structure, shapes and dtypes.
 
-    Returns:
-      The state, or None where there are no records.
+def encode_policy_update(policy: AppliedPolicy, state: TamiyoState[PolicyState]) -> bytes:
+    """Payload of a POLICY_UPDATE record."""
+    message = pb.PolicyUpdate(
+        policy=_policy_to_proto(policy), state=state_to_json(state, registries=False)
+    )
+    return message.SerializeToString(deterministic=True)
+
+
+def decode_record(record: Record) -> Content:
+    """What a record of any type says.
 
     Raises:
-      PersistenceError: a payload cannot be read.
-      CheckpointMismatchError: the state is of another policy.
+      PersistenceError: its payload cannot be read.
+      InvalidReportError: a step's report has no id or no time of issue.
     """
-    state: TamiyoState[PolicyState] | None = None
-    registries = Registries.empty()
-    small: str | None = None
-    for record in records:
-        match record.type:
-            case RecordType.SNAPSHOT | RecordType.RESTORE:
-                kind = pb.Snapshot if record.type is RecordType.SNAPSHOT else pb.Restore
-                message = kind()
-                _parse(message, record.payload)
-                state = state_from_json(message.state, policy_state)
-                registries, small = state.registries, None
-            case RecordType.STEP:
-                step = pb.Step()
-                _parse(step, record.payload)
-                additions = json.loads(step.registry_additions)
-                if additions:
-                    registries = registries.apply_additions(additions)
-                small = step.state
-            case RecordType.OPERATOR:
-                operator = pb.Operator()
-                _parse(operator, record.payload)
-                small = operator.state
-            case _:
-                pass  # facts about publishing and policies, not about what decides
-    return state if small is None else state_from_json(small, policy_state, registries=registries)
+    payload = record.payload
+    match record.type:
+        case RecordType.STEP:
+            return decode_step(payload)
+        case RecordType.ACK | RecordType.RETRY | RecordType.DROP:
+            publication = parse(pb.Publication(), payload)
+            return PublicationRecord(
+                publication.report_id, publication.attempts, publication.not_before_ns
+            )
+        case RecordType.OPERATOR:
+            operator = parse(pb.Operator(), payload)
+            return OperatorRecord(operator.action, operator.detail, operator.state)
+        case RecordType.POLICY_UPDATE:
+            update = parse(pb.PolicyUpdate(), payload)
+            return PolicyRecord(policy_from_proto(update.policy), update.state)
+        case RecordType.SNAPSHOT:
+            snapshot = parse(pb.Snapshot(), payload)
+            return StateRecord(snapshot.state, "", _pending_ids(snapshot.facts))
+        case RecordType.RESTORE:
+            restore = parse(pb.Restore(), payload)
+            return StateRecord(restore.state, restore.origin, _pending_ids(restore.facts))
+        case RecordType.REPAIR:
+            return decode_repair(payload)
 
 
-def _parse(message: pb.Step | pb.Snapshot | pb.Restore | pb.Operator, payload: bytes) -> None:
+def parse(message: Message, payload: bytes) -> Message:
+    """Fill a message from a record's payload.
+
+    Raises:
+      PersistenceError: the payload is something else.
+    """
     try:
         message.ParseFromString(payload)
     except DecodeError as error:
@@ -201,6 +271,37 @@ def _parse(message: pb.Step | pb.Snapshot | pb.Restore | pb.Operator, payload: b
             "it was written by something else",
             kind=type(message).__name__,
         ) from error
+    return message
+
+
+def policy_from_proto(policy: pb.Policy) -> AppliedPolicy:
+    """The policy that a POLICY_UPDATE or SNAPSHOT names."""
+    return AppliedPolicy(policy.policy_id, policy.digest, policy.version)
+
+
+def _policy_to_proto(policy: AppliedPolicy) -> pb.Policy:
+    return pb.Policy(policy_id=policy.policy_id, digest=policy.digest, version=policy.version)
+
+
+def _facts_to_proto(facts: Facts) -> pb.Facts:
+    return pb.Facts(
+        publishing=facts.publishing,
+        pending=[
+            pb.Unpublished(
+                report_id=report_id,
+                sequence=one.sequence,
+                attempts=one.attempts,
+                not_before_ns=one.not_before_ns,
+            )
+            for report_id, one in facts.pending.items()
+        ],
+        policies=[_policy_to_proto(policy) for policy in facts.policies],
+        newest_report_ns=facts.newest_report_ns,
+    )
+
+
+def _pending_ids(facts: pb.Facts) -> tuple[str, ...]:
+    return tuple(one.report_id for one in facts.pending)
 
 
 def _arrays(stored: Mapping[str, pb.Array]) -> dict[str, np.ndarray]:

@@ -56,19 +56,57 @@ class Step(_message.Message):
     closed_windows: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, packet: _Optional[bytes] = ..., command: _Optional[bytes] = ..., blueprint_revision: _Optional[int] = ..., mask: _Optional[_Mapping[str, Array]] = ..., outputs: _Optional[_Mapping[str, Array]] = ..., report: _Optional[bytes] = ..., registry_additions: _Optional[str] = ..., state: _Optional[str] = ..., mode: _Optional[str] = ..., action: _Optional[str] = ..., closed_windows: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
+class Unpublished(_message.Message):
+    __slots__ = ("report_id", "sequence", "attempts", "not_before_ns")
+    REPORT_ID_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    NOT_BEFORE_NS_FIELD_NUMBER: _ClassVar[int]
+    report_id: str
+    sequence: int
+    attempts: int
+    not_before_ns: int
+    def __init__(self, report_id: _Optional[str] = ..., sequence: _Optional[int] = ..., attempts: _Optional[int] = ..., not_before_ns: _Optional[int] = ...) -> None: ...
+
+class Policy(_message.Message):
+    __slots__ = ("policy_id", "digest", "version")
+    POLICY_ID_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    policy_id: str
+    digest: str
+    version: str
+    def __init__(self, policy_id: _Optional[str] = ..., digest: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class Facts(_message.Message):
+    __slots__ = ("publishing", "pending", "policies", "newest_report_ns")
+    PUBLISHING_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_REPORT_NS_FIELD_NUMBER: _ClassVar[int]
+    publishing: bool
+    pending: _containers.RepeatedCompositeFieldContainer[Unpublished]
+    policies: _containers.RepeatedCompositeFieldContainer[Policy]
+    newest_report_ns: int
+    def __init__(self, publishing: _Optional[bool] = ..., pending: _Optional[_Iterable[_Union[Unpublished, _Mapping]]] = ..., policies: _Optional[_Iterable[_Union[Policy, _Mapping]]] = ..., newest_report_ns: _Optional[int] = ...) -> None: ...
+
 class Snapshot(_message.Message):
-    __slots__ = ("state",)
+    __slots__ = ("state", "facts")
     STATE_FIELD_NUMBER: _ClassVar[int]
+    FACTS_FIELD_NUMBER: _ClassVar[int]
     state: str
-    def __init__(self, state: _Optional[str] = ...) -> None: ...
+    facts: Facts
+    def __init__(self, state: _Optional[str] = ..., facts: _Optional[_Union[Facts, _Mapping]] = ...) -> None: ...
 
 class Restore(_message.Message):
-    __slots__ = ("state", "origin")
+    __slots__ = ("state", "origin", "facts")
     STATE_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    FACTS_FIELD_NUMBER: _ClassVar[int]
     state: str
     origin: str
-    def __init__(self, state: _Optional[str] = ..., origin: _Optional[str] = ...) -> None: ...
+    facts: Facts
+    def __init__(self, state: _Optional[str] = ..., origin: _Optional[str] = ..., facts: _Optional[_Union[Facts, _Mapping]] = ...) -> None: ...
 
 class Operator(_message.Message):
     __slots__ = ("action", "detail", "state")
@@ -79,3 +117,21 @@ class Operator(_message.Message):
     detail: str
     state: str
     def __init__(self, action: _Optional[str] = ..., detail: _Optional[str] = ..., state: _Optional[str] = ...) -> None: ...
+
+class Publication(_message.Message):
+    __slots__ = ("report_id", "attempts", "not_before_ns")
+    REPORT_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    NOT_BEFORE_NS_FIELD_NUMBER: _ClassVar[int]
+    report_id: str
+    attempts: int
+    not_before_ns: int
+    def __init__(self, report_id: _Optional[str] = ..., attempts: _Optional[int] = ..., not_before_ns: _Optional[int] = ...) -> None: ...
+
+class PolicyUpdate(_message.Message):
+    __slots__ = ("policy", "state")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    policy: Policy
+    state: str
+    def __init__(self, policy: _Optional[_Union[Policy, _Mapping]] = ..., state: _Optional[str] = ...) -> None: ...

@@ -197,10 +197,11 @@ def decode_repair(payload: bytes) -> tuple[Hole, ...]:
 
 def _union(segments: Iterable[Segment]) -> tuple[dict[int, Record], frozenset[int]]:
     """Records by sequence, and the sequences under which there are different ones."""
-    union: dict[int, Record] = {}
+    everything = [record for segment in segments for record in segment.scan.records]
+    union = {record.sequence: record for record in everything}
     disputed: set[int] = set()
-    for segment in segments:
-        for record in segment.scan.records:
+    if len(union) < len(everything):
+        for record in everything:
             known = union.setdefault(record.sequence, record)
             if known is not record and _content(known) != _content(record):
                 disputed.add(record.sequence)

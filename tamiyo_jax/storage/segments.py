@@ -21,6 +21,7 @@ __all__ = [
     "read_segments",
     "replace_segments",
     "reporting",
+    "write_durably",
     "write_segment",
 ]
 
@@ -66,28 +67,36 @@ def read_segments(home: Path, files: FileSystem) -> list[Segment]:
 
 def write_segment(
     home: Path, salt: bytes, base: int, records: Iterable[Record], files: FileSystem
-) -> AppendFile:
+) -> tuple[AppendFile, int]:
     """Write a segment that is durable, content and name, before a reader can see it.
 
     Returns:
-      The segment, open for appending.
+      The segment, open for appending, and its size in bytes.
     """
-    path = home / segment_name(salt, base)
-    unfinished = path.with_suffix(_UNFINISHED_SUFFIX)
     content = encode_segment(salt, base, records)
+    return write_durably(home / segment_name(salt, base), content, files), len(content)
+
+
+def write_durably(path: Path, content: bytes, files: FileSystem) -> AppendFile:
+    """Write a file that is on disk, content and name, before it can be seen under its name.
+
+    Returns:
+      The file, open for appending.
+    """
+    unfinished = path.with_suffix(_UNFINISHED_SUFFIX)
     with ExitStack() as unless_complete:
         file = files.create(unfinished)
         unless_complete.callback(file.close)
         file.write(content)
         file.fdatasync()
         files.rename(unfinished, path)
-        files.fsync_dir(home)
+        files.fsync_dir(path.parent)
         unless_complete.pop_all()
     return file
 
 
 def discard_unfinished(home: Path, files: FileSystem) -> None:
-    """Remove what `write_segment` left when it was interrupted; nothing was built on it."""
+    """Remove what `write_durably` left when it was interrupted; nothing was built on it."""
     for name in files.list(home):
         if name.endswith(_UNFINISHED_SUFFIX):
             files.unlink(home / name)
@@ -97,7 +106,8 @@ def replace_segments(
     rewrite: Rewrite, home: Path, quarantine: Path, salt: bytes, files: FileSystem
 ) -> None:
     """Perform one rewrite. Interrupted anywhere, it leaves every record in some segment."""
-    write_segment(home, salt, rewrite.base, rewrite.records, files).close()
+    file, _ = write_segment(home, salt, rewrite.base, rewrite.records, files)
+    file.close()
     for name in rewrite.quarantined:
         files.rename(home / name, quarantine / name)
     if rewrite.quarantined:

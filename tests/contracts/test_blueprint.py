@@ -378,6 +378,20 @@ def test_what_json_cannot_say_is_refused_on_the_way_out() -> None:
         blueprint_to_json(changed(risk="high"))
 
 
+@pytest.mark.parametrize("value", [None, "host", b"host", {"blueprint_id": "host"}, Blueprint])
+def test_what_is_no_blueprint_has_no_json(value: object) -> None:
+    with pytest.raises(InvalidBlueprintError, match="give a Blueprint") as caught:
+        blueprint_to_json(value)  # type: ignore[arg-type]
+    assert caught.value.field == "blueprint"
+    assert caught.value.value == value
+
+
+def test_parts_of_another_kind_have_no_json() -> None:
+    with pytest.raises(InvalidBlueprintError) as caught:
+        blueprint_to_json(changed(layers=({"layer_id": "l"},)))
+    assert caught.value.field == "layers[0]"
+
+
 def test_the_published_schema_is_the_one_in_force() -> None:
     published = Path(tamiyo_jax.__file__).parents[1] / "docs" / "blueprint.schema.json"
     text = published.read_text()

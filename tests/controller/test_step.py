@@ -23,10 +23,10 @@ from tamiyo_jax.contracts import (
     SystemStatePacket,
 )
 from tamiyo_jax.controller import (
-    Answer,
     Mode,
     Outcome,
     TamiyoState,
+    ask,
     conclude,
     fail,
     initial_state,
@@ -322,12 +322,11 @@ def conclude_as(mode: Mode, action: Action, state: TamiyoState) -> tuple[TamiyoS
     blueprint = LIBRARY["host"]
     packet = make_packet(candidate_blueprint_ids=("grow-a",))
     situation = observe(CONFIG, state, packet, blueprint, (LIBRARY["grow-a"],))
-    policy_state, outputs = deciding.policy.decide({}, state.policy_state, situation.observation)
     return conclude(
         CONFIG,
         state,
         situation,
-        Answer(policy_state, outputs, 1.0),
+        ask(deciding.policy, {}, state.policy_state, situation.observation),
         mode=mode,
         policy_version="a version",
         now_ns=1,

@@ -203,3 +203,21 @@ def test_the_state_is_plain_json_and_decides_the_same_after_a_restart():
     assert one[0] == other[0]
     assert all(np.array_equal(x, y) for x, y in zip(one[1], other[1], strict=True))
     assert dataclasses.asdict(run.state) == before
+
+
+def test_huge_losses_never_become_infinite_in_the_state():
+    run, huge = Run(smoothing=0.9), 1.7e308
+    losses = [huge, -huge, huge, huge, -huge, 1.0, -huge]
+    for epoch, loss in enumerate(losses):
+        run.step(epoch, None, training_loss=loss)
+        for name in ("smoothed", "loss", "best"):
+            assert np.isfinite(getattr(run.state, name)), (epoch, name)
+    json.dumps(dataclasses.asdict(run.state), allow_nan=False)
+
+
+def test_a_huge_validation_loss_is_harm_and_does_not_stop_the_rules():
+    run, huge = Run(), 1.7e308
+    blending = seed("s0", SeedStage.BLENDING)
+    run.step(0, -huge, blending)
+    actions = run.steps(range(1, 4), huge, blending)
+    assert actions[-1] is Action.CULL

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from storage.faults import FaultyFileSystem
 
 from tamiyo_jax.errors import JournalSealedError, PersistenceError
 from tamiyo_jax.storage.files import AppendFile, PosixAppendFile, PosixFileSystem
@@ -22,74 +23,6 @@ from tamiyo_jax.storage.journal import Durability, Journal, Ticket, read_journal
 from tamiyo_jax.storage.recovery import Hole, Recovered, Scar
 
 STEP = RecordType.STEP
-
-
-class Faults:
-    """Operations that fail from now on, by name; `counts` says how often each was called."""
-
-    def __init__(self) -> None:
-        self.errors: dict[str, int] = {}
-        self.counts: dict[str, int] = {}
-        self.half_written = False
-
-    def check(self, operation: str) -> None:
-        self.counts[operation] = self.counts.get(operation, 0) + 1
-        if operation in self.errors:
-            raise OSError(self.errors[operation], os.strerror(self.errors[operation]))
-
-
-class FaultyFile:
-    def __init__(self, file: AppendFile, faults: Faults) -> None:
-        self._file = file
-        self._faults = faults
-
-    def write(self, data: bytes) -> None:
-        if "write" in self._faults.errors and self._faults.half_written:
-            self._file.write(data[: len(data) // 2])
-        self._faults.check("write")
-        self._file.write(data)
-
-    def fdatasync(self) -> None:
-        self._faults.check("fdatasync")
-        self._file.fdatasync()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class FaultyFileSystem(PosixFileSystem):
-    """The real file system, except for the operations in `faults`."""
-
-    def __init__(self) -> None:
-        self.faults = Faults()
-
-    def list(self, directory: Path) -> list[str]:
-        self.faults.check("list")
-        return super().list(directory)
-
-    def read(self, path: Path) -> bytes:
-        self.faults.check("read")
-        return super().read(path)
-
-    def create(self, path: Path) -> AppendFile:
-        self.faults.check("create")
-        return FaultyFile(super().create(path), self.faults)
-
-    def rename(self, source: Path, target: Path) -> None:
-        self.faults.check("rename")
-        super().rename(source, target)
-
-    def unlink(self, path: Path) -> None:
-        self.faults.check("unlink")
-        super().unlink(path)
-
-    def mkdir(self, directory: Path) -> None:
-        self.faults.check("mkdir")
-        super().mkdir(directory)
-
-    def fsync_dir(self, directory: Path) -> None:
-        self.faults.check("fsync_dir")
-        super().fsync_dir(directory)
 
 
 def begin(

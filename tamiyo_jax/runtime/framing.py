@@ -1,0 +1,164 @@
+"""Messages between a controller and its workers, over a socket that nobody else holds.
+
+A message is one object, pickled; large arrays in it travel as raw buffers beside the pickle.
+Both ends are processes of one user who runs the same program, so that pickle crosses no
+boundary of trust.
+"""
+
+from __future__ import annotations
+
+import pickle
+import select
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from tamiyo_jax.errors import TamiyoError
+
+__all__ = ["Load", "Raised", "Returned", "receive", "send"]
+
+_PREFIX = struct.Struct("<QI")  # bytes of all parts with their padding, number of parts
+_LENGTH = struct.Struct("<Q")
+_CHUNK = 1 << 18
+_ALIGNMENT = 16
+_LARGE = 1 << 14  # bytes; below that a copy costs less than a buffer of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The first message: an importable factory, and what it is called with.
+
+    Attributes:
+      factory: ``"package.module:function"``; returns a function of one message.
+      arguments: keyword arguments of the factory.
+      memory_bytes: how much data the process may allocate.
+    """
+
+    factory: str
+    arguments: dict[str, Any]
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """An answer."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """An error in place of an answer; `trace` is its traceback as text."""
+
+    error: TamiyoError | None
+    summary: str
+    trace: str
+
+
+def send(connection: socket.socket, message: object, deadline: float | None = None) -> None:
+    """Send a message.
+
+    Args:
+      connection: a stream socket; non-blocking where there is a deadline.
+      message: anything that pickles.
+      deadline: on the clock of `time.monotonic`; None waits as long as it takes.
+
+    Raises:
+      TimeoutError: the deadline passed; the connection is of no further use.
+      ConnectionError: the other end is gone.
+    """
+    arrays: list[memoryview] = []
+
+    def keep_inside(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < _LARGE:
+            return True
+        arrays.append(raw)
+        return False
+
+    body = pickle.dumps(message, protocol=5, buffer_callback=keep_inside)
+    parts = [memoryview(body), *arrays]
+    padding = [-len(part) % _ALIGNMENT for part in parts]
+    lengths = b"".join(_LENGTH.pack(len(part)) for part in parts)
+    head = _PREFIX.pack(sum(map(len, parts)) + sum(padding), len(parts)) + lengths
+    pending = [memoryview(head + bytes(-len(head) % _ALIGNMENT))]
+    for part, pad in zip(parts, padding, strict=True):
+        pending += [part, memoryview(bytes(pad))]
+    pending = [part for part in pending if len(part)]
+    while pending:
+        try:
+            sent = connection.sendmsg(pending[:64])
+        except BlockingIOError:
+            _wait(connection, select.POLLOUT, deadline)
+            continue
+        while pending and sent >= len(pending[0]):
+            sent -= len(pending.pop(0))
+        if pending:
+            pending[0] = pending[0][sent:]
+
+
+def receive(connection: socket.socket, deadline: float | None = None) -> Any:  # noqa: ANN401
+    """Receive a message; see `send`.
+
+    Raises:
+      TimeoutError: the deadline passed; the connection is of no further use.
+      ConnectionError: the other end closed the connection, or sent something else.
+    """
+    head = _read(connection, deadline)
+    while len(head) < _PREFIX.size:
+        head += _read(connection, deadline)
+    total, count = _PREFIX.unpack_from(head)
+    begin = _PREFIX.size + count * _LENGTH.size
+    begin += -begin % _ALIGNMENT
+    if len(head) > begin + total:
+        raise ConnectionError(f"a message of {total} bytes is followed by {len(head)} bytes")
+    if len(head) < begin + total:
+        whole = bytearray(begin + total)
+        whole[: len(head)] = head
+        view, filled = memoryview(whole), len(head)
+        while filled < len(whole):
+            filled += _read_into(connection, view[filled:], deadline)
+        head = whole
+    content = memoryview(head)
+    parts: list[memoryview] = []
+    for index in range(count):
+        (length,) = _LENGTH.unpack_from(head, _PREFIX.size + index * _LENGTH.size)
+        parts.append(content[begin : begin + length])
+        begin += length + -length % _ALIGNMENT
+    return pickle.loads(parts[0], buffers=parts[1:])
+
+
+def _read(connection: socket.socket, deadline: float | None) -> bytes:
+    while True:
+        try:
+            data = connection.recv(_CHUNK)
+        except BlockingIOError:
+            _wait(connection, select.POLLIN, deadline)
+            continue
+        if not data:
+            raise ConnectionError("the other end closed the connection")
+        return data
+
+
+def _read_into(connection: socket.socket, view: memoryview, deadline: float | None) -> int:
+    while True:
+        try:
+            count = connection.recv_into(view)
+        except BlockingIOError:
+            _wait(connection, select.POLLIN, deadline)
+            continue
+        if not count:
+            raise ConnectionError("the other end closed the connection")
+        return count
+
+
+def _wait(connection: socket.socket, event: int, deadline: float | None) -> None:
+    poll = select.poll()
+    poll.register(connection, event)
+    timeout = None if deadline is None else (deadline - time.monotonic()) * 1e3
+    if timeout is not None and timeout <= 0:
+        raise TimeoutError
+    if not poll.poll(timeout):
+        raise TimeoutError

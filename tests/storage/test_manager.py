@@ -1,0 +1,362 @@
+"""The owner of a run directory: what it gives back, what it keeps, what it lets go."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from storage.campaign import (
+    EPOCH,
+    POLICY_STATE,
+    SECOND,
+    Clock,
+    make_report,
+    make_step,
+    make_storage_config,
+    stepped,
+    summarise,
+)
+
+from tamiyo_jax.controller import AppliedPolicy, initial_state, state_to_json
+from tamiyo_jax.errors import (
+    CheckpointMismatchError,
+    DirectoryLockedError,
+    InvalidReportError,
+    JournalSealedError,
+    PersistenceError,
+)
+from tamiyo_jax.storage import (
+    Record,
+    RecordType,
+    StepRecord,
+    StorageManager,
+    Unreadable,
+    read_entries,
+    read_journal,
+)
+from tamiyo_jax.storage.facts import Ledger
+
+REPOSITORY = Path(__file__).parents[2]
+Manager = StorageManager[np.ndarray]
+
+
+def begin(directory: Path, clock: Clock, *, publishing: bool = True, **fields: object) -> Manager:
+    config = make_storage_config(**({"flush_ms": 1.0} | fields))
+    manager = StorageManager.open(
+        directory, config, POLICY_STATE, clock=clock, publishing=publishing
+    )
+    manager.start(manager.state or initial_state(POLICY_STATE))
+    return manager
+
+
+def step(manager: Manager, clock: Clock, *names: str) -> int:
+    """A step with a report of each name, issued now."""
+    assert manager.state is not None
+    after = stepped(manager.state)
+    reports = [make_report(name, clock()) for name in names]
+    return manager.append_step(make_step(after, *reports), after).sequence
+
+
+def many(manager: Manager, clock: Clock, count: int, prefix: str = "r") -> None:
+    for number in range(count):
+        step(manager, clock, f"{prefix}{number}")
+
+
+def segments(directory: Path) -> list[Path]:
+    return sorted((directory / "journal").iterdir())
+
+
+def test_a_fresh_directory_has_no_state_and_a_private_cache(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    config = make_storage_config()
+    with StorageManager.open(directory, config, POLICY_STATE, clock=Clock()) as manager:
+        assert manager.state is None
+        assert manager.recovered.records == ()
+        assert manager.cache_directory == directory / "cache" / "xla"
+        assert stat.S_IMODE(manager.cache_directory.stat().st_mode) == 0o700
+        with pytest.raises(PersistenceError, match="call start first"):
+            manager.compact()
+
+
+def test_everything_recorded_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    clock = Clock()
+    with begin(tmp_path, clock) as manager:
+        first = initial_state(POLICY_STATE)
+        keyed = replace(stepped(first), registries=first.registries.with_keys(seeds=["s0", "s1"]))
+        record = replace(
+            make_step(keyed, make_report("a", EPOCH)),
+            registry_additions=keyed.registries.additions(first.registries),
+        )
+        manager.append_step(record, keyed)
+        step(manager, clock, "b", "b-window")
+        manager.append_operator("conservative_on", "by hand", stepped(keyed))
+        manager.retry("a", 2, EPOCH + 5)
+        manager.acknowledge("b")
+        digest = manager.store_parameters(b"weights")
+        manager.append_policy_update("p1", digest, "v2", stepped(keyed))
+        expected, facts = summarise(manager), manager.facts
+    with begin(tmp_path, clock) as manager:
+        assert summarise(manager) == expected
+        assert manager.facts == facts
+        assert list(manager.facts.pending) == ["a", "b-window"]
+        assert manager.facts.pending["a"].attempts == 2
+        assert manager.facts.policies == (AppliedPolicy("p1", digest, "v2"),)
+        assert manager.facts.policy_ids == {"p1"}
+        assert manager.state is not None
+        assert manager.state.registries.seeds.keys == ("s0", "s1")
+
+
+def test_a_restore_rewinds_what_decides_and_no_fact(tmp_path: Path) -> None:
+    clock = Clock()
+    with begin(tmp_path, clock) as manager:
+        early = manager.state
+        assert early is not None
+        many(manager, clock, 3)
+        manager.acknowledge("r0")
+        manager.retry("r1", 1, EPOCH)
+        manager.append_policy_update("p1", "0" * 64, "v2", early)
+        manager.append_restore(early, "a checkpoint")
+        facts = manager.facts
+        assert list(facts.pending) == ["r1", "r2"]
+    with begin(tmp_path, clock) as manager:
+        assert manager.facts == facts
+        assert manager.state is not None
+        assert state_to_json(manager.state) == state_to_json(early)
+        assert step(manager, clock, "next") == manager.last_sequence
+
+
+def test_segments_rotate_at_their_size_and_each_begins_with_the_state(tmp_path: Path) -> None:
+    clock = Clock()
+    with begin(tmp_path, clock) as manager:
+        many(manager, clock, 100)
+        expected = summarise(manager)
+    assert len(segments(tmp_path)) > 5
+    assert all(path.stat().st_size < 4096 * 4 for path in segments(tmp_path))
+    found = read_journal(tmp_path)
+    assert [r.sequence for r in found.records] == list(range(1, found.last_sequence + 1))
+    bases = [int(path.name[:19]) for path in segments(tmp_path)]
+    assert all(found.records[base - 1].type is RecordType.SNAPSHOT for base in bases)
+    with begin(tmp_path, clock) as manager:
+        assert summarise(manager) == expected
+
+
+def test_any_suffix_of_the_segments_recovers_the_state_by_itself(tmp_path: Path) -> None:
+    clock = Clock()
+    with begin(tmp_path, clock, publishing=False) as manager:
+        many(manager, clock, 60)
+        expected = summarise(manager)
+    for path in segments(tmp_path)[:-1]:
+        path.unlink()
+        config = make_storage_config()
+        with StorageManager.open(tmp_path, config, POLICY_STATE, clock=clock) as manager:
+            assert summarise(manager) == expected
+            assert manager.recovered.corrupt == ()
+
+
+def test_a_record_larger_than_a_segment_is_kept(tmp_path: Path) -> None:
+    clock = Clock()
+    with begin(tmp_path, clock) as manager:
+        step(manager, clock, "small")
+        step(manager, clock, "l" * 20_000)
+        step(manager, clock, "after")
+    assert set(begin(tmp_path, clock).facts.pending) == {"small", "l" * 20_000, "after"}
+
+
+def test_retention_removes_old_segments_and_keeps_young_ones(tmp_path: Path) -> None:
+    clock = Clock()
+    with begin(tmp_path, clock, publishing=False) as manager:
+        many(manager, clock, 60)
+        count = len(segments(tmp_path))
+        manager.compact()
+        assert len(segments(tmp_path)) == count + 1, "young reports stay"
+        clock.now_ns += 21 * SECOND
+        step(manager, clock, "young")
+        manager.compact()
+        assert len(segments(tmp_path)) == 2, "the segment of the young one, and the new one"
+        expected = summarise(manager)
+    clock.now_ns += 60 * SECOND
+    with begin(tmp_path, clock, publishing=False) as manager:
+        assert len(segments(tmp_path)) == 1, "retention is applied at opening too"
+        assert summarise(manager) == expected
+        assert manager.last_sequence > 60
+
+
+def test_a_pending_report_keeps_its_segment_until_it_is_published(tmp_path: Path) -> None:
+    clock = Clock()
+    with begin(tmp_path, clock) as manager:
+        step(manager, clock, "first")
+        manager.compact()
+        many(manager, clock, 30)
+        for number in range(30):
+            manager.drop(f"r{number}")
+        clock.now_ns += 60 * SECOND
+        manager.compact()
+        assert int(segments(tmp_path)[0].name[:19]) == 1
+    with begin(tmp_path, clock) as manager:
+        assert manager.facts.pending["first"].report.report_id == "first"
+        manager.acknowledge("first")
+        manager.compact()
+        assert len(segments(tmp_path)) == 1
+
+
+def test_without_a_bus_nothing_pends_and_what_pended_is_let_go(tmp_path: Path) -> None:
+    clock = Clock()
+    with begin(tmp_path, clock) as manager:
+        step(manager, clock, "while there was a bus")
+    with begin(tmp_path, clock, publishing=False) as manager:
+        step(manager, clock, "without")
+        assert manager.facts.pending == {}
+    with begin(tmp_path, clock) as manager:
+        assert manager.facts.pending == {}
+        with pytest.raises(PersistenceError, match="not pending"):
+            manager.acknowledge("without")
+
+
+@pytest.mark.parametrize("settle", [Manager.acknowledge, Manager.drop])
+def test_only_a_pending_report_is_settled(
+    settle: Callable[[Manager, str], object], tmp_path: Path
+) -> None:
+    clock = Clock()
+    with begin(tmp_path, clock) as manager:
+        step(manager, clock, "once")
+        settle(manager, "once")
+        for again in (settle, lambda m, r: m.retry(r, 1, 0)):
+            with pytest.raises(PersistenceError, match="not pending"):
+                again(manager, "once")
+        assert manager.last_sequence == 3
+
+
+def test_parameters_come_back_verified(tmp_path: Path) -> None:
+    clock = Clock()
+    with begin(tmp_path, clock) as manager:
+        digest = manager.store_parameters(b"weights")
+        assert manager.store_parameters(b"weights") == digest
+        assert manager.load_parameters(digest) == b"weights"
+        (path,) = (tmp_path / "policies").iterdir()
+        assert path.name == f"{digest}.safetensors"
+        path.write_bytes(b"Weights")
+        with pytest.raises(PersistenceError, match="damaged"):
+            manager.load_parameters(digest)
+        manager.store_parameters(b"weights")
+        assert manager.load_parameters(digest) == b"weights"
+        with pytest.raises(PersistenceError, match="ENOENT"):
+            manager.load_parameters("0" * 64)
+        with pytest.raises(PersistenceError, match="no SHA-256"):
+            manager.load_parameters("../journal/x")
+
+
+def test_parameters_that_were_being_written_do_not_stand_in_the_way(tmp_path: Path) -> None:
+    clock = Clock()
+    with begin(tmp_path, clock) as manager:
+        digest = manager.store_parameters(b"weights")
+    path = tmp_path / "policies" / f"{digest}.safetensors"
+    path.rename(path.with_suffix(".tmp"))
+    with begin(tmp_path, clock) as manager:
+        assert manager.store_parameters(b"weights") == digest
+
+
+def test_a_publisher_and_the_steps_share_the_journal(tmp_path: Path) -> None:
+    clock = Clock()
+    finished = threading.Event()
+
+    def publish() -> None:
+        while not finished.is_set() or manager.facts.pending:
+            for report_id, one in manager.facts.pending.items():
+                if one.attempts == 0 and int(report_id[1:]) % 3 == 0:
+                    manager.retry(report_id, 1, clock())
+                else:
+                    manager.acknowledge(report_id)
+
+    with begin(tmp_path, clock) as manager:
+        publisher = threading.Thread(target=publish)
+        publisher.start()
+        many(manager, clock, 400)
+        finished.set()
+        publisher.join(60)
+        assert not publisher.is_alive()
+        expected = summarise(manager)
+    found = read_journal(tmp_path)
+    assert sum(record.type is RecordType.ACK for record in found.records) == 400
+    with begin(tmp_path, clock) as manager:
+        assert summarise(manager) == expected
+
+
+def test_a_report_without_its_time_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    clock = Clock()
+    with begin(tmp_path, clock) as manager:
+        state = initial_state(POLICY_STATE)
+        for reports in ([make_report("a", None)], [make_report("a", 1), make_report("w", None)]):
+            with pytest.raises(InvalidReportError, match="issued_at_ns"):
+                manager.append_step(make_step(state, *reports), state)
+        assert manager.last_sequence == 1
+        assert step(manager, clock, "good") == 2
+
+
+def test_a_record_without_its_fold_seals_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    clock = Clock()
+    with begin(tmp_path, clock) as manager:
+        monkeypatch.setattr(Ledger, "reported", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            step(manager, clock, "half")
+        monkeypatch.undo()
+        with pytest.raises(JournalSealedError, match="half way"):
+            step(manager, clock, "next")
+        with contextlib.suppress(PersistenceError):  # its outcome may be unknown
+            manager.close()
+    assert list(begin(tmp_path, clock).facts.pending) == ["half"]
+
+
+def test_a_directory_has_one_owner_also_after_an_opening_that_failed(tmp_path: Path) -> None:
+    clock = Clock()
+    config = make_storage_config()
+    with begin(tmp_path, clock), pytest.raises(DirectoryLockedError, match=str(os.getpid())):
+        StorageManager.open(tmp_path, config, POLICY_STATE, clock=clock)
+    with pytest.raises(CheckpointMismatchError):
+        StorageManager.open(tmp_path, config, np.zeros(9, np.float32), clock=clock)
+    begin(tmp_path, clock).close()
+
+
+def test_reading_needs_no_lock_filters_by_time_and_skips_what_says_nothing(tmp_path: Path) -> None:
+    clock = Clock()
+    with begin(tmp_path, clock) as manager:
+        step(manager, clock, "old")
+        clock.now_ns += 60 * SECOND
+        step(manager, clock, "young")
+        manager.acknowledge("young")
+        found = read_journal(tmp_path)
+        contents = [entry.content for entry in read_entries(found)]
+        assert [type(content).__name__ for content in contents] == [
+            "StateRecord",
+            "StepRecord",
+            "StepRecord",
+            "PublicationRecord",
+        ]
+        recent = [entry.content for entry in read_entries(found, since_ns=clock())]
+        reports = [one.report.report_id for one in recent if isinstance(one, StepRecord)]
+        assert reports == ["young"]
+        strange = Record(5, 0, RecordType.STEP, b"\xff")
+        longer = replace(found, records=(*found.records, strange))
+        assert isinstance([*read_entries(longer)][-1].content, Unreadable)
+
+
+def test_the_generated_code_is_that_of_the_messages(tmp_path: Path) -> None:
+    name = "tamiyo_jax/storage/records.proto"
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--python_out={tmp_path}"]
+    subprocess.run([*command, f"--pyi_out={tmp_path}", name], cwd=REPOSITORY, check=True)
+    for suffix in ("py", "pyi"):
+        generated = f"tamiyo_jax/storage/records_pb2.{suffix}"
+        assert (tmp_path / generated).read_text() == (REPOSITORY / generated).read_text()
