@@ -21,7 +21,7 @@ __all__ = ["Load", "Raised", "Returned", "receive", "send"]
 
 _PREFIX = struct.Struct("<QI")  # bytes of all parts with their padding, number of parts
 _LENGTH = struct.Struct("<Q")
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 _ALIGNMENT = 16
 _LARGE = 1 << 14  # bytes; below that a copy costs less than a buffer of its own
 

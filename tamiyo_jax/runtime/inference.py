@@ -20,6 +20,7 @@ from tamiyo_jax.errors import DeadlineExceededError, PolicyFailureError, TamiyoE
 from tamiyo_jax.graph import GraphLayout, RawGraph
 from tamiyo_jax.policy import Legality, Observation, Policy
 from tamiyo_jax.runtime.framing import Load
+from tamiyo_jax.runtime.packing import Packing
 from tamiyo_jax.runtime.policies import PolicyChoice, choose_policy
 from tamiyo_jax.runtime.worker import WorkerPool, WorkerSpec
 
@@ -125,14 +126,28 @@ class InlineRunner(Generic[PolicyState]):
 
 
 class _Question(NamedTuple):
-    """What a worker is asked. The layout travels once, with its number."""
+    """What a worker is asked.
+
+    Attributes:
+      number: of the layout.
+      layout: travels once, with its number.
+      arrays: policy state, raw graph and legality; packed as those that came with the layout.
+      packet: the packet.
+    """
 
     number: int
     layout: GraphLayout | None
-    policy_state: Any
+    arrays: tuple[Any, RawGraph, Legality] | bytes
     packet: SystemStatePacket
-    raw: RawGraph
-    legality: Legality
+
+
+class _Layout(NamedTuple):
+    """What both sides remember of a layout: how its questions and answers are packed."""
+
+    layout: GraphLayout
+    number: int
+    questions: Packing
+    answers: Packing
 
 
 class ProcessRunner(Generic[PolicyState]):
@@ -148,7 +163,7 @@ class ProcessRunner(Generic[PolicyState]):
         self, config: TamiyoConfig, choice: PolicyChoice, environment: Mapping[str, str]
     ) -> None:
         deadlines = config.deadlines
-        self._layouts: dict[GraphLayout, int] = {}
+        self._layouts: dict[GraphLayout, _Layout] = {}
         arguments = {"config": config, "policy": choice.name, "params": choice.params}
         self._pool = WorkerPool(
             WorkerSpec(
@@ -175,9 +190,10 @@ class ProcessRunner(Generic[PolicyState]):
         layout = observation.layout
         if layout in self._layouts:
             return False
-        number = len(self._layouts)
-        self._pool.prepare(number, _question(number, layout, policy_state, observation))
-        self._layouts[layout] = number
+        number, arrays = len(self._layouts), _arrays(policy_state, observation)
+        question = _Question(number, layout, arrays, observation.packet)
+        answer = self._pool.prepare(number, question)
+        self._layouts[layout] = _Layout(layout, number, Packing(arrays), Packing(answer))
         return True
 
     def run(
@@ -185,10 +201,14 @@ class ProcessRunner(Generic[PolicyState]):
     ) -> Answer[PolicyState]:
         """See `Runner`."""
         started = time.perf_counter()
-        number = self._layouts[observation.layout]
-        question = _question(number, None, policy_state, observation)
-        answer: Answer[PolicyState] = self._pool.call(question, budget_ms)
-        return replace(answer, latency_ms=(time.perf_counter() - started) * 1e3)
+        known = self._layouts[observation.layout]
+        arrays = _arrays(policy_state, observation)
+        packed = known.questions.pack(arrays)
+        question = _Question(known.number, None, packed or arrays, observation.packet)
+        answer = self._pool.call(question, budget_ms)
+        if isinstance(answer, bytes):
+            answer = known.answers.unpack(answer)
+        return Answer(*answer, latency_ms=(time.perf_counter() - started) * 1e3)
 
     def wait_ready(self) -> None:
         """See `Runner`."""
@@ -206,27 +226,36 @@ class ProcessRunner(Generic[PolicyState]):
         self._pool.close()
 
 
-def _question(
-    number: int, layout: GraphLayout | None, policy_state: object, observation: Observation
-) -> _Question:
-    return _Question(
-        number, layout, policy_state, observation.packet, observation.raw, observation.legality
-    )
+def _arrays(policy_state: object, observation: Observation) -> tuple[Any, RawGraph, Legality]:
+    return policy_state, observation.raw, observation.legality
 
 
 def serve_policy(
     config: TamiyoConfig, policy: str, params: object
-) -> Callable[[_Question], Answer[Any]]:
+) -> Callable[[_Question], tuple[Any, ...] | bytes]:
     """What a worker loads: the policy, and its parameters on the device."""
     choice = choose_policy(config, policy, params, Mode.ACT)
     placed = cast(Any, jax).device_put(choice.params)
-    layouts: dict[int, GraphLayout] = {}
+    layouts: dict[int, _Layout] = {}
 
-    def answer(question: _Question) -> Answer[Any]:
-        number, layout, policy_state, packet, raw, legality = question
-        if layout is not None:
-            layouts[number] = layout
-        observation = Observation(packet, layouts[number], raw, legality)
-        return ask(choice.policy, placed, policy_state, observation)
+    def decide(
+        question: _Question, layout: GraphLayout, arrays: tuple[Any, RawGraph, Legality]
+    ) -> tuple[Any, ...]:
+        policy_state, raw, legality = arrays
+        observation = Observation(question.packet, layout, raw, legality)
+        answer = ask(choice.policy, placed, policy_state, observation)
+        return answer.policy_state, answer.outputs, answer.selection
 
-    return answer
+    def serve(question: _Question) -> tuple[Any, ...] | bytes:
+        number, layout, arrays, _ = question
+        if layout is not None and not isinstance(arrays, bytes):
+            answer = decide(question, layout, arrays)
+            layouts[number] = _Layout(layout, number, Packing(arrays), Packing(answer))
+            return answer
+        known = layouts[number]
+        if isinstance(arrays, bytes):
+            arrays = known.questions.unpack(arrays)
+        answer = decide(question, known.layout, arrays)
+        return known.answers.pack(answer) or answer
+
+    return serve

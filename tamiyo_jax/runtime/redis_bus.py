@@ -165,6 +165,8 @@ class RedisBus:
     def _trim(self, stream: str) -> None:
         """Remove what every group has acknowledged."""
         groups = cast("list[dict[str, Any]]", self._redis.xinfo_groups(stream))
+        if not groups:  # somebody destroyed them
+            return
         first_kept = min(self._first_open(stream, group) for group in groups)
         self._redis.eval(_TRIM, 1, stream, len(groups), "{}-{}".format(*first_kept))
 
@@ -181,11 +183,7 @@ class RedisBus:
         try:
             yield
         except self._error as error:
-            raise PublishError(
-                f"bus {self._url}: {error}",
-                topic=topic,
-                url=self._url,
-            ) from error
+            raise PublishError(f"bus {self._url}: {error}", topic=topic, url=self._url) from error
 
 
 _Entry = tuple[bytes, dict[bytes, bytes]]

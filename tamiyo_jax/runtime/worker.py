@@ -250,7 +250,7 @@ class WorkerPool:
         """Whether `prepare` was called for `key`."""
         return key in self._warmups
 
-    def prepare(self, key: Hashable, message: object) -> None:
+    def prepare(self, key: Hashable, message: object) -> Any:  # noqa: ANN401 - a reply
         """Let the worker answer a message outside any deadline but `warmup_s`.
 
         Every later worker answers it too before it counts as warm.
@@ -259,11 +259,13 @@ class WorkerPool:
           DeadlineExceededError, TamiyoError: as `call` does.
         """
         budget_ms = self._spec.warmup_s * 1e3
-        worker = self._call(message, budget_ms, time.monotonic() + self._spec.warmup_s)[1]
-        worker.warm.add(key)
+        deadline = time.monotonic() + self._spec.warmup_s
+        answer, worker = self._call(message, budget_ms, deadline)
         with self._changed:
+            worker.warm.add(key)
             self._warmups[key] = message
             self._changed.notify_all()
+        return answer
 
     def call(self, message: object, budget_ms: float) -> Any:  # noqa: ANN401 - a reply
         """Ask a worker.
