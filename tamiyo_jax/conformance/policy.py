@@ -1,4 +1,4 @@
-"""Golden forward passes against our network, in exact and in padded layouts."""
+"""Golden forward passes against our network, plain and folded, in exact and padded layouts."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ import numpy as np
 
 from tamiyo_jax.graph.layout import GraphLayout
 from tamiyo_jax.graph.schema import EDGE_WIDTH, FEATURE_WIDTH, NODE_TYPES, RELATIONS
+from tamiyo_jax.policy.fold import fold
+from tamiyo_jax.policy.folded import apply_folded
 from tamiyo_jax.policy.network import apply
 from tamiyo_jax.policy.outputs import PolicyOutputs
 from tamiyo_jax.policy.torch_import import import_state_dict, load_state_dict
 
 __all__ = ["compare_policy", "golden_graph"]
 
+_apply = jax.jit(apply, static_argnames="layout")
+_apply_folded = jax.jit(apply_folded, static_argnames="layout")
 _PADDING = 3  # rows added to each block of the padded layout
 
 
 def compare_policy(path: Path) -> dict[str, float]:
-    """Largest absolute error of each output, over the exact and the padded layout.
+    """Largest absolute error of each output, plain and folded, exact and padded.
 
     Args:
       path: a golden ``policy_*.npz``: nodes, edges, parameters and outputs.
@@ -36,9 +40,10 @@ def compare_policy(path: Path) -> dict[str, float]:
     errors = dict.fromkeys(expected, 0.0)
     for padding in (0, _PADDING):
         layout, graph = golden_graph(arrays, padding=padding)
-        outputs = jax.jit(apply, static_argnums=1)(params, layout, graph)
-        for name, error in _errors(expected, outputs).items():
-            errors[name] = max(errors[name], error)
+        folded = fold(params, layout)
+        for outputs in (_apply(params, layout, graph), _apply_folded(folded, layout, graph)):
+            for name, error in _errors(expected, outputs).items():
+                errors[name] = max(errors[name], error)
     return errors
 
 

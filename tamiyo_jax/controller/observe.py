@@ -13,14 +13,11 @@ from tamiyo_jax.graph import (
     BlueprintArrays,
     Registries,
     blueprint_order,
-    coverage,
+    completeness,
     encode_blueprint,
     encode_packet,
     feature_changes,
     layout_for,
-    missing_features,
-    total_coverage,
-    truncated,
 )
 from tamiyo_jax.policy import Observation, legality
 
@@ -108,18 +105,18 @@ def observe_encoded(
     raw, registries = encode_packet(
         packet, arrays, candidates, state.registries, config=config.graph
     )
-    missing = missing_features(layout, raw)
-    cut = tuple(sorted(truncated(layout, raw).items()))
+    there = completeness(layout, raw)
+    cut = tuple(sorted(there.truncated.items()))
     return Situation(
         observation=Observation(packet, layout, raw, allowed),
         blueprint=blueprint,
         nodes=nodes,
         registries=registries,
-        coverage=coverage(layout, raw),
-        total_coverage=total_coverage(layout, raw),
-        missing=missing,
+        coverage=there.coverage,
+        total_coverage=there.total,
+        missing=there.missing,
         truncated=cut,
-        events=_events(state, missing, cut),
+        events=_events(state, there.missing, cut),
     )
 
 

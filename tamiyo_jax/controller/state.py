@@ -10,7 +10,8 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from functools import cache
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
@@ -154,12 +155,18 @@ def with_failure(state: TamiyoState[PolicyState], risk: RiskState) -> TamiyoStat
     return replace(state, risk=risk, failures=state.failures + 1)
 
 
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    """Made once per type: making one costs more than a step."""
+    return TypeAdapter(kind)
+
+
 def _leaf_to_json(leaf: object) -> object:
     if isinstance(leaf, jax.Array | np.ndarray | np.generic):
         array = np.asarray(leaf)
         data = base64.b64encode(array.tobytes()).decode("ascii")
         return {"dtype": str(array.dtype), "shape": array.shape, "data": data}
-    return TypeAdapter(type(leaf)).dump_python(leaf, mode="json")
+    return _adapter(type(leaf)).dump_python(leaf, mode="json")
 
 
 def _leaf_from_json(stored: object, like: object) -> object:
@@ -176,4 +183,4 @@ def _leaf_from_json(stored: object, like: object) -> object:
             )
         array = np.frombuffer(base64.b64decode(stored["data"]), dtype=like.dtype)
         return array.reshape(like.shape)
-    return TypeAdapter(type(like)).validate_python(stored)
+    return _adapter(type(like)).validate_python(stored)

@@ -5,9 +5,16 @@ normalises it into a `jraph.GraphsTuple`. The one table of node types, features 
 relations is `tamiyo_jax.graph.schema`.
 """
 
+from tamiyo_jax.graph.blueprint_arrays import (
+    BlueprintArrays,
+    blueprint_order,
+    encode_blueprint,
+)
 from tamiyo_jax.graph.build import build, compact
 from tamiyo_jax.graph.coverage import (
+    Completeness,
     FeatureChanges,
+    completeness,
     coverage,
     feature_changes,
     missing_features,
@@ -15,13 +22,7 @@ from tamiyo_jax.graph.coverage import (
     total_coverage,
     truncated,
 )
-from tamiyo_jax.graph.encode import (
-    BlueprintArrays,
-    blueprint_order,
-    encode,
-    encode_blueprint,
-    encode_packet,
-)
+from tamiyo_jax.graph.encode import encode, encode_packet
 from tamiyo_jax.graph.layout import Block, GraphLayout, expanded, layout_for
 from tamiyo_jax.graph.normalizer import (
     Normalizer,
@@ -47,6 +48,7 @@ __all__ = [
     "STATISTICS",
     "Block",
     "BlueprintArrays",
+    "Completeness",
     "FeatureChanges",
     "GraphLayout",
     "Normalizer",
@@ -56,6 +58,7 @@ __all__ = [
     "blueprint_order",
     "build",
     "compact",
+    "completeness",
     "coverage",
     "encode",
     "encode_blueprint",

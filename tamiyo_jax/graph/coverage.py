@@ -6,21 +6,23 @@ finite; an edge counts when it stands in the graph. What truncation cut counts a
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from tamiyo_jax.graph.layout import GraphLayout
 from tamiyo_jax.graph.raw import RawGraph
-from tamiyo_jax.graph.schema import NODE_TYPES, RELATIONS, NodeType, Relation
+from tamiyo_jax.graph.schema import FEATURE_WIDTH, NODE_TYPES, RELATIONS, Column, Relation
 
 __all__ = [
+    "Completeness",
     "FeatureChanges",
+    "completeness",
     "coverage",
     "feature_changes",
     "missing_features",
+    "missing_required",
     "relation_group",
     "total_coverage",
     "truncated",
@@ -34,73 +36,117 @@ class FeatureChanges(NamedTuple):
     restored: tuple[str, ...]
 
 
+class Completeness(NamedTuple):
+    """How complete a graph is.
+
+    Attributes:
+      coverage: told / expected by group, in [0, 1]: ``node.<type>`` and
+        ``edges.<source>_<name>``. Types and relations of which the input holds nothing have
+        no entry, nor have relations that are complete, since they cannot lack an edge.
+      total: told / expected over all features and edges, in [0, 1]; 1 where nothing is
+        expected.
+      missing: what at least one real node, or an expected edge, lacks: ``seed.learning_rate``
+        for a feature, ``edges.seed_monitors`` for a relation that names a node the graph does
+        not hold.
+      truncated: how many nodes of a type, and edges of a relation, were more than the capacity.
+    """
+
+    coverage: Mapping[str, float]
+    total: float
+    missing: frozenset[str]
+    truncated: Mapping[str, int]
+
+
 def relation_group(one: Relation) -> str:
     """Name of a relation in reports: ``edges.<source>_<name>``."""
     return f"edges.{one.source}_{one.name}"
 
 
-@functools.cache
-def _counted(kind: NodeType) -> tuple[tuple[str, ...], np.ndarray]:
-    """Features of a type that can be absent: their names and their columns."""
-    columns = [
-        (column.name, j)
-        for j, column in enumerate(kind.columns)
-        if (column.required or column.optional) and not column.presence
+_PLACE = {one.key: place for place, one in enumerate(RELATIONS)}
+_GROUP = {one.key: relation_group(one) for one in RELATIONS}
+
+
+def _table(which: Callable[[Column], bool]) -> np.ndarray:
+    """bool[T, 16]: the values of features that can be absent, by node type and column."""
+    table = np.zeros((len(NODE_TYPES), FEATURE_WIDTH), np.bool_)
+    for kind, columns in zip(table, NODE_TYPES, strict=True):
+        for j, column in enumerate(columns.columns):
+            kind[j] = which(column) and not column.presence
+    return table
+
+
+_COUNTED = _table(lambda column: column.required or column.optional)
+_REQUIRED = _table(lambda column: column.required)
+_PER_NODE = _COUNTED.sum(axis=1).tolist()
+
+
+def _absent(layout: GraphLayout, raw: RawGraph, features: np.ndarray) -> list[str]:
+    """Those of `features`, bool[T, 16], that at least one real node lacks."""
+    caps = [capacity for _, capacity in layout.node_capacities]
+    real = np.minimum(raw.expected_nodes, np.array(caps, np.int32))
+    kinds, columns = (features & (raw.told < real[:, np.newaxis])).nonzero()
+    return [
+        f"{NODE_TYPES[i].name}.{NODE_TYPES[i].columns[j].name}"
+        for i, j in zip(kinds.tolist(), columns.tolist(), strict=True)
     ]
-    return tuple(name for name, _ in columns), np.array([j for _, j in columns])
 
 
-def _told(layout: GraphLayout, raw: RawGraph, kind: NodeType) -> np.ndarray:
-    """bool[n, k]: what the real nodes of a type tell of its k features."""
-    block = layout.nodes[kind.name]
-    return raw.told[block.slice][raw.mask[block.slice]][:, _counted(kind)[1]]
-
-
-def _counts(layout: GraphLayout, raw: RawGraph) -> Iterator[tuple[str, int, int]]:
-    """(group, told, expected) of every group of which the input holds anything."""
-    for kind, nodes in zip(NODE_TYPES, raw.expected_nodes.tolist(), strict=True):
+def _feature_counts(raw: RawGraph) -> Iterator[tuple[str, int, int]]:
+    """(group, told, expected) of every node type of which the input holds anything."""
+    told = (raw.told * _COUNTED).sum(axis=1)
+    rows = zip(NODE_TYPES, told.tolist(), raw.expected_nodes.tolist(), _PER_NODE, strict=True)
+    for kind, count, nodes, features in rows:
         if nodes:
-            told = int(np.count_nonzero(_told(layout, raw, kind)))
-            yield f"node.{kind.name}", told, nodes * len(_counted(kind)[0])
-    for one, links in zip(RELATIONS, raw.expected_edges.tolist(), strict=True):
+            yield f"node.{kind.name}", count, nodes * features
+
+
+def _edge_counts(layout: GraphLayout, raw: RawGraph) -> Iterator[tuple[str, int, int]]:
+    """(group, real, expected) of every relation of which the input calls for anything."""
+    expected = raw.expected_edges.tolist()
+    for key, block in layout.edges.items():
+        links = expected[_PLACE[key]]
         if links:
-            real = int(np.count_nonzero(raw.edge_mask[layout.edges[one.key].slice]))
-            yield relation_group(one), real, links
+            yield _GROUP[key], int(np.count_nonzero(raw.edge_mask[block.slice])), links
+
+
+def completeness(layout: GraphLayout, raw: RawGraph) -> Completeness:
+    """All that is to be said of what a graph lacks."""
+    features = tuple(_feature_counts(raw))
+    edges = tuple(_edge_counts(layout, raw))
+    counts = (*features, *edges)
+    told, expected = sum([count for _, count, _ in counts]), sum([of for _, _, of in counts])
+    lacking = (group for group, real, links in edges if real < links)
+    return Completeness(
+        coverage={group: count / of for group, count, of in counts},
+        total=told / expected if expected else 1.0,
+        missing=frozenset((*_absent(layout, raw, _COUNTED), *lacking)),
+        truncated=_truncated(layout, raw),
+    )
 
 
 def coverage(layout: GraphLayout, raw: RawGraph) -> Mapping[str, float]:
-    """Told / expected by group, in [0, 1]: ``node.<type>`` and ``edges.<source>_<name>``.
-
-    Types and relations of which the input holds nothing have no entry, nor have relations
-    that are complete, since they cannot lack an edge.
-    """
-    return {group: told / expected for group, told, expected in _counts(layout, raw)}
+    """See `Completeness.coverage`."""
+    return completeness(layout, raw).coverage
 
 
 def total_coverage(layout: GraphLayout, raw: RawGraph) -> float:
-    """Told / expected over all features and edges, in [0, 1]; 1 where nothing is expected."""
-    counts = [(told, expected) for _, told, expected in _counts(layout, raw)]
-    expected = sum(one for _, one in counts)
-    return sum(told for told, _ in counts) / expected if expected else 1.0
+    """See `Completeness.total`."""
+    return completeness(layout, raw).total
 
 
 def missing_features(layout: GraphLayout, raw: RawGraph) -> frozenset[str]:
-    """Names of what at least one real node, or an expected edge, lacks.
+    """See `Completeness.missing`."""
+    return completeness(layout, raw).missing
 
-    ``seed.learning_rate`` for a feature, ``edges.seed_monitors`` for a relation that names
-    a node the graph does not hold.
-    """
-    missing: set[str] = set()
-    for kind in NODE_TYPES:
-        names, _ = _counted(kind)
-        absent = ~_told(layout, raw, kind).all(axis=0)
-        missing.update(f"{kind.name}.{names[j]}" for j in np.flatnonzero(absent))
-    missing.update(
-        group
-        for group, told, expected in _counts(layout, raw)
-        if group.startswith("edges.") and told < expected
-    )
-    return frozenset(missing)
+
+def truncated(layout: GraphLayout, raw: RawGraph) -> Mapping[str, int]:
+    """See `Completeness.truncated`."""
+    return completeness(layout, raw).truncated
+
+
+def missing_required(layout: GraphLayout, raw: RawGraph) -> tuple[str, ...]:
+    """Names of the required features that at least one real node lacks, sorted."""
+    return tuple(sorted(_absent(layout, raw, _REQUIRED)))
 
 
 def feature_changes(previous: frozenset[str], now: frozenset[str]) -> FeatureChanges:
@@ -112,15 +158,11 @@ def feature_changes(previous: frozenset[str], now: frozenset[str]) -> FeatureCha
     return FeatureChanges(tuple(sorted(now - previous)), tuple(sorted(previous - now)))
 
 
-def truncated(layout: GraphLayout, raw: RawGraph) -> Mapping[str, int]:
-    """How many nodes of each type, and edges of each relation, were more than the capacity."""
-    nodes = {
-        kind.name: expected - layout.nodes[kind.name].capacity
-        for kind, expected in zip(NODE_TYPES, raw.expected_nodes.tolist(), strict=True)
-    }
-    edges = {
-        one.key: expected - layout.edges[one.key].capacity
-        for one, expected in zip(RELATIONS, raw.expected_edges.tolist(), strict=True)
-        if expected
-    }
-    return {name: cut for name, cut in {**nodes, **edges}.items() if cut > 0}
+def _truncated(layout: GraphLayout, raw: RawGraph) -> Mapping[str, int]:
+    nodes = zip(layout.node_capacities, raw.expected_nodes.tolist(), strict=True)
+    cut = {name: count - capacity for (name, capacity), count in nodes if count > capacity}
+    edges = raw.expected_edges.tolist()
+    for key, capacity in layout.edge_capacities:
+        if edges[_PLACE[key]] > capacity:
+            cut[key] = edges[_PLACE[key]] - capacity
+    return cut

@@ -1,43 +1,63 @@
 """Edges: which nodes each relation links, and with which attributes.
 
 Relations that are complete by construction take their attributes from their ends, by the
-terms of the schema. Those that come from data are read off the packet and the blueprint.
+terms of the schema. Edges of layers come from the blueprint; those of seeds are drawn in
+`seed_edges`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from tamiyo_jax.config import GraphConfig
 from tamiyo_jax.contracts.blueprint import Blueprint
-from tamiyo_jax.contracts.packet import SeedState
 from tamiyo_jax.errors import GraphSchemaError
 from tamiyo_jax.graph.layout import GraphLayout, fitting
-from tamiyo_jax.graph.nodes import SEED_STAGES, blend_allowed, finite, position
+from tamiyo_jax.graph.nodes import finite
 from tamiyo_jax.graph.raw import RawGraph
-from tamiyo_jax.graph.schema import EDGE_WIDTH, RELATIONS, Relation
+from tamiyo_jax.graph.schema import EDGE_WIDTH, RELATIONS, Relation, relation
 
-__all__ = ["complete_attributes", "complete_rows", "depends_on_packet", "write_relation"]
+__all__ = [
+    "Edges",
+    "complete_attributes",
+    "complete_rows",
+    "listed_with_packet",
+    "write_complete_relations",
+    "write_edges",
+    "write_static_relations",
+]
 
-PEER_ATTRIBUTE = 0.5
-
-Edge = tuple[int, int, float, float, float]
+CONNECTS = "layer__connects__layer"
 
 
-class _Listed(NamedTuple):
-    """Edges (source, target, three attributes) and how many of them the input calls for."""
-
-    edges: list[Edge]
-    expected: int
-
-
-def depends_on_packet(one: Relation) -> bool:
+def _depends_on_packet(one: Relation) -> bool:
     """Whether edges of the relation can change while the blueprint stays the same."""
     ends = {one.source, one.target}
     return "seed" in ends or ("blueprint" in ends and one.active is None)
+
+
+_PLACE: Mapping[str, int] = {one.key: place for place, one in enumerate(RELATIONS)}
+_STATIC = tuple(one for one in RELATIONS if one.complete and not _depends_on_packet(one))
+_WITH_PACKET = tuple(one for one in RELATIONS if one.complete and _depends_on_packet(one))
+
+
+class Edges(NamedTuple):
+    """Edges of one relation.
+
+    Attributes:
+      senders: i64[n], rows of the node table.
+      receivers: i64[n].
+      attributes: f64[n, 3].
+      expected: how many the input calls for.
+    """
+
+    senders: np.ndarray
+    receivers: np.ndarray
+    attributes: np.ndarray
+    expected: int
 
 
 def complete_rows(
@@ -86,173 +106,122 @@ def complete_attributes(
     return values
 
 
-def write_relation(
+def listed_with_packet(layout: GraphLayout) -> tuple[Relation, ...]:
+    """Relations complete by construction that this layout lists, and that packets change."""
+    return tuple(one for one in _WITH_PACKET if not layout.is_complete(one))
+
+
+def write_static_relations(
     raw: RawGraph,
     layout: GraphLayout,
-    one: Relation,
-    seeds: tuple[SeedState, ...],
     blueprint: Blueprint,
+    pairs: Mapping[str, np.ndarray],
     config: GraphConfig,
 ) -> None:
-    """Write the edges of one relation into `raw`, whose nodes stand already.
+    """Write the edges that depend on the blueprint alone into `raw`, whose nodes stand already.
 
     A relation that is complete in this layout has no edges in the table. An edge whose end
     the graph does not hold is left out and remains expected.
+
+    Args:
+      raw: written in place.
+      layout: where the blocks lie.
+      blueprint: the blueprint.
+      pairs: i64[n, 2] of the relations whose pairs the blueprint lists.
+      config: caps and what happens above them.
 
     Raises:
       GraphCapacityError: more edges than the block holds, and truncation is off.
       GraphSchemaError: the blueprint lists pairs of a relation that this layout holds complete.
     """
-    if layout.is_complete(one):
-        if one.key in blueprint.relation_pairs:
+    for key in pairs:
+        if layout.is_complete(relation(key)):
             raise GraphSchemaError(
-                f"blueprint {blueprint.blueprint_id} lists pairs of {one.key}, which is complete "
+                f"blueprint {blueprint.blueprint_id} lists pairs of {key}, which is complete "
                 "in this layout; make the layout with layout_for(blueprint, config)",
-                name=one.key,
+                name=key,
             )
-        return
-    if not one.complete:
-        listed = _SOURCES[one.key](seeds, blueprint)
-        table = np.array(listed.edges, np.float64).reshape(-1, 2 + EDGE_WIDTH)
-        held, senders, receivers = _rows(raw, layout, one, table[:, :2].astype(np.int64))
-        attributes, expected = table[held, 2:].astype(np.float32), listed.expected
-    else:
-        if one.key in blueprint.relation_pairs:
-            pairs = np.array(blueprint.relation_pairs[one.key], np.int64).reshape(-1, 2)
-            _, senders, receivers = _rows(raw, layout, one, pairs)
-            expected = len(pairs)
+    static = [one for one in _STATIC if not layout.is_complete(one)]
+    write_complete_relations(raw, layout, static, pairs, config)
+    write_edges(raw, layout, CONNECTS, _connections(raw, layout, blueprint), config)
+
+
+def write_complete_relations(
+    raw: RawGraph,
+    layout: GraphLayout,
+    relations: Sequence[Relation],
+    pairs: Mapping[str, np.ndarray],
+    config: GraphConfig,
+) -> None:
+    """Write relations that are complete by construction, but that the layout lists.
+
+    Args:
+      raw: written in place; its nodes stand already.
+      layout: where the blocks lie.
+      relations: which.
+      pairs: i64[n, 2] of those whose pairs the blueprint lists.
+      config: caps and what happens above them.
+
+    Raises:
+      GraphCapacityError: more edges than a block holds, and truncation is off.
+    """
+    for one in relations:
+        if one.key in pairs:
+            _, senders, receivers = _rows(raw, layout, one, *pairs[one.key].T)
+            expected = len(pairs[one.key])
         else:
             senders, receivers = complete_rows(layout, one, raw.mask)
             expected = len(senders)
         attributes = complete_attributes(one, raw.attributes, senders, receivers)
+        edges = Edges(senders, receivers, attributes, expected)
+        write_edges(raw, layout, one.key, edges, config)
 
-    block = layout.edges[one.key]
-    raw.expected_edges[RELATIONS.index(one)] = expected
-    kept = fitting(one.key, len(senders), block.capacity, config)
-    where = slice(block.start, block.start + kept)
-    raw.edges[where] = attributes[:kept]
+
+def write_edges(
+    raw: RawGraph, layout: GraphLayout, key: str, edges: Edges, config: GraphConfig
+) -> slice:
+    """Write the edges of one relation that fit its block; returns where they stand.
+
+    Raises:
+      GraphCapacityError: more than fit, and truncation is off.
+    """
+    start, capacity = layout.edges[key]
+    raw.expected_edges[_PLACE[key]] = edges.expected
+    kept = fitting(key, len(edges.senders), capacity, config)
+    where = slice(start, start + kept)
+    raw.edges[where] = edges.attributes[:kept]
     raw.edge_mask[where] = True
-    raw.senders[where] = senders[:kept]
-    raw.receivers[where] = receivers[:kept]
+    raw.senders[where] = edges.senders[:kept]
+    raw.receivers[where] = edges.receivers[:kept]
+    return where
 
 
 def _rows(
-    raw: RawGraph, layout: GraphLayout, one: Relation, pairs: np.ndarray
+    raw: RawGraph, layout: GraphLayout, one: Relation, sources: np.ndarray, targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which (source, target) pairs the graph holds, and their rows in the node table."""
-    starts: list[int] = []
-    held = np.ones(len(pairs), np.bool_)
-    for end, kind in enumerate((one.source, one.target)):
-        block = layout.nodes[kind]
-        starts.append(block.start)
-        held &= pairs[:, end] < np.count_nonzero(raw.mask[block.slice])
-    rows = (pairs[held] + np.array(starts)).astype(np.int32)
-    return held, rows[:, 0], rows[:, 1]
+    ends = (layout.nodes[one.source], sources), (layout.nodes[one.target], targets)
+    held = np.logical_and(
+        *(nodes < np.count_nonzero(raw.mask[block.slice]) for block, nodes in ends)
+    )
+    senders, receivers = (nodes[held] + block.start for block, nodes in ends)
+    return held, senders, receivers
 
 
-def _stage(seed: SeedState) -> float:
-    return seed.stage / SEED_STAGES
-
-
-def _peers(seeds: tuple[SeedState, ...], blueprint: Blueprint) -> _Listed:
-    del blueprint
-    edges = [(i, i + 1, PEER_ATTRIBUTE, 0.0, 0.0) for i in range(len(seeds) - 1)]
-    return _Listed(edges, len(edges))
-
-
-def _allowed(seeds: tuple[SeedState, ...], blueprint: Blueprint) -> _Listed:
-    """Seeds that may blend, to the parameters on their list, or to all without a list."""
-    index = {parameter.name: i for i, parameter in enumerate(blueprint.parameters)}
-    lists = blueprint.allowed_parameters_by_seed_id
-    edges: list[Edge] = []
-    expected = 0
-    for i, seed in enumerate(seeds):
-        if not blend_allowed(seed, blueprint):
-            continue
-        names = dict.fromkeys(lists.get(seed.seed_id, index))
-        expected += len(names)
-        edges += [(i, index[name], 1.0, 1.0, _stage(seed)) for name in names if name in index]
-    carried = {seed.seed_id for seed in seeds}
-    expected += sum(len(names) for seed_id, names in lists.items() if seed_id not in carried)
-    return _Listed(edges, expected)
-
-
-def _connections(seeds: tuple[SeedState, ...], blueprint: Blueprint) -> _Listed:
+def _connections(raw: RawGraph, layout: GraphLayout, blueprint: Blueprint) -> Edges:
     """The layer edges, or the declared chain."""
-    del seeds
-    count = len(blueprint.layers)
+    risk, layers = finite(blueprint.effective_risk), len(blueprint.layers)
     if blueprint.layer_edges is not None:
-        links = [(edge.source, edge.target, edge.strength) for edge in blueprint.layer_edges]
+        links = blueprint.layer_edges
+        sources = np.array([edge.source for edge in links], np.int64)
+        targets = np.array([edge.target for edge in links], np.int64)
+        strengths = [risk if edge.strength is None else finite(edge.strength) for edge in links]
     else:
-        links = [(i, i + 1, None) for i in range(count - 1)] if blueprint.chain else []
-    risk = blueprint.effective_risk
-    edges = [
-        (
-            source,
-            target,
-            position(source, count),
-            position(target, count),
-            finite(risk if strength is None else strength),
-        )
-        for source, target, strength in links
-    ]
-    return _Listed(edges, len(edges))
-
-
-def _monitored(
-    seeds: tuple[SeedState, ...], blueprint: Blueprint
-) -> Iterator[tuple[int | None, int | None, float | None]]:
-    """(seed, layer, weight) of who watches what; None where the packet does not say."""
-    if blueprint.monitored_layers:
-        index = {seed.seed_id: i for i, seed in enumerate(seeds)}
-        for watch in blueprint.monitored_layers:
-            yield index.get(watch.seed_id), watch.layer_index, watch.weight
-        return
-    last = len(blueprint.layers) - 1
-    for i, seed in enumerate(seeds if blueprint.layers else ()):
-        depth = seed.layer_depth
-        yield i, None if depth is None else min(max(depth, 0), last), None
-
-
-def _within(seed: SeedState, thresholds: Mapping[str, float]) -> bool:
-    """Whether a seed passes ``risk_max`` and ``stage_min``."""
-    return finite(seed.risk_score) <= thresholds.get("risk_max", np.inf) and _stage(
-        seed
-    ) >= thresholds.get("stage_min", -np.inf)
-
-
-def _monitors(seeds: tuple[SeedState, ...], blueprint: Blueprint) -> _Listed:
-    edges: list[Edge] = []
-    expected = 0
-    for i, layer, weight in _monitored(seeds, blueprint):
-        if i is not None and not _within(seeds[i], blueprint.monitor_thresholds):
-            continue
-        expected += 1
-        if i is None or layer is None:
-            continue
-        depth = position(layer, len(blueprint.layers))
-        attribute = depth if weight is None else finite(weight)
-        edges.append((i, layer, _stage(seeds[i]), finite(seeds[i].risk_score), attribute))
-    return _Listed(edges, expected)
-
-
-def _reversed(
-    source: Callable[[tuple[SeedState, ...], Blueprint], _Listed],
-) -> Callable[[tuple[SeedState, ...], Blueprint], _Listed]:
-    """The same edges the other way round."""
-
-    def turned(seeds: tuple[SeedState, ...], blueprint: Blueprint) -> _Listed:
-        listed = source(seeds, blueprint)
-        return _Listed([(j, i, a, b, c) for i, j, a, b, c in listed.edges], listed.expected)
-
-    return turned
-
-
-_SOURCES: Mapping[str, Callable[[tuple[SeedState, ...], Blueprint], _Listed]] = {
-    "seed__peer__seed": _peers,
-    "seed__allowed__parameter": _allowed,
-    "parameter__associated__seed": _reversed(_allowed),
-    "layer__connects__layer": _connections,
-    "seed__monitors__layer": _monitors,
-    "layer__monitored_by__seed": _reversed(_monitors),
-}
+        count = max(layers - 1, 0) if blueprint.chain else 0
+        sources = np.arange(count)
+        targets = sources + 1
+        strengths = [risk] * count
+    depths = ((ends + 1) / max(layers, 1) for ends in (sources, targets))
+    attributes = np.column_stack([*depths, np.array(strengths, np.float64)])
+    held, senders, receivers = _rows(raw, layout, relation(CONNECTS), sources, targets)
+    return Edges(senders, receivers, attributes[held], len(attributes))

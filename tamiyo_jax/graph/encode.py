@@ -1,144 +1,48 @@
 """The encoder: a packet, its blueprint and its candidates become a `RawGraph`.
 
 What depends on the blueprint alone is encoded once, by `encode_blueprint`, when a blueprint
-enters a cache; `encode_packet` copies it and writes what the packet says over the copy.
+enters a cache; `encode_packet` copies it and writes what the packet says over the copy. What
+a packet seldom changes is remembered with the blueprint and shared, read-only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Sequence
 
 from tamiyo_jax.config import GraphConfig
 from tamiyo_jax.contracts.blueprint import Blueprint
-from tamiyo_jax.contracts.packet import SystemStatePacket
+from tamiyo_jax.contracts.packet import SeedState, SystemStatePacket
 from tamiyo_jax.errors import InvalidPacketError, MissingBlueprintIdError, MissingFeatureError
-from tamiyo_jax.graph.coverage import missing_features
-from tamiyo_jax.graph.edges import depends_on_packet, write_relation
-from tamiyo_jax.graph.layout import GraphLayout
+from tamiyo_jax.graph.blueprint_arrays import (
+    DEFAULTS,
+    BlueprintArrays,
+    StageKey,
+    blueprint_order,
+    encode_blueprint,
+)
+from tamiyo_jax.graph.coverage import missing_required
+from tamiyo_jax.graph.edges import write_complete_relations
+from tamiyo_jax.graph.layout import GraphLayout, fitting
+from tamiyo_jax.graph.live import write_live
 from tamiyo_jax.graph.nodes import (
-    SEED_STAGES,
-    activation_row,
-    blueprint_row,
+    TYPE_INDEX,
+    blend_allowed,
+    column_of,
     finite,
-    global_row,
-    layer_row,
-    parameter_row,
-    position,
-    seed_row,
-    write_feature,
-    write_index,
-    write_nodes,
+    global_columns,
+    make_rows,
+    seed_columns,
+    write_rows,
 )
-from tamiyo_jax.graph.raw import RawGraph, blank
-from tamiyo_jax.graph.registry import Registries
-from tamiyo_jax.graph.schema import NODE_TYPES, RELATIONS
+from tamiyo_jax.graph.raw import RawGraph
+from tamiyo_jax.graph.registry import Registries, Registry
+from tamiyo_jax.graph.seed_edges import Seat, SeedEdges, watches
 
-__all__ = ["BlueprintArrays", "blueprint_order", "encode", "encode_blueprint", "encode_packet"]
+__all__ = ["encode", "encode_packet"]
 
-DEFAULTS = GraphConfig()
-
-# Measurements in `training_metrics` that override a blueprint's static values, under
-# ``<node type>/<id>/<feature>``.
-LIVE_FEATURES: Mapping[str, tuple[str, ...]] = {
-    "layer": ("latency_ms", "weight_norm", "gradient_norm"),
-    "activation": ("saturation_rate",),
-}
-REQUIRED = frozenset(
-    f"{kind.name}.{column.name}"
-    for kind in NODE_TYPES
-    for column in kind.columns
-    if column.required
-)
-
-
-class BlueprintArrays(NamedTuple):
-    """What depends on a blueprint alone, for one layout.
-
-    Attributes:
-      blueprint: the blueprint.
-      layout: the layout that the arrays fit.
-      raw: layers, activations, parameters and the edges among them; no registry index yet,
-        because indices are given in order of arrival.
-      rows: node row of each layer and activation, by node type and id.
-    """
-
-    blueprint: Blueprint
-    layout: GraphLayout
-    raw: RawGraph
-    rows: Mapping[str, Mapping[str, int]]
-
-
-def blueprint_order(blueprint: Blueprint, candidates: Sequence[Blueprint]) -> tuple[Blueprint, ...]:
-    """The blueprints in the order of their nodes: the active one, then the other candidates."""
-    others = (one for one in candidates if one.blueprint_id != blueprint.blueprint_id)
-    return (blueprint, *others)
-
-
-def encode_blueprint(
-    blueprint: Blueprint, layout: GraphLayout, *, config: GraphConfig = DEFAULTS
-) -> BlueprintArrays:
-    """Encode what depends on the blueprint alone.
-
-    Args:
-      blueprint: the active blueprint.
-      layout: made by `layout_for` from the same blueprint, or one with larger blocks.
-      config: caps and strictness.
-
-    Raises:
-      GraphCapacityError: more nodes or edges than the layout holds, and truncation is off.
-      GraphSchemaError: the layout does not list a relation that the blueprint lists.
-    """
-    raw = blank(layout)
-    risk = finite(blueprint.effective_risk)
-    layers, activations, parameters = (
-        blueprint.layers,
-        blueprint.activations,
-        blueprint.parameters,
-    )
-    write_nodes(
-        raw,
-        layout,
-        "layer",
-        [layer_row(layer, len(layers)) for layer in layers],
-        [(position(i, len(layers)), risk) for i in range(len(layers))],
-        config,
-    )
-    write_nodes(
-        raw,
-        layout,
-        "activation",
-        [activation_row(one, i, len(activations)) for i, one in enumerate(activations)],
-        [(position(i, len(activations)),) for i in range(len(activations))],
-        config,
-    )
-    write_nodes(
-        raw,
-        layout,
-        "parameter",
-        [parameter_row(parameter, blueprint) for parameter in parameters],
-        [(position(i, len(parameters)),) for i in range(len(parameters))],
-        config,
-    )
-    # The active blueprint's own features need the packet; its edges need only these.
-    active = layout.nodes["blueprint"].start
-    raw.mask[active] = raw.mask[layout.nodes["global"].start] = True
-    raw.attributes[active] = (blueprint.stage, risk)
-    for one in RELATIONS:
-        if not depends_on_packet(one):
-            write_relation(raw, layout, one, (), blueprint, config)
-    ids = {
-        "layer": [layer.layer_id for layer in layers],
-        "activation": [one.activation_id for one in activations],
-    }
-    rows = {
-        name: {
-            node_id: layout.nodes[name].start + i
-            for i, node_id in enumerate(ids[name][: layout.nodes[name].capacity])
-        }
-        for name in ids
-    }
-    return BlueprintArrays(blueprint, layout, raw, rows)
+_SEED_INDEX = column_of("seed", "seed_index")
+_SEED_STAGE, _SEED_RISK = column_of("seed", "stage"), column_of("seed", "risk_score")
 
 
 def encode_packet(
@@ -150,38 +54,97 @@ def encode_packet(
     config: GraphConfig = DEFAULTS,
 ) -> tuple[RawGraph, Registries]:
     """Write a packet over the arrays of its blueprint; see `encode`."""
-    blueprint, layout = arrays.blueprint, arrays.layout
+    blueprint, layout, seeds = arrays.blueprint, arrays.layout, packet.seeds
     blueprints = blueprint_order(blueprint, candidates)
     _check_named(packet, blueprints)
-    registries = _register(registries, packet, blueprints)
-    raw = RawGraph(*(array.copy() for array in arrays.raw))
-    seeds = packet.seeds
+    for name, count in (("seed", len(seeds)), ("blueprint", len(blueprints))):
+        fitting(name, count, layout.nodes[name].capacity, config)
+    registries, static = arrays.staged(StageKey(registries, blueprints))
+    registries = registries.with_keys(seeds=[seed.seed_id for seed in seeds])
+    blending = [blend_allowed(seed, blueprint) for seed in seeds]
+    seated = arrays.seated(_seats(arrays, seeds, blending))
+    raw = _copied(static, seated, whole=bool(arrays.listed))
 
-    write_nodes(raw, layout, "global", [global_row(packet)], [()], config)
-    write_nodes(
-        raw,
-        layout,
-        "seed",
-        [seed_row(seed, blueprint) for seed in seeds],
-        [(seed.stage / SEED_STAGES, finite(seed.risk_score)) for seed in seeds],
-        config,
-    )
-    write_nodes(
-        raw,
-        layout,
-        "blueprint",
-        [blueprint_row(one, packet) for one in blueprints],
-        [(one.stage, finite(one.effective_risk)) for one in blueprints],
-        config,
-    )
-    _write_indices(raw, layout, packet, blueprints, registries)
-    _write_live(raw, arrays.rows, packet.training_metrics)
-    for one in RELATIONS:
-        if depends_on_packet(one):
-            write_relation(raw, layout, one, seeds, blueprint, config)
+    write_rows(raw, layout, "global", make_rows("global", global_columns(packet), 1), 1)
+    _write_seeds(raw, layout, seeds, len(blueprint.layers), blending, registries.seeds)
+    _write_losses(raw, layout, packet, min(len(blueprints), layout.nodes["blueprint"].capacity))
+    write_live(raw, arrays.live, packet.training_metrics)
+    raw.edges.reshape(-1)[seated.filled] = raw.attributes.reshape(-1)[seated.origins]
+    write_complete_relations(raw, layout, arrays.listed, arrays.pairs, config)
     if config.strict_features:
-        _require(missing_features(layout, raw) & REQUIRED)
+        _require(missing_required(layout, raw))
     return raw, registries
+
+
+def _seats(
+    arrays: BlueprintArrays, seeds: Sequence[SeedState], blending: Sequence[bool]
+) -> tuple[Seat, ...]:
+    thresholds = arrays.blueprint.monitor_thresholds
+    return tuple(
+        [
+            Seat(seed.seed_id, seed.layer_depth, may, watches(seed, thresholds))
+            for seed, may in zip(seeds, blending, strict=True)
+        ]
+    )
+
+
+def _copied(static: RawGraph, seated: SeedEdges, *, whole: bool) -> RawGraph:
+    """Copies of what a packet changes; the places of edges are shared unless `whole`."""
+    raw = RawGraph(
+        values=static.values.copy(),
+        present=static.present.copy(),
+        told=static.told.copy(),
+        mask=static.mask.copy(),
+        attributes=static.attributes.copy(),
+        edges=seated.edges.copy(),
+        edge_mask=seated.edge_mask,
+        senders=seated.senders,
+        receivers=seated.receivers,
+        expected_nodes=static.expected_nodes.copy(),
+        expected_edges=seated.expected_edges,
+    )
+    if not whole:
+        return raw
+    return raw._replace(
+        edge_mask=raw.edge_mask.copy(),
+        senders=raw.senders.copy(),
+        receivers=raw.receivers.copy(),
+        expected_edges=raw.expected_edges.copy(),
+    )
+
+
+def _write_seeds(
+    raw: RawGraph,
+    layout: GraphLayout,
+    seeds: Sequence[SeedState],
+    layers: int,
+    blending: Sequence[bool],
+    registry: Registry,
+) -> None:
+    """Write the seeds, those that fit."""
+    count = min(len(seeds), layout.nodes["seed"].capacity)
+    ids = [seed.seed_id for seed in seeds]
+    columns = seed_columns(seeds, layers, registry.fractions(ids), blending)
+    rows = make_rows("seed", columns, count)
+    where = write_rows(raw, layout, "seed", rows, len(seeds))
+    raw.told[TYPE_INDEX["seed"], _SEED_INDEX] = registry.count(ids[:count])
+    raw.attributes[where, 0] = rows.values[:, _SEED_STAGE]
+    raw.attributes[where, 1] = rows.values[:, _SEED_RISK]
+
+
+def _write_losses(
+    raw: RawGraph, layout: GraphLayout, packet: SystemStatePacket, count: int
+) -> None:
+    """Write the packet's losses into the rows of `count` blueprints."""
+    start = layout.nodes["blueprint"].start
+    where = slice(start, start + count)
+    losses = {"validation_loss": packet.validation_loss, "training_loss": packet.training_loss}
+    for feature, loss in losses.items():
+        if loss is not None:
+            column, present = column_of("blueprint", feature), math.isfinite(loss)
+            raw.values[where, column] = finite(loss)
+            raw.values[where, column + 1] = raw.present[where, column] = present
+            raw.told[TYPE_INDEX["blueprint"], column] = count
 
 
 def encode(
@@ -238,64 +201,11 @@ def _check_named(packet: SystemStatePacket, blueprints: Sequence[Blueprint]) -> 
         )
 
 
-def _register(
-    registries: Registries, packet: SystemStatePacket, blueprints: Sequence[Blueprint]
-) -> Registries:
-    active = blueprints[0]
-    return registries.with_keys(
-        seeds=(seed.seed_id for seed in packet.seeds),
-        blueprints=(one.blueprint_id for one in blueprints),
-        layer_types=(layer.type for layer in active.layers),
-        activation_types=(
-            *(layer.activation for layer in active.layers),
-            *(activation.type for activation in active.activations),
-        ),
-        optimizer_families=(one.optimizer_family for one in blueprints),
-        hazard_classes=(one.hazard_class for one in blueprints),
-        blending_methods=(name for one in blueprints for name in one.allowed_blending_methods),
-    )
-
-
-def _write_indices(
-    raw: RawGraph,
-    layout: GraphLayout,
-    packet: SystemStatePacket,
-    blueprints: Sequence[Blueprint],
-    registries: Registries,
-) -> None:
-    layers, activations = blueprints[0].layers, blueprints[0].activations
-    types = registries.activation_types
-    for name, feature, keys, registry in (
-        ("seed", "seed_index", [seed.seed_id for seed in packet.seeds], registries.seeds),
-        (
-            "blueprint",
-            "blueprint_index",
-            [one.blueprint_id for one in blueprints],
-            registries.blueprints,
-        ),
-        ("layer", "type", [layer.type for layer in layers], registries.layer_types),
-        ("layer", "activation", [layer.activation for layer in layers], types),
-        ("activation", "type", [one.type for one in activations], types),
-    ):
-        write_index(raw, layout, name, feature, keys, registry)
-
-
-def _write_live(
-    raw: RawGraph, rows: Mapping[str, Mapping[str, int]], metrics: Mapping[str, float]
-) -> None:
-    for key, value in metrics.items():
-        name, _, rest = key.partition("/")
-        node_id, _, feature = rest.rpartition("/")
-        if feature in LIVE_FEATURES.get(name, ()) and node_id in rows[name]:
-            write_feature(raw, name, feature, rows[name][node_id], value)
-
-
-def _require(missing: Iterable[str]) -> None:
+def _require(missing: Sequence[str]) -> None:
     """Raise for all required features that are absent, at once."""
-    features = tuple(sorted(missing))
-    if features:
+    if missing:
         raise MissingFeatureError(
-            f"required features are absent: {', '.join(features)}; report them, or set "
+            f"required features are absent: {', '.join(missing)}; report them, or set "
             "strict_features = false to go on without them",
-            features=features,
+            features=tuple(missing),
         )

@@ -76,6 +76,18 @@ class GraphLayout:
                     f"relation {one.key} comes from data; give it an edge capacity", name=one.key
                 )
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Without what is cached: hashes of text differ from process to process.
+        return type(self), (self.node_capacities, self.edge_capacities)
+
+    @cached_property
+    def _hash(self) -> int:
+        """Computed once: a layout is looked up several times per decision."""
+        return hash((self.node_capacities, self.edge_capacities))
+
     @classmethod
     def of(cls, nodes: Mapping[str, int], edges: Mapping[str, int]) -> GraphLayout:
         """A layout from capacities by name; every node type and listed relation is required."""

@@ -26,7 +26,8 @@ class RawGraph(NamedTuple):
       values: f32[N, 16], raw column values; statistic columns are not yet normalised;
         0 where absent.
       present: bool[N, 16], a finite value stands there.
-      told: bool[N, 16], the source gave a value, finite or not; what coverage counts.
+      told: i32[T, 16], how many nodes of each type have a value from their source, finite or
+        not, at the column of the value; what coverage counts.
       mask: bool[N], the row is a real node.
       attributes: f32[N, 2], per-node scalars that edges of complete relations read.
       edges: f32[E, 3], attributes of the listed edges.
@@ -61,7 +62,7 @@ def blank(layout: GraphLayout) -> RawGraph:
     return RawGraph(
         values=np.zeros((rows, FEATURE_WIDTH), np.float32),
         present=np.zeros((rows, FEATURE_WIDTH), np.bool_),
-        told=np.zeros((rows, FEATURE_WIDTH), np.bool_),
+        told=np.zeros((len(NODE_TYPES), FEATURE_WIDTH), np.int32),
         mask=np.zeros(rows, np.bool_),
         attributes=np.zeros((rows, ATTRIBUTE_WIDTH), np.float32),
         edges=np.zeros((links, EDGE_WIDTH), np.float32),

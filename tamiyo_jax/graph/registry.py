@@ -14,8 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
-import numpy as np
-
 from tamiyo_jax.errors import GraphCapacityError, GraphSchemaError
 
 __all__ = ["Registries", "Registry"]
@@ -104,9 +102,13 @@ class Registry:
         pairs = json.dumps(sorted(self._indices.items()))
         return hashlib.sha256(pairs.encode()).hexdigest()
 
-    def fractions(self, keys: Iterable[str]) -> np.ndarray:
-        """Index / capacity of each key: f64[n] in [0, 1)."""
-        return np.array([self.index(key) for key in keys], np.float64) / self.capacity
+    def fractions(self, keys: Iterable[str]) -> list[float]:
+        """Index / capacity of each key, in [0, 1)."""
+        return [self.index(key) / self.capacity for key in keys]
+
+    def count(self, keys: Iterable[str]) -> int:
+        """How many of the keys have an index of their own."""
+        return sum(map(self._indices.__contains__, keys))
 
     def with_keys(self, keys: Iterable[str]) -> Registry:
         """This registry with the keys it did not hold, in their order; itself if none is new.
@@ -114,7 +116,10 @@ class Registry:
         Raises:
           GraphCapacityError: a closed vocabulary is full.
         """
-        new = [key for key in dict.fromkeys(keys) if key and key not in self._indices]
+        keys, held = tuple(keys), self._indices
+        if all(map(held.__contains__, keys)):
+            return self
+        new = [key for key in dict.fromkeys(keys) if key and key not in held]
         if not self.closed:
             new = new[: self.room - len(self.keys)]
         return replace(self, keys=(*self.keys, *new)) if new else self
@@ -152,11 +157,13 @@ class Registries:
           GraphSchemaError: no registry of that name.
           GraphCapacityError: a closed vocabulary is full.
         """
-        grown = {name: self._named(name).with_keys(new) for name, new in keys.items()}
-        changed = {name: one for name, one in grown.items() if one is not self._named(name)}
+        held = {name: self[name] for name in keys}
+        grown = {name: one.with_keys(keys[name]) for name, one in held.items()}
+        changed = {name: one for name, one in grown.items() if one is not held[name]}
         return replace(self, **changed) if changed else self
 
-    def _named(self, name: str) -> Registry:
+    def __getitem__(self, name: str) -> Registry:
+        """The registry of that name."""
         if name not in _NAMES:
             raise GraphSchemaError(
                 f"no registry {name!r}; there are {', '.join(_NAMES)}", name=name
@@ -166,7 +173,7 @@ class Registries:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the digests of all registries, hexadecimal."""
-        digests = [(name, self._named(name).digest) for name in _NAMES]
+        digests = [(name, self[name].digest) for name in _NAMES]
         return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
     def additions(self, since: Registries) -> dict[str, list[str]]:
@@ -177,7 +184,7 @@ class Registries:
         """
         added: dict[str, list[str]] = {}
         for name in _NAMES:
-            old, new = since._named(name).keys, self._named(name).keys
+            old, new = since[name].keys, self[name].keys
             if new[: len(old)] != old:
                 raise GraphSchemaError(
                     f"registry {name} did not grow out of the one it is compared with", name=name
@@ -194,7 +201,7 @@ class Registries:
           GraphCapacityError: more keys than fit.
         """
         grown = {
-            name: replace(self._named(name), keys=(*self._named(name).keys, *keys))
+            name: replace(self[name], keys=(*self[name].keys, *keys))
             for name, keys in additions.items()
         }
         return replace(self, **grown) if grown else self

@@ -4,6 +4,8 @@ A policy is anything that satisfies `Policy`: the graph network, the heuristic, 
 """
 
 from tamiyo_jax.policy.actions import ACTIONS, Action, ActionRule, Selection, legality, select
+from tamiyo_jax.policy.fold import FoldedParams, fold
+from tamiyo_jax.policy.folded import apply_folded
 from tamiyo_jax.policy.graph_policy import GraphPolicy, policy_step
 from tamiyo_jax.policy.heuristic import HeuristicPolicy
 from tamiyo_jax.policy.heuristic_state import HeuristicState
@@ -36,6 +38,7 @@ __all__ = [
     "NUM_ACTIONS",
     "Action",
     "ActionRule",
+    "FoldedParams",
     "GraphPolicy",
     "HeuristicPolicy",
     "HeuristicState",
@@ -49,9 +52,11 @@ __all__ = [
     "Selection",
     "abstract_params",
     "apply",
+    "apply_folded",
     "arrays_from_bytes",
     "export_params",
     "fit_params",
+    "fold",
     "import_state_dict",
     "init_params",
     "legality",

@@ -97,6 +97,21 @@ ACTIONS: Mapping[Action, ActionRule] = {
 }
 
 
+_NEEDS_BLUEPRINT = np.zeros(NUM_ACTIONS, np.bool_)
+_NEEDS_BLUEPRINT[[action for action, rule in ACTIONS.items() if rule.needs_blueprint]] = True
+
+_BREAKERS = {
+    action: rule.desired_breaker
+    for action, rule in ACTIONS.items()
+    if rule.desired_breaker is not None
+}
+
+# bool[32, stages]: the stages in which each action takes a seed.
+_STAGES = np.zeros((NUM_ACTIONS, len(SeedStage)), np.bool_)
+for _action, _rule in ACTIONS.items():
+    _STAGES[_action, list(_rule.operations)] = True
+
+
 def legality(
     packet: SystemStatePacket,
     candidates: Sequence[Blueprint],
@@ -134,20 +149,18 @@ def legality(
     for row, blueprint in enumerate(candidates[:max_blueprints]):
         blueprints[row] = blueprint.selectable and blueprint.blueprint_id in offered
 
-    actions = np.zeros(NUM_ACTIONS, np.bool_)
     seeds = np.zeros((NUM_ACTIONS, max_seeds), np.bool_)
-    for action, rule in ACTIONS.items():
-        if rule.operations and not seedless:
-            for row, seed in enumerate(packet.seeds[:max_seeds]):
-                seeds[action, row] = seed.stage in rule.operations
-            actions[action] = seeds[action].any() and (not rule.needs_blueprint or blueprints.any())
-        elif rule.desired_breaker is not None:
-            known = host_breaker is not CircuitBreakerState.UNKNOWN
-            actions[action] = known and host_breaker is not rule.desired_breaker
-        elif action is Action.OPTIMIZER:
-            actions[action] = packet.optimizer_id is not None
-        else:
-            actions[action] = action in (Action.PAUSE, Action.WAIT)
+    if not seedless:
+        stages = [seed.stage for seed in packet.seeds[:max_seeds]]
+        seeds[:, : len(stages)] = _STAGES.take(stages, axis=1)
+    actions = np.logical_or.reduce(seeds, axis=1)
+    if not blueprints.any():
+        actions &= ~_NEEDS_BLUEPRINT
+    actions[[Action.PAUSE, Action.WAIT]] = True
+    actions[Action.OPTIMIZER] = packet.optimizer_id is not None
+    if host_breaker is not CircuitBreakerState.UNKNOWN:
+        for action, desired in _BREAKERS.items():
+            actions[action] = host_breaker is not desired
     return Legality(actions, seeds, blueprints)
 
 
@@ -163,10 +176,6 @@ class Selection(NamedTuple):
     action: jax.Array
     seed: jax.Array
     blueprint: jax.Array
-
-
-_NEEDS_BLUEPRINT = np.zeros(NUM_ACTIONS, np.bool_)
-_NEEDS_BLUEPRINT[[action for action, rule in ACTIONS.items() if rule.needs_blueprint]] = True
 
 
 def select(outputs: PolicyOutputs, legality: Legality) -> Selection:

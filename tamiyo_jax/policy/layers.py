@@ -23,6 +23,8 @@ from tamiyo_jax.graph.layout import GraphLayout
 from tamiyo_jax.graph.schema import EDGE_WIDTH, NODE_TYPES, RELATIONS, Relation
 
 __all__ = [
+    "LEAKY_SLOPE",
+    "SOFTMAX_EPSILON",
     "Complete",
     "Edges",
     "GatRelation",
@@ -36,8 +38,8 @@ __all__ = [
     "tables",
 ]
 
-_LEAKY_SLOPE = 0.2
-_SOFTMAX_EPSILON = 1e-16  # what PyTorch Geometric adds to the denominator
+LEAKY_SLOPE = 0.2
+SOFTMAX_EPSILON = 1e-16  # what PyTorch Geometric adds to the denominator
 
 
 class Listed(NamedTuple):
@@ -213,7 +215,7 @@ class GatRelation(nn.Module):
 
         if isinstance(edges, Listed):
             logits = from_source[edges.senders] + from_target[edges.receivers]
-            logits = nn.leaky_relu(logits + edges.attributes @ from_edge, _LEAKY_SLOPE)
+            logits = nn.leaky_relu(logits + edges.attributes @ from_edge, LEAKY_SLOPE)
             rows = target.shape[0]
             # Padding edges share the padding node's segment, so no real softmax sees them.
             softmax = jraph.segment_softmax(logits, edges.receivers, rows)
@@ -223,7 +225,7 @@ class GatRelation(nn.Module):
         else:
             sent = from_source + edges.source_terms @ from_edge
             asked = from_target + edges.target_terms @ from_edge
-            logits = nn.leaky_relu(asked[:, None, :] + sent[None, :, :], _LEAKY_SLOPE)
+            logits = nn.leaky_relu(asked[:, None, :] + sent[None, :, :], LEAKY_SLOPE)
             joined = edges.targets[:, None, None] & edges.sources[None, :, None]
             attention = _masked_softmax(logits, joined)
             received = jnp.einsum("tsk,skc->tc", attention, values) / self.heads
@@ -246,7 +248,7 @@ def _masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
     mask = jnp.broadcast_to(mask, logits.shape)
     peak = jnp.max(logits, axis=1, keepdims=True, where=mask, initial=lowest)
     weights = jnp.exp(jnp.where(mask, logits - jax.lax.stop_gradient(peak), -jnp.inf))
-    return weights / (jnp.sum(weights, axis=1, keepdims=True) + _SOFTMAX_EPSILON)
+    return weights / (jnp.sum(weights, axis=1, keepdims=True) + SOFTMAX_EPSILON)
 
 
 class RelationalLayer(nn.Module):

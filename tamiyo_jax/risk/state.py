@@ -181,7 +181,15 @@ def call_failed(
 
 def to_json(state: RiskState) -> dict[str, Any]:
     """Plain dicts, lists, numbers and text; `from_json` is its inverse."""
-    return asdict(state)
+    mode = state.conservative
+    return {
+        "conservative": None if mode is None else asdict(mode),
+        "pause_runs": state.pause_runs,
+        "last_validation_loss": state.last_validation_loss,
+        "last_brake_step": state.last_brake_step,
+        "inference": _breaker_to_json(state.inference),
+        "metadata": _breaker_to_json(state.metadata),
+    }
 
 
 def from_json(fields: Mapping[str, Any]) -> RiskState:
@@ -247,6 +255,15 @@ def _with_breaker(state: RiskState, stage: Stage, breaker: BreakerState) -> Risk
     if stage == "inference":
         return replace(state, inference=breaker)
     return replace(state, metadata=breaker)
+
+
+def _breaker_to_json(breaker: BreakerState) -> dict[str, Any]:
+    return {
+        "state": breaker.state,
+        "failures": breaker.failures,
+        "opened_at_ns": breaker.opened_at_ns,
+        "cooldown_ns": breaker.cooldown_ns,
+    }
 
 
 def _breaker_from_json(fields: Mapping[str, Any]) -> BreakerState:

@@ -1,6 +1,7 @@
 """The effectful shell around the controller."""
 
 from tamiyo_jax.policy import Policy
+from tamiyo_jax.runtime.bus import Bus, MemoryBus
 from tamiyo_jax.runtime.decision import Decision, Latency
 from tamiyo_jax.runtime.library import (
     BlueprintLibrary,
@@ -8,22 +9,29 @@ from tamiyo_jax.runtime.library import (
     ChangeKind,
     MemoryBlueprintLibrary,
 )
+from tamiyo_jax.runtime.publishing import FIELD_REPORTS, ReportReader
+from tamiyo_jax.runtime.redis_bus import RedisBus
 from tamiyo_jax.runtime.redis_library import RedisBlueprintLibrary
 from tamiyo_jax.runtime.service import Tamiyo
 from tamiyo_jax.runtime.sqlite_library import SqliteBlueprintLibrary
 from tamiyo_jax.runtime.telemetry import JsonLinesSink, MemorySink, Sink
 
 __all__ = [
+    "FIELD_REPORTS",
     "BlueprintLibrary",
+    "Bus",
     "Change",
     "ChangeKind",
     "Decision",
     "JsonLinesSink",
     "Latency",
     "MemoryBlueprintLibrary",
+    "MemoryBus",
     "MemorySink",
     "Policy",
     "RedisBlueprintLibrary",
+    "RedisBus",
+    "ReportReader",
     "Sink",
     "SqliteBlueprintLibrary",
     "Tamiyo",

@@ -116,13 +116,13 @@ def assemble(
             tell(damage)
         current = initial_state(template) if storage.state is None else storage.state
         storage.start(current)
-        if state is not None:
-            storage.append_restore(state, "state given to open")
-            current = state
         cache = storage.cache_directory
         isolation = "inline" if mode is Mode.GUARD else isolation  # it has no policy
         environment = worker_environment(config.deadlines.device, cache)
         seating = Seating(config, choice, storage, isolation, environment)
+        if state is not None:
+            current = seating.adopted(state, choice.params)
+            storage.append_restore(current, "state given to open")
         pool = _metadata_pool(config, library, isolation, cache)
         if pool is not None:
             closers.callback(pool.close)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import PolicyUpdate
 from tamiyo_jax.controller import Answer, Situation, TamiyoState
-from tamiyo_jax.policy import arrays_from_bytes, fit_params
+from tamiyo_jax.policy import arrays_from_bytes, fit_params, params_to_bytes
 from tamiyo_jax.runtime.inference import InlineRunner, ProcessRunner, Runner
 from tamiyo_jax.runtime.policies import PolicyChoice
 from tamiyo_jax.runtime.updates import trial
@@ -98,15 +98,30 @@ class Seating:
             raise
         return seat
 
-    def live(self, state: TamiyoState[Any]) -> PolicyChoice:
-        """The policy that decides in a state: its live update's, or what `open` was given.
+    def adopted(self, state: TamiyoState[Any], params: object) -> TamiyoState[Any]:
+        """A state taken over together with its live parameters, which are brought to disk.
+
+        Where an update is in force, its parameters are these from now on; where none is, they
+        stand for what `open` was given, as long as this controller lives.
+
+        Raises:
+          PersistenceError: the disk failed.
+        """
+        if not state.policies:
+            return state
+        *earlier, update = state.policies
+        digest = self.storage.store_parameters(params_to_bytes(params))
+        return replace(state, policies=(*earlier, replace(update, digest=digest)))
+
+    def live(self, state: TamiyoState[Any], params: object = None) -> PolicyChoice:
+        """The policy that decides in a state: its live update, or else `params`, or else `base`.
 
         Raises:
           PersistenceError: the update's parameters are not in the run directory.
           CheckpointMismatchError: they do not fit the policy.
         """
         if not state.policies:
-            return self.base
+            return self.base if params is None else replace(self.base, params=params)
         update = state.policies[-1]
         arrays = arrays_from_bytes(self.storage.load_parameters(update.digest))
         params = fit_params(arrays, self.base.params, f"policy {update.policy_id}")

@@ -8,6 +8,7 @@ was, but for what records failures.
 from __future__ import annotations
 
 import os
+import random
 import threading
 import time
 import uuid
@@ -96,6 +97,7 @@ class Tamiyo:
         self._state = parts.state
         self._mode = mode
         self._clock = clock
+        self._ids = random.Random(os.urandom(32))
         self._last: Situation | None = None
         self._lock = threading.Lock()
         self._updating = threading.Lock()
@@ -166,7 +168,7 @@ class Tamiyo:
         )
         seat = None
         try:
-            seat = parts.seating.begin(base if state else parts.seating.live(parts.state))
+            seat = parts.seating.begin(parts.seating.live(parts.state))
             if parts.metadata is not None:
                 parts.metadata.wait_ready()
             seat.runner.wait_ready()
@@ -339,13 +341,11 @@ class Tamiyo:
         """
         with self._updating:
             self._check_open()
-            choice = seat = None
+            seat = None
             if params is not None:
-                choice = replace(self._seating.base, params=params)
-            elif state.policies != self._state.policies:
-                choice = self._seating.live(state)
-            if choice is not None:
-                seat = self._seating.warm(choice, state, self._last)
+                state = self._seating.adopted(state, params)
+            if params is not None or state.policies != self._state.policies:
+                seat = self._seating.warm(self._seating.live(state, params), state, self._last)
             with self._lock:
                 self._swap(seat, state, lambda: self._storage.append_restore(state, "restore"))
 
@@ -467,8 +467,8 @@ class Tamiyo:
             mode=self._mode,
             policy_version=self._seat.choice.version,
             now_ns=self._clock(),
-            command_id=str(uuid.uuid4()),
-            report_id=f"fr-{uuid.uuid4()}",
+            command_id=self._new_id(),
+            report_id=f"fr-{self._new_id()}",
         )
 
     def _commit(
@@ -500,11 +500,10 @@ class Tamiyo:
             append_ms=(now - concluded) * 1e3,
         )
         decision = decided(outcome, command, latency, ticket, shadow=shadow)
-        self._parts.telemetry.emit(
-            outcome_packet(
-                outcome, after, decision, self._indicators(before.steps), self._metrics()
-            )
-        )
+        if self._parts.telemetry.wanted:
+            indicators = self._indicators(before.steps)
+            packet = outcome_packet(outcome, after, decision, indicators, self._metrics())
+            self._parts.telemetry.emit(packet)
         return decision
 
     def _fail(
@@ -527,7 +526,7 @@ class Tamiyo:
             stage=counted,
             policy_version=self._seat.choice.version,
             now_ns=self._clock(),
-            report_id=f"fr-{uuid.uuid4()}",
+            report_id=f"fr-{self._new_id()}",
         )
         recorded = packet if valid and self._config.storage.record_packets else None
         self._parts.telemetry.emit(failure_packet(failure, self._indicators(self._state.steps)))
@@ -556,6 +555,10 @@ class Tamiyo:
         if events:
             indicators = self._indicators(self._state.steps)
             self._parts.telemetry.emit(status_packet(events, indicators, self._clock()))
+
+    def _new_id(self) -> str:
+        # Unique as uuid4() is, without a system call for each: ids are no secrets.
+        return str(uuid.UUID(int=self._ids.getrandbits(128), version=4))
 
     def _metrics(self) -> tuple[Metric, ...]:
         parts = self._parts

@@ -1,7 +1,7 @@
 """From outcomes to telemetry packets, and from packets to sinks.
 
-A sink that is slow or fails never delays a step: packets wait in a bounded queue, the oldest
-is dropped when it is full, and one thread hands them out.
+A sink that is slow or fails never delays a step, nor another sink: its packets wait in a
+bounded queue, the oldest is dropped when that is full, and a thread of its own hands them out.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import collections
 import json
 import os
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,7 @@ class Sink(Protocol):
     """Where telemetry goes."""
 
     def emit(self, packet: TelemetryPacket) -> None:
-        """Take one packet; called from the telemetry thread only.
+        """Take one packet; called from one thread only.
 
         Raises:
           OSError: the packet is lost to this sink, which is counted, and others get it.
@@ -62,63 +63,107 @@ class JsonLinesSink:
             file.write(json.dumps(asdict(packet), separators=(",", ":")) + "\n")
 
 
-class Telemetry:
-    """The bounded queue and the thread between the controller and its sinks."""
+class _Channel:
+    """One sink, its bounded queue and its thread."""
 
-    def __init__(self, sinks: Iterable[Sink]) -> None:
-        self._sinks = tuple(sinks)
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
         self._queue: collections.deque[TelemetryPacket] = collections.deque()
         self._changed = threading.Condition()
         self._busy = False
         self._closing = False
+        self._over = False
         self.dropped = 0
         self._thread = threading.Thread(target=self._deliver, name="telemetry", daemon=True)
-        if self._sinks:
-            self._thread.start()
+        self._thread.start()
 
     def emit(self, packet: TelemetryPacket) -> None:
-        """Queue a packet; returns at once."""
-        if not self._sinks:
-            return
         with self._changed:
+            if self._over:
+                self.dropped += 1
+                return
             if len(self._queue) >= QUEUE_PACKETS:
                 self._queue.popleft()
                 self.dropped += 1
             self._queue.append(packet)
             self._changed.notify_all()
 
+    def flush(self, timeout: float) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._over or self._idle, timeout)
+            return self._idle
+
+    def close(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        self.flush(timeout)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+
+    @property
+    def _idle(self) -> bool:
+        return not self._queue and not self._busy
+
+    def _deliver(self) -> None:
+        try:
+            while (packet := self._next()) is not None:
+                try:
+                    self._sink.emit(packet)
+                except OSError:
+                    self.dropped += 1
+        finally:  # also where the sink raised something else, which Python reports
+            with self._changed:
+                self._over, self._busy = True, False
+                self.dropped += len(self._queue)
+                self._queue.clear()
+                self._changed.notify_all()
+
+    def _next(self) -> TelemetryPacket | None:
+        with self._changed:
+            self._busy = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._queue or self._closing)
+            if not self._queue:
+                return None
+            self._busy = True
+            return self._queue.popleft()
+
+
+class Telemetry:
+    """The way to the sinks: a bounded queue and a thread for each, so that none delays another.
+
+    A sink that raises anything but `OSError` is broken: the traceback goes where those of
+    threads go, the sink gets no further packet, and what it misses is counted.
+    """
+
+    def __init__(self, sinks: Iterable[Sink]) -> None:
+        self._channels = [_Channel(sink) for sink in sinks]
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is any sink; without one no packet need be made."""
+        return bool(self._channels)
+
+    @property
+    def dropped(self) -> int:
+        """Packets that a sink never got, over all sinks."""
+        return sum(channel.dropped for channel in self._channels)
+
+    def emit(self, packet: TelemetryPacket) -> None:
+        """Queue a packet; returns at once."""
+        for channel in self._channels:
+            channel.emit(packet)
+
     def metric(self) -> Metric:
         """How many packets sinks never got."""
         return Metric("tamiyo.telemetry.dropped_total", float(self.dropped), "packets")
 
     def flush(self, timeout: float) -> bool:
-        """Wait until the queue is empty; False if `timeout` seconds were not enough."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._queue and not self._busy, timeout)
+        """Wait until the queues are empty; False if `timeout` seconds each were not enough."""
+        return all([channel.flush(timeout) for channel in self._channels])
 
     def close(self, timeout: float = 5.0) -> None:
-        """Hand out what is queued, for at most `timeout` seconds, and end the thread."""
-        if not self._sinks:
-            return
-        self.flush(timeout)
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        self._thread.join(timeout)
-
-    def _deliver(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._closing)
-                if not self._queue:
-                    return
-                packet = self._queue.popleft()
-                self._busy = True
-            for sink in self._sinks:
-                try:
-                    sink.emit(packet)
-                except OSError:
-                    self.dropped += 1
-            with self._changed:
-                self._busy = False
-                self._changed.notify_all()
+        """Hand out what is queued, for at most `timeout` seconds each, and end the threads."""
+        for channel in self._channels:
+            channel.close(timeout)

@@ -45,8 +45,10 @@ _LAST_BACKOFF_S = 30.0
 _REAP_S = 0.5  # a process that outlives SIGKILL for so long sits in the kernel
 _LEAVE_S = 2.0
 _CRASH_S = 0.05  # between a connection that broke and the exit status that says why
-_MARGIN_SHARE = 0.25  # of a budget, at most, is set aside for the kill
-_FIRST_MARGIN_S = 0.008
+_FIRST_MARGIN_S = 0.012  # what killing and reaping a JAX process of 250 MB takes
+_MARGIN_SHARE = 0.4  # of a budget, at most, is set aside for the kill
+_MARGIN_DECAY = 0.8
+_AFTERMATH_S = 0.002  # recording the failure
 _LOG_TAIL = 2_000
 
 
@@ -147,10 +149,19 @@ class _Worker:
             case other:
                 raise ConnectionError(f"a worker sent {type(other).__name__}")
 
-    def kill(self) -> bool:
-        """End the process and all it started, and reap it; False if it is not gone yet."""
+    @property
+    def ended(self) -> bool:
+        """Whether the process is over, reaped or not."""
+        return self._pidfd < 0 or bool(select.select([self._pidfd], [], [], 0)[0])
+
+    def signal(self) -> None:
+        """Tell the process and all it started to end; whoever owns the worker reaps it."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+
+    def kill(self) -> bool:
+        """End the process and reap it; False if it is not gone yet."""
+        self.signal()
         return self.reap(_REAP_S)
 
     def leave(self) -> bool:
@@ -258,9 +269,7 @@ class WorkerPool:
         Raises:
           DeadlineExceededError, TamiyoError: as `call` does.
         """
-        budget_ms = self._spec.warmup_s * 1e3
-        deadline = time.monotonic() + self._spec.warmup_s
-        answer, worker = self._call(message, budget_ms, deadline)
+        answer, worker = self._call(message, self._spec.warmup_s * 1e3, "warmup_s")
         with self._changed:
             worker.warm.add(key)
             self._warmups[key] = message
@@ -280,14 +289,14 @@ class WorkerPool:
           TamiyoError: the worker raised it; or, of the kind that the pool's `WorkerSpec`
             names, the worker crashed or raised something else.
         """
-        return self._call(message, budget_ms, time.monotonic() + budget_ms / 1e3)[0]
+        return self._call(message, budget_ms, f"{self._spec.stage}_ms")[0]
 
     def close(self) -> None:
         """End all workers; closing twice is harmless."""
         with self._changed:
             self._closing = True
             if self._coming is not None:
-                self._coming.kill()
+                self._coming.signal()  # the keeper, which waits for it, reaps it
             self._changed.notify_all()
         self._keeper.join()
         with self._calls, self._changed:
@@ -298,9 +307,10 @@ class WorkerPool:
             self._ready.clear()
             self._ending.clear()
 
-    def _call(self, message: object, budget_ms: float, deadline: float) -> tuple[Any, _Worker]:
+    def _call(self, message: object, budget_ms: float, setting: str) -> tuple[Any, _Worker]:
+        deadline = time.monotonic() + budget_ms / 1e3
         if not self._calls.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            self._late(budget_ms, "it never left the queue")
+            self._late(budget_ms, "it never left the queue", setting)
         try:
             worker = self._take()
             margin = min(self._margin_s, _MARGIN_SHARE * budget_ms / 1e3)
@@ -308,7 +318,7 @@ class WorkerPool:
                 return worker.exchange(message, deadline - margin), worker
             except TimeoutError:
                 self._end(worker)
-                self._late(budget_ms, "its worker was ended")
+                self._late(budget_ms, "its worker was ended", setting)
             except ConnectionError as error:
                 worker.reap(min(_CRASH_S, max(0.0, deadline - time.monotonic())))
                 self._end(worker)
@@ -327,6 +337,7 @@ class WorkerPool:
 
     def _take(self) -> _Worker:
         with self._changed:
+            self._bury()
             if self._active is None:
                 warm = [one for one in self._ready if not self._cold(one)]
                 if not warm:
@@ -335,22 +346,34 @@ class WorkerPool:
                 self._active = warm[0]
             return self._active
 
+    def _bury(self) -> None:
+        """Put aside the workers that ended while nobody asked them anything."""
+        idle = [one for one in (self._active, *self._ready) if one is not None]
+        if not (dead := [one for one in idle if one.ended]):
+            return
+        self._ending += dead
+        self._active = None if self._active in dead else self._active
+        self._ready = deque(one for one in self._ready if one not in dead)
+        self._changed.notify_all()
+
     def _end(self, worker: _Worker) -> None:
         """Kill the active worker, and learn how long that takes."""
         started = time.monotonic()
         gone = worker.kill()
-        self._margin_s = (self._margin_s + time.monotonic() - started) / 2
+        took = time.monotonic() - started + _AFTERMATH_S
+        decayed = took + _MARGIN_DECAY * (self._margin_s - took)
+        self._margin_s = max(took, decayed)  # a slow kill is remembered for a while
         with self._changed:
             self._active = None
             if not gone:
                 self._ending.append(worker)
             self._changed.notify_all()
 
-    def _late(self, budget_ms: float, what: str) -> NoReturn:
+    def _late(self, budget_ms: float, what: str, setting: str) -> NoReturn:
         stage = self._spec.stage
         raise DeadlineExceededError(
             f"{stage} was not answered within {budget_ms:g} ms: {what}. "
-            f"Raise deadlines.{stage}_ms, or find out what takes so long",
+            f"Raise deadlines.{setting}, or find out what takes so long",
             stage=stage,
             budget_ms=budget_ms,
         )
@@ -404,7 +427,7 @@ class WorkerPool:
         with self._changed:
             self._coming = worker
             if self._closing:
-                worker.kill()
+                worker.signal()
         return worker
 
     def _warm_up(self, worker: _Worker) -> None:

@@ -4,7 +4,8 @@ from tamiyo_jax.storage.checkpoint import load_checkpoint, save_checkpoint
 from tamiyo_jax.storage.facts import Facts, Pending
 from tamiyo_jax.storage.fold import recover_facts, recover_state
 from tamiyo_jax.storage.frames import Record, RecordType
-from tamiyo_jax.storage.journal import Journal, Ticket, read_journal
+from tamiyo_jax.storage.group_commit import Ticket
+from tamiyo_jax.storage.journal import Journal, read_journal
 from tamiyo_jax.storage.lock import DirectoryLock
 from tamiyo_jax.storage.manager import StorageManager
 from tamiyo_jax.storage.reading import Entry, Unreadable, read_entries

@@ -77,9 +77,9 @@ class PosixAppendFile:
 
         The interpreter repeats calls that a signal interrupts (PEP 475), here and below.
         """
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
+        written = os.write(self._descriptor, data)
+        while written < len(data):
+            written += os.write(self._descriptor, memoryview(data)[written:])
 
     def fdatasync(self) -> None:
         """Return when everything written is on disk."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
-from operator import attrgetter
+from collections.abc import Iterable
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -77,7 +75,7 @@ def recover_facts(recovered: Recovered) -> Facts:
     for record in recovered.replay:
         match record.type:
             case RecordType.SNAPSHOT | RecordType.RESTORE:
-                ledger = Ledger(_facts(_whole(record).facts, recovered.records))
+                ledger = Ledger(_facts(_whole(record).facts, recovered))
             case RecordType.STEP:
                 ledger.reported(record.sequence, _reports(record))
             case RecordType.ACK | RecordType.DROP:
@@ -103,13 +101,13 @@ def _whole(record: Record) -> pb.Snapshot | pb.Restore:
     return parse(pb.Restore(), record.payload)
 
 
-def _facts(stored: pb.Facts, records: Sequence[Record]) -> Facts:
+def _facts(stored: pb.Facts, recovered: Recovered) -> Facts:
     """Facts as a SNAPSHOT has them; the pending reports are looked up in their STEP records."""
     pending: dict[str, Pending] = {}
     for one in stored.pending:
-        at = bisect_left(records, one.sequence, key=attrgetter("sequence"))
-        if at < len(records) and records[at].sequence == one.sequence:
-            for report in _reports(records[at]):
+        step = recovered.find(one.sequence)
+        if step is not None:
+            for report in _reports(step):
                 if report.report_id == one.report_id:
                     pending[one.report_id] = Pending(
                         one.sequence, one.attempts, one.not_before_ns, report

@@ -1,4 +1,4 @@
-"""The append-only log of a run: one writer, one flusher thread, and a seal.
+"""The append-only log of a run: one writer, and a seal.
 
 A journal is opened (which reads it and makes good what is damaged), started with a snapshot
 of the recovered state, appended to, rotated by its owner when a segment is full, and closed.
@@ -9,27 +9,20 @@ write, so nothing is tried again, and the next opening finds out what is on disk
 from __future__ import annotations
 
 import os
-import threading
-import time
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, Self
 from zlib import crc32
 
 from tamiyo_jax.errors import JournalSealedError, PersistenceError
 from tamiyo_jax.storage.files import AppendFile, FileSystem, PosixFileSystem
-from tamiyo_jax.storage.frames import (
-    SALT_BYTES,
-    Record,
-    RecordType,
-    encode_frame,
-    frame_bytes,
-    segment_name,
-)
+from tamiyo_jax.storage.frames import Record, RecordType, encode_frame, frame_bytes
+from tamiyo_jax.storage.group_commit import GroupCommit, Ticket
 from tamiyo_jax.storage.recovery import Recovered, encode_repair, merge, plan_rewrites
+from tamiyo_jax.storage.scanning import SALT_BYTES, segment_name
 from tamiyo_jax.storage.segments import (
     discard_unfinished,
+    explained,
     read_segments,
     replace_segments,
     reporting,
@@ -40,32 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
 
-__all__ = ["Durability", "Journal", "RecoveryMode", "Ticket", "read_journal"]
+__all__ = ["Durability", "Journal", "RecoveryMode", "read_journal"]
 
 Durability = Literal["group", "always"]
 RecoveryMode = Literal["repair", "strict"]
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """The durability of one record."""
-
-    sequence: int
-    _journal: Journal
-
-    @property
-    def done(self) -> bool:
-        """Whether the record is known to be on disk."""
-        return self._journal.synced >= self.sequence
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the record to be on disk; False if `timeout` seconds were not enough.
-
-        Raises:
-          PersistenceError: the journal was sealed first; whether the record is on disk is
-            unknown until the journal is opened again.
-        """
-        return self._journal.wait(self.sequence, timeout)
 
 
 class Journal:
@@ -87,21 +58,14 @@ class Journal:
     ) -> None:
         self._directory = directory
         self._durability = durability
-        self._flush_seconds = flush_ms / 1e3
         self._files = files
         self._salt_source = salt_source
         self._recovered: Recovered | None = recovered
-        self._lock = threading.Lock()
-        self._work = threading.Condition(self._lock)  # the flusher waits here
-        self._news = threading.Condition(self._lock)  # tickets wait here
-        self._written = self._synced = self._wanted = recovered.last_sequence
-        self._failure: PersistenceError | None = None
-        self._closing = False
+        self._commit = GroupCommit(directory, recovered.last_sequence, flush_ms)
+        self._lock = self._commit.lock
         self._segments = segments
         self._head_bytes = self._segment_bytes = 0
         self._seed = 0
-        self._file: AppendFile | None = None
-        self._flusher: threading.Thread | None = None
 
     @classmethod
     def open(
@@ -164,19 +128,19 @@ class Journal:
             files=files,
             salt_source=salt_source,
             recovered=recovered,
-            segments=names,
+            segments=dict(sorted(names.items())),
         )
         return journal, recovered
 
     @property
     def synced(self) -> int:
         """The highest sequence known to be on disk."""
-        return self._synced
+        return self._commit.synced
 
     @property
     def last_sequence(self) -> int:
         """The highest sequence handed out."""
-        return self._written
+        return self._commit.written
 
     @property
     def bases(self) -> tuple[int, ...]:
@@ -196,7 +160,7 @@ class Journal:
         """
         with self._lock:
             recovered = self._recovered
-            if self._failure is not None or self._closing or recovered is None:
+            if self._commit.failure is not None or self._commit.closing or recovered is None:
                 raise self._unusable()
             base = recovered.last_sequence + 1
             records = [Record(base, base - 1, RecordType.SNAPSHOT, snapshot)]
@@ -206,10 +170,8 @@ class Journal:
             with self._sealing("beginning a segment"):
                 self._begin_segment(records)
                 self._recovered = None
-                self._flusher = threading.Thread(
-                    target=self._flush_until_closed, name="journal", daemon=True
-                )
-                self._flusher.start()
+                if self._durability == "group":
+                    self._commit.start_flusher()
 
     def has_room(self, payload: bytes, segment_bytes: int) -> bool:
         """Whether a record with this payload fits into a segment of `segment_bytes`.
@@ -217,9 +179,8 @@ class Journal:
         It does in any case while what the segment began with takes up more than half of it:
         one record per snapshot would cost more than the size is worth.
         """
-        with self._lock:
-            size = self._segment_bytes + frame_bytes(payload)
-            return size <= max(segment_bytes, 2 * self._head_bytes)
+        size = self._segment_bytes + frame_bytes(payload)
+        return size <= segment_bytes or size <= 2 * self._head_bytes
 
     def rotate(self, snapshot: bytes) -> None:
         """Go on in a new segment that begins with a SNAPSHOT of the state after the last record.
@@ -236,13 +197,12 @@ class Journal:
             self.flush()
             with self._lock:
                 old = self._usable()
-                if self._synced < self._written:
+                synced = self._commit.synced
+                if synced < self._commit.written:
                     continue
-                # Nothing is to be synced, so the flusher does not use the old file any more.
+                # All of it is on disk, so nobody is in an fsync of the old file.
                 with self._sealing("beginning a segment"):
-                    sequence = self._written + 1
-                    snapshot_record = Record(sequence, self._synced, RecordType.SNAPSHOT, snapshot)
-                    self._begin_segment([snapshot_record])
+                    self._begin_segment([Record(synced + 1, synced, RecordType.SNAPSHOT, snapshot)])
                     old.close()
                 return
 
@@ -276,17 +236,19 @@ class Journal:
             changes nothing.
           JournalSealedError: an earlier write or fsync failed.
         """
+        commit = self._commit
         with self._lock:
             file = self._usable()
-            sequence = self._written + 1
-            frame = encode_frame(Record(sequence, self._synced, record_type, payload), self._seed)
-            with self._sealing("appending a record"):
-                if self._written == self._synced:
-                    self._work.notify()
+            sequence = commit.written + 1
+            frame = encode_frame(Record(sequence, commit.synced, record_type, payload), self._seed)
+            try:
                 file.write(frame)
-                self._written = sequence
                 self._segment_bytes += len(frame)
-        ticket = Ticket(sequence, self)
+                commit.wrote(sequence)
+            except BaseException as error:
+                self._seal_after(error, "appending a record")
+                raise
+        ticket = Ticket(sequence, commit)
         if self._durability == "always":
             ticket.wait()
         return ticket
@@ -297,26 +259,7 @@ class Journal:
         Raises:
           PersistenceError: the journal was sealed before that.
         """
-        self.wait(self._written)
-
-    def wait(self, sequence: int, timeout: float | None = None) -> bool:
-        """Wait until `sequence` is on disk; see `Ticket.wait`."""
-        with self._lock:
-            if sequence > max(self._wanted, self._synced):
-                self._wanted = sequence
-                self._work.notify()
-            self._news.wait_for(
-                lambda: self._synced >= sequence or self._failure is not None, timeout
-            )
-            if self._synced >= sequence:
-                return True
-            if self._failure is None:
-                return False
-            raise PersistenceError(
-                f"outcome unknown: whether record {sequence} is on disk shows when the journal is"
-                f" opened again; {self._failure}",
-                **(self._failure.context | {"sequence": sequence}),
-            ) from self._failure
+        self._commit.wait(self._commit.written)
 
     def close(self) -> None:
         """Wait until everything is on disk and release the file; closing twice is harmless.
@@ -324,22 +267,12 @@ class Journal:
         Raises:
           PersistenceError: the journal was sealed with records of unknown outcome.
         """
-        with self._lock:
-            if self._closing:
-                return
-            self._closing = True
-            self._work.notify()
-        if self._flusher is None or self._file is None:
-            return
-        self._flusher.join()
-        with reporting("closing the journal", self._directory), closing(self._file):
-            self.flush()
+        self._commit.close()
 
     def seal(self, cause: PersistenceError) -> None:
         """Take no further record, because of something that failed outside; see `append`."""
         with self._lock:
-            if self._failure is None:
-                self._fail(cause)
+            self._commit.fail(cause)
 
     def __enter__(self) -> Self:
         return self
@@ -351,90 +284,61 @@ class Journal:
         """Go on in a new, durable segment with `records`; the lock is held."""
         base = records[0].sequence
         salt = self._salt_source(SALT_BYTES)
-        self._file, size = write_segment(self._directory, salt, base, records, self._files)
+        file, size = write_segment(self._directory, salt, base, records, self._files)
         self._seed = crc32(salt)
         self._segments[base] = segment_name(salt, base)
         self._head_bytes = self._segment_bytes = size
-        self._written = self._synced = self._wanted = records[-1].sequence
+        self._commit.go_on_in(file, records[-1].sequence)
 
     def _usable(self) -> AppendFile:
         """The file to append to; raises what is in the way of that."""
-        if self._file is None or self._failure is not None or self._closing:
+        commit = self._commit
+        if commit.file is None or commit.failure is not None or commit.closing:
             raise self._unusable()
-        return self._file
-
-    def _fail(self, cause: PersistenceError) -> None:
-        """Be sealed; the lock is held."""
-        self._failure = cause
-        self._work.notify()
-        self._news.notify_all()
+        return commit.file
 
     def _unusable(self) -> PersistenceError:
         """The error for a record that cannot be taken."""
-        if self._failure is not None:
+        failure = self._commit.failure
+        if failure is not None:
             return JournalSealedError(
                 "the journal is sealed and takes no further record; mend the cause and open it"
-                f" again: {self._failure}",
-                **self._failure.context,
+                f" again: {failure}",
+                **failure.context,
             )
-        if self._closing:
+        if self._commit.closing:
             return PersistenceError("the journal is closed; open it again to append")
-        if self._file is None:
+        if self._commit.file is None:
             return PersistenceError("the journal has no segment yet; call start first")
         return PersistenceError("the journal was started before; call start once")
 
     @contextmanager
     def _sealing(self, action: str) -> Generator[None]:
-        """Leave the journal, whose lock is held, sealed unless the block runs to its end.
-
-        That includes a block left by a signal handler's exception: a frame may be half written.
-        """
-        cause = PersistenceError(f"{action} in {self._directory} was interrupted")
-        done = False
+        """Leave the journal, whose lock is held, sealed unless the block runs to its end."""
         try:
-            with reporting(action, self._directory):
-                yield
-            done = True
-        except PersistenceError as error:
-            cause = error
+            yield
+        except BaseException as error:
+            self._seal_after(error, action)
             raise
-        finally:
-            if not done:
-                self._fail(cause)
 
-    def _flush_until_closed(self) -> None:
-        """Body of the flusher: fsync as soon as there is something to, at most once in `flush_ms`.
+    def _seal_after(self, error: BaseException, action: str) -> None:
+        """Seal the journal, whose lock is held, because an action ended in `error`.
 
-        It does not wait out that time when a ticket is waited for.
+        That may be the exception of a signal handler: a frame may be half written.
+
+        Raises:
+          PersistenceError: in place of an `OSError`.
         """
-        earliest = 0.0
-        while (next_flush := self._next_flush(earliest)) is not None:
-            earliest = time.monotonic() + self._flush_seconds
-            target, file = next_flush
-            try:
-                with reporting("fsync of a segment", self._directory):
-                    file.fdatasync()
-            except PersistenceError as error:
-                with self._lock:
-                    self._fail(error)
-                return
-            with self._lock:
-                self._synced = target
-                self._news.notify_all()
-
-    def _next_flush(self, earliest: float) -> tuple[int, AppendFile] | None:
-        """Wait for a sequence to fsync up to, preferably until `earliest`; None to stop."""
-        with self._lock:
-            self._work.wait_for(lambda: self._written > self._synced or self._is_over)
-            rest = max(0.0, earliest - time.monotonic())
-            self._work.wait_for(lambda: self._wanted > self._synced or self._is_over, rest)
-            if self._file is None or self._failure is not None or self._written == self._synced:
-                return None
-            return self._written, self._file
-
-    @property
-    def _is_over(self) -> bool:
-        return self._closing or self._failure is not None
+        match error:
+            case OSError():
+                cause = explained(error, action, self._directory)
+                self._commit.fail(cause)
+                raise cause from error
+            case PersistenceError():
+                self._commit.fail(error)
+            case _:
+                interruption = f"{action} in {self._directory} was interrupted"
+                self._commit.fail(PersistenceError(interruption))
 
 
 def read_journal(directory: Path, files: FileSystem | None = None) -> Recovered:

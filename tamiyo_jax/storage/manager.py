@@ -6,9 +6,7 @@ it holds, and that a new segment begins with, are always those after the last re
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import threading
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +22,7 @@ from tamiyo_jax.storage.fold import newest_report_before, recover_facts, recover
 from tamiyo_jax.storage.frames import RecordType
 from tamiyo_jax.storage.journal import Journal, Ticket
 from tamiyo_jax.storage.lock import DirectoryLock
+from tamiyo_jax.storage.parameters import ParameterFiles
 from tamiyo_jax.storage.records import (
     StepRecord,
     encode_operator,
@@ -34,14 +33,13 @@ from tamiyo_jax.storage.records import (
     encode_step,
 )
 from tamiyo_jax.storage.recovery import Recovered
-from tamiyo_jax.storage.segments import discard_unfinished, reporting, write_durably
+from tamiyo_jax.storage.segments import reporting
 
 __all__ = ["StorageManager"]
 
 PolicyState = TypeVar("PolicyState")
 
 _HOUR_NS = 3_600_000_000_000
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class StorageManager(Generic[PolicyState]):
@@ -62,7 +60,7 @@ class StorageManager(Generic[PolicyState]):
         state: TamiyoState[PolicyState] | None,
         ledger: Ledger,
         clock: Callable[[], int],
-        files: FileSystem,
+        parameters: ParameterFiles,
     ) -> None:
         self._directory = directory
         self._config = config
@@ -72,7 +70,7 @@ class StorageManager(Generic[PolicyState]):
         self._state = state
         self._ledger = ledger
         self._clock = clock
-        self._files = files
+        self._parameters = parameters
         self._newest_before = _newest_by_base(journal, recovered)
         self._lock = threading.Lock()
 
@@ -121,10 +119,7 @@ class StorageManager(Generic[PolicyState]):
             ledger = Ledger(recover_facts(recovered))
             ledger.connect(publishing)
             with reporting("opening the run directory", directory):
-                policies = directory / "policies"
-                files.mkdir(policies)
-                files.fsync_dir(directory)
-                discard_unfinished(policies, files)
+                parameters = ParameterFiles(directory, files)
                 _make_private(directory / "cache")
                 _make_private(directory / "cache" / "xla")
             unless_open.pop_all()
@@ -137,7 +132,7 @@ class StorageManager(Generic[PolicyState]):
             state=state,
             ledger=ledger,
             clock=clock,
-            files=files,
+            parameters=parameters,
         )
 
     @property
@@ -270,19 +265,11 @@ class StorageManager(Generic[PolicyState]):
         Raises:
           PersistenceError: the disk failed, and the journal is sealed.
         """
-        digest = hashlib.sha256(data).hexdigest()
-        path = self._parameters(digest)
         try:
-            with reporting("storing a policy's parameters", path):
-                if path.name in self._files.list(path.parent):
-                    if self._files.read(path) == data:
-                        return digest
-                    self._files.unlink(path)
-                write_durably(path, data, self._files).close()
+            return self._parameters.store(data)
         except PersistenceError as error:
             self._journal.seal(error)
             raise
-        return digest
 
     def load_parameters(self, digest: str) -> bytes:
         """Read parameters that `store_parameters` put on disk.
@@ -290,18 +277,7 @@ class StorageManager(Generic[PolicyState]):
         Raises:
           PersistenceError: there are none of this digest, or what is there has another one.
         """
-        path = self._parameters(digest)
-        with reporting("loading a policy's parameters", path):
-            data = self._files.read(path)
-        found = hashlib.sha256(data).hexdigest()
-        if found != digest:
-            raise PersistenceError(
-                f"{path} holds bytes of digest {found}; the file was damaged, send the policy"
-                " update again",
-                digest=digest,
-                found=found,
-            )
-        return data
+        return self._parameters.load(digest)
 
     def flush(self) -> None:
         """Wait until every record is on disk.
@@ -377,14 +353,6 @@ class StorageManager(Generic[PolicyState]):
             kept = self._journal.bases
             self._newest_before = {b: n for b, n in self._newest_before.items() if b >= kept[0]}
 
-    def _parameters(self, digest: str) -> Path:
-        if not _DIGEST.fullmatch(digest):
-            raise PersistenceError(
-                f"{digest!r} is no SHA-256 of parameters; give its 64 lower hexadecimal digits",
-                digest=digest,
-            )
-        return self._directory / "policies" / f"{digest}.safetensors"
-
 
 def _newest_by_base(journal: Journal, recovered: Recovered) -> dict[int, int]:
     """For the segments whose SNAPSHOT is readable: the newest report before it, by base.
@@ -392,11 +360,11 @@ def _newest_by_base(journal: Journal, recovered: Recovered) -> dict[int, int]:
     All reports of a segment are older than a time if the newest before the next one is,
     because the segments before it have gone by then.
     """
-    heads = set(journal.bases)
+    heads = {base: recovered.find(base) for base in journal.bases}
     return {
-        record.sequence: newest_report_before(record)
-        for record in recovered.records
-        if record.type is RecordType.SNAPSHOT and record.sequence in heads
+        base: newest_report_before(head)
+        for base, head in heads.items()
+        if head is not None and head.type is RecordType.SNAPSHOT
     }
 
 

@@ -7,12 +7,16 @@ Pure. A crash may take what nobody promised to keep: that is *torn*. Every other
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import islice
+from operator import attrgetter, itemgetter, lt
 from typing import TYPE_CHECKING
 
 from tamiyo_jax.errors import PersistenceError
-from tamiyo_jax.storage.frames import GapReason, Record, RecordType, Segment
+from tamiyo_jax.storage.frames import Frame, Record, Records, RecordType
+from tamiyo_jax.storage.scanning import Gap, GapReason, Segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +37,8 @@ __all__ = [
 _STATES = frozenset({RecordType.SNAPSHOT, RecordType.RESTORE})
 _TAILS = frozenset({GapReason.SHORT, GapReason.ZEROS})
 _RANGE = struct.Struct("<QQ")
+_sequence = itemgetter(0)
+_synced = itemgetter(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +85,8 @@ class Recovered:
       last_sequence: the highest sequence handed out; the next record follows it.
     """
 
-    records: tuple[Record, ...]
-    replay: tuple[Record, ...]
+    records: Sequence[Record]
+    replay: Sequence[Record]
     torn: tuple[Damage, ...]
     corrupt: tuple[Damage, ...]
     missing: tuple[Hole, ...]
@@ -91,6 +97,12 @@ class Recovered:
     def clean(self) -> bool:
         """Whether every byte was read and every sequence found or accounted for."""
         return not self.torn and not self.corrupt
+
+    def find(self, sequence: int) -> Record | None:
+        """The record of a sequence, if it is there."""
+        at = bisect_left(self.records, sequence, key=attrgetter("sequence"))
+        found = at < len(self.records) and self.records[at].sequence == sequence
+        return self.records[at] if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +117,7 @@ class Rewrite:
     """
 
     base: int
-    records: tuple[Record, ...]
+    records: Sequence[Record]
     obsolete: tuple[str, ...]
     quarantined: tuple[str, ...]
 
@@ -113,29 +125,27 @@ class Rewrite:
 def merge(segments: Sequence[Segment]) -> Recovered:
     """Merge scanned segments by sequence and judge what is not there.
 
-    Identical records under one sequence are one. Bad bytes and holes are torn if all they
-    can have held lies above the highest `synced`, or if they are a short last frame or
-    zeros up to the end of the file; they are corrupt otherwise.
+    Identical records under one sequence are one. Holes are torn above the highest `synced` and
+    corrupt below. Bad bytes are judged by what they can have held: they are torn after the
+    highest `synced`, and at the end of a segment, short or zeros, if nothing is missing there.
 
     Raises:
       PersistenceError: there are records, but no SNAPSHOT or RESTORE to begin from.
     """
-    by_sequence, disputed = _union(segments)
-    synced = max((r.synced for s in segments for r in s.scan.records), default=0)
-    records = tuple(by_sequence[sequence] for sequence in sorted(by_sequence))
+    frames, disputed = _union(segments)
+    records = Records(frames)
+    synced = max((max(map(_synced, s.scan.records.frames), default=0) for s in segments), default=0)
     last = max((s.base - 1 for s in segments), default=0)
-    last = max(last, max(disputed, default=0), records[-1].sequence if records else 0)
+    last = max(last, max(disputed, default=0), frames[-1][0] if frames else 0)
     first = min((s.base for s in segments), default=1)
-    repaired = (h for r in records if r.type is RecordType.REPAIR for h in decode_repair(r.payload))
-    holes = _holes(records, repaired, first, last)
+    holes = _holes(records, first, last)
 
     torn: list[Damage] = []
     corrupt: list[Damage] = []
     for segment in segments:
         for gap in segment.scan.gaps:
-            expected = gap.reason in _TAILS or gap.after >= synced
             scar = Scar(segment.name, gap.offset, gap.length, gap.reason)
-            (torn if expected else corrupt).append(scar)
+            (torn if _is_expected(gap, holes, synced) else corrupt).append(scar)
     for hole in holes:
         (torn if hole.first > synced else corrupt).append(hole)
     corrupt.extend(_conflicts(segments, disputed))
@@ -157,17 +167,17 @@ def plan_rewrites(segments: Sequence[Segment], recovered: Recovered) -> tuple[Re
         groups[segment.base].append(segment)
     condemned = _condemned(recovered)
     last_base = max(groups, default=0)
-    believed = frozenset(record.sequence for record in recovered.records)
+    disputed = {one.sequence for one in recovered.corrupt if isinstance(one, Conflict)}
     rewrites: list[Rewrite] = []
     for base, group in groups.items():
         names = [segment.name for segment in group]
         damaged = any(s.scan.gaps or s.name in condemned for s in group)
         if base == last_base or damaged or len(group) > 1:
-            union, _ = _union(group)
+            frames, _ = _union(group)
             rewrites.append(
                 Rewrite(
                     base,
-                    tuple(union[sequence] for sequence in sorted(union) if sequence in believed),
+                    Records([frame for frame in frames if _sequence(frame) not in disputed]),
                     tuple(name for name in names if name not in condemned),
                     tuple(name for name in names if name in condemned),
                 )
@@ -195,30 +205,32 @@ def decode_repair(payload: bytes) -> tuple[Hole, ...]:
     return tuple(Hole(first, last) for first, last in _RANGE.iter_unpack(payload))
 
 
-def _union(segments: Iterable[Segment]) -> tuple[dict[int, Record], frozenset[int]]:
-    """Records by sequence, and the sequences under which there are different ones."""
-    everything = [record for segment in segments for record in segment.scan.records]
-    union = {record.sequence: record for record in everything}
+def _union(segments: Iterable[Segment]) -> tuple[list[Frame], frozenset[int]]:
+    """Frames by ascending sequence, and the sequences under which there are different ones."""
+    frames = [frame for segment in segments for frame in segment.scan.records.frames]
+    if all(map(lt, map(_sequence, frames), map(_sequence, islice(frames, 1, None)))):
+        return frames, frozenset()
+    union: dict[int, Frame] = {}
     disputed: set[int] = set()
-    if len(union) < len(everything):
-        for record in everything:
-            known = union.setdefault(record.sequence, record)
-            if known is not record and _content(known) != _content(record):
-                disputed.add(record.sequence)
+    for frame in frames:
+        known = union.setdefault(_sequence(frame), frame)
+        if known is not frame and _content(known) != _content(frame):
+            disputed.add(_sequence(frame))
     for sequence in disputed:
         del union[sequence]
-    return union, frozenset(disputed)
+    return sorted(union.values(), key=_sequence), frozenset(disputed)
 
 
-def _content(record: Record) -> tuple[RecordType, bytes]:
-    return record.type, record.payload
+def _content(frame: Frame) -> tuple[int, bytes]:
+    _, _, kind, data, start, stop = frame
+    return kind, data[start:stop]
 
 
-def _replay(records: tuple[Record, ...]) -> tuple[Record, ...]:
+def _replay(records: Records) -> Records:
     if not records:
-        return ()
+        return records
     for index in range(len(records) - 1, -1, -1):
-        if records[index].type in _STATES:
+        if records.frames[index][2] in _STATES:
             return records[index:]
     raise PersistenceError(
         f"{len(records)} records but no readable SNAPSHOT or RESTORE to begin from; put back"
@@ -227,14 +239,14 @@ def _replay(records: tuple[Record, ...]) -> tuple[Record, ...]:
     )
 
 
-def _holes(
-    records: tuple[Record, ...], repaired: Iterable[Hole], first: int, last: int
-) -> list[Hole]:
+def _holes(records: Records, first: int, last: int) -> list[Hole]:
     """The runs of sequences in `first..last` that are neither there nor repaired."""
     if len(records) == last - first + 1:
         return []
-    present = [(record.sequence, record.sequence) for record in records]
-    present += [(hole.first, hole.last) for hole in repaired]
+    present = [(sequence, sequence) for sequence in map(_sequence, records.frames)]
+    for index, frame in enumerate(records.frames):
+        if frame[2] == RecordType.REPAIR:
+            present += [(hole.first, hole.last) for hole in decode_repair(records[index].payload)]
     present.append((last + 1, last + 1))
     holes: list[Hole] = []
     expected = first
@@ -245,13 +257,21 @@ def _holes(
     return holes
 
 
+def _is_expected(gap: Gap, holes: Iterable[Hole], synced: int) -> bool:
+    """Whether a crash may have left these bad bytes."""
+    if gap.after >= synced:
+        return True
+    complete = not any(hole.first <= gap.after + 1 <= hole.last for hole in holes)
+    return gap.reason in _TAILS and complete
+
+
 def _conflicts(segments: Sequence[Segment], disputed: Iterable[int]) -> list[Conflict]:
     holders: Mapping[int, dict[str, None]] = {sequence: {} for sequence in sorted(disputed)}
     if holders:
         for segment in segments:
-            for record in segment.scan.records:
-                if record.sequence in holders:
-                    holders[record.sequence][segment.name] = None
+            for sequence in map(_sequence, segment.scan.records.frames):
+                if sequence in holders:
+                    holders[sequence][segment.name] = None
     return [Conflict(sequence, tuple(names)) for sequence, names in holders.items()]
 
 

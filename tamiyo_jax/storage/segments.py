@@ -7,17 +7,19 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from tamiyo_jax.errors import PersistenceError
-from tamiyo_jax.storage.frames import Record, Segment, encode_segment, read_segment, segment_name
+from tamiyo_jax.storage.scanning import Segment, encode_segment, read_segment, segment_name
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
     from pathlib import Path
 
     from tamiyo_jax.storage.files import AppendFile, FileSystem
+    from tamiyo_jax.storage.frames import Record
     from tamiyo_jax.storage.recovery import Rewrite
 
 __all__ = [
     "discard_unfinished",
+    "explained",
     "read_segments",
     "replace_segments",
     "reporting",
@@ -35,24 +37,32 @@ _REASONS = {
 }
 
 
+def explained(error: OSError, action: str, path: Path) -> PersistenceError:
+    """An operating system's error as one that says what to do about it.
+
+    Its context is `errno`, `action` and `path`.
+    """
+    number = error.errno or 0
+    reason = _REASONS.get(number, error.strerror or str(error))
+    return PersistenceError(
+        f"{action} failed in {path}: {reason} ({errno.errorcode.get(number, 'no errno')})",
+        errno=error.errno,
+        action=action,
+        path=path,
+    )
+
+
 @contextmanager
 def reporting(action: str, path: Path) -> Generator[None]:
-    """Turn an operating system's error into one that says what to do about it.
+    """Raise `explained` errors.
 
     Raises:
-      PersistenceError: in place of an `OSError`; `errno`, `action` and `path` are its context.
+      PersistenceError: in place of an `OSError`.
     """
     try:
         yield
     except OSError as error:
-        number = error.errno or 0
-        reason = _REASONS.get(number, error.strerror or str(error))
-        raise PersistenceError(
-            f"{action} failed in {path}: {reason} ({errno.errorcode.get(number, 'no errno')})",
-            errno=error.errno,
-            action=action,
-            path=path,
-        ) from error
+        raise explained(error, action, path) from error
 
 
 def read_segments(home: Path, files: FileSystem) -> list[Segment]:

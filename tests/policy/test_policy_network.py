@@ -230,7 +230,7 @@ def test_one_layout_compiles_once_whatever_the_packets_hold(params, count_compil
 def test_a_failure_inside_the_network_propagates(params):
     broken = {**params, "value": {"kernel": jnp.zeros((3, 1)), "bias": jnp.zeros(1)}}
     policy = GraphPolicy(GraphConfig())
-    with pytest.raises(Exception, match=r"(?i)shape"):
+    with pytest.raises(Exception, match=r"(?i)dimension"):
         policy.decide(
             broken, policy.initial_state(), observation(packet(seed("s", SeedStage.DORMANT)))
         )

@@ -22,24 +22,30 @@ LAYOUT = GraphLayout.of(
 )
 
 
-def raw_graph(rng: np.random.Generator, counts: dict[str, int], *, edges: int = 4) -> RawGraph:
-    """A random graph of `LAYOUT` with these many nodes; one has always one global node."""
-    raw = blank(LAYOUT)
+def raw_graph(
+    rng: np.random.Generator,
+    counts: dict[str, int],
+    *,
+    edges: int = 4,
+    layout: GraphLayout = LAYOUT,
+) -> RawGraph:
+    """A random graph with these many nodes; one has always one global node."""
+    raw = blank(layout)
     for name, count in {"global": 1, **counts}.items():
-        rows = slice(LAYOUT.nodes[name].start, LAYOUT.nodes[name].start + count)
+        rows = slice(layout.nodes[name].start, layout.nodes[name].start + count)
         width = node_type(name).width
         raw.values[rows, :width] = rng.normal(size=(count, width)).astype(np.float32)
         raw.present[rows, :width] = True
         raw.mask[rows] = True
         raw.attributes[rows] = rng.uniform(size=(count, 2)).astype(np.float32)
-    for key, block in LAYOUT.edges.items():
+    for key, block in layout.edges.items():
         source, _, target = key.split("__")
-        ends = [np.flatnonzero(raw.mask[LAYOUT.nodes[kind].slice]) for kind in (source, target)]
+        ends = [np.flatnonzero(raw.mask[layout.nodes[kind].slice]) for kind in (source, target)]
         if not all(len(one) for one in ends):
             continue
         rows = slice(block.start, block.start + edges)
-        raw.senders[rows] = LAYOUT.nodes[source].start + rng.choice(ends[0], edges)
-        raw.receivers[rows] = LAYOUT.nodes[target].start + rng.choice(ends[1], edges)
+        raw.senders[rows] = layout.nodes[source].start + rng.choice(ends[0], edges)
+        raw.receivers[rows] = layout.nodes[target].start + rng.choice(ends[1], edges)
         raw.edges[rows] = rng.normal(size=(edges, 3)).astype(np.float32)
         raw.edge_mask[rows] = True
     return raw

@@ -202,6 +202,20 @@ def test_a_restored_state_brings_its_policy_along(tmp_path: Path) -> None:
         assert value(tamiyo, 0) == second[0]
 
 
+def test_parameters_given_with_a_restored_state_stay_after_a_restart(tmp_path: Path) -> None:
+    third = values_of(tmp_path / "c", THIRD, 2)
+    with graph_tamiyo(tmp_path / "elsewhere") as tamiyo:
+        tamiyo.update_policy(make_update())
+        saved = tamiyo.state
+    with graph_tamiyo(tmp_path / "run") as tamiyo:
+        tamiyo.restore(saved, THIRD)
+        assert value(tamiyo, 0) == third[0]
+    with graph_tamiyo(tmp_path / "run") as tamiyo:
+        assert value(tamiyo, 1) == third[1]
+    with graph_tamiyo(tmp_path / "new", params=THIRD, state=saved) as tamiyo:
+        assert value(tamiyo, 0) == third[0]
+
+
 def test_parameters_that_are_damaged_on_disk_are_not_run(tmp_path: Path) -> None:
     with graph_tamiyo(tmp_path) as tamiyo:
         tamiyo.update_policy(make_update())

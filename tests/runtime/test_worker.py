@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -329,6 +330,35 @@ def test_closing_does_not_wait_for_a_worker_that_starts(tmp_path: Path) -> None:
         started = time.monotonic()
     assert pool.pids() == []
     assert time.monotonic() - started < 10.0
+
+
+def test_a_pool_that_closes_while_its_workers_start_or_fail_leaves_no_descriptor_open(
+    tmp_path: Path,
+) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for factory, nap in (("naps", 0.0), ("naps", 0.3), ("unwilling", 2.0)):
+        with pool_of(factory, tmp_path, spares=2):
+            time.sleep(nap)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_worker_that_died_idle_is_replaced_and_is_no_failure(tmp_path: Path) -> None:
+    with pool_of("naps", tmp_path, spares=1) as pool:
+        until(lambda: len(pool.pids()) == 2)
+        pool.call(0.0, 60_000.0)
+        active, spare = pool.pids()
+        os.kill(active, signal.SIGKILL)
+        time.sleep(0.2)
+        assert pool.call(0.0, 60_000.0) == 0.0
+        assert pool.pids()[0] == spare
+        until(lambda: len(pool.pids()) == 2)
+        for pid in pool.pids():
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.2)
+        with pytest.raises(WorkerUnavailableError):
+            pool.call(0.0, 60_000.0)
+        until(lambda: pool.spares_ready > 0)
+        assert pool.call(0.0, 60_000.0) == 0.0
 
 
 def test_every_trouble_is_tried() -> None:

@@ -15,7 +15,8 @@ from tamiyo_jax.config import StorageConfig
 from tamiyo_jax.contracts import FieldReport, ReportOutcome
 from tamiyo_jax.controller import TamiyoState, initial_state, state_to_json
 from tamiyo_jax.storage import Recovered, StepRecord, StorageManager, Ticket, read_journal
-from tamiyo_jax.storage.frames import Record, read_segment
+from tamiyo_jax.storage.frames import Record
+from tamiyo_jax.storage.scanning import read_segment
 
 SECOND = 1_000_000_000
 EPOCH = 1_700_000_000 * SECOND

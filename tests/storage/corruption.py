@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tamiyo_jax.storage import Journal, RecordType, Recovered, Scar, read_journal
-from tamiyo_jax.storage.frames import Record, Segment, read_segment
+from tamiyo_jax.storage.frames import Record
 from tamiyo_jax.storage.recovery import merge
+from tamiyo_jax.storage.scanning import Segment, read_segment
 
 SEGMENT_BYTES = 16 * 1024
 Contents = dict[int, tuple[RecordType, bytes]]
@@ -65,6 +66,13 @@ def touched(where: list[Extent], begin: int, end: int) -> set[int]:
     return {one.sequence for one in where if one.begin < end and begin < one.end}
 
 
+def is_torn(before: Recovered, where: list[Extent], lost: set[int], at: int) -> bool:
+    """Whether a crash may have left a segment bad at a byte: all before it is above `synced`."""
+    synced = max(record.synced for record in before.records if record.sequence not in lost)
+    first = where[0].sequence
+    return max((one.sequence for one in where if one.end <= at), default=first - 1) >= synced
+
+
 def check_flip(
     before: Contents, others: list[Segment], name: str, data: bytes, lost: set[int], at: int
 ) -> str | None:
@@ -86,7 +94,8 @@ def flip_every_byte(directory: Path, records: int, every: int = 1) -> dict[str, 
     make_journal(directory / "sound", records)
     disk = image(directory / "sound")
     segments = {name: read_segment(name, data) for name, data in disk.items()}
-    before = contents(merge(list(segments.values())).records)
+    sound = merge(list(segments.values()))
+    before = contents(sound.records)
     flips, failures, real = 0, Counter[str](), 0
     for name, data in disk.items():
         others = [segment for other, segment in segments.items() if other != name]
@@ -99,7 +108,8 @@ def flip_every_byte(directory: Path, records: int, every: int = 1) -> dict[str, 
             if problem is None and flips % 997 == 1:
                 real += 1
                 run = directory / f"flip-{flips}"
-                problem = check_directory(run, disk | {name: damaged}, before, lost, {name})
+                kept = set[str]() if is_torn(sound, where, lost, at) else {name}
+                problem = check_directory(run, disk | {name: damaged}, before, lost, kept)
             if problem is not None:
                 failures[problem] += 1
     return {
@@ -123,8 +133,7 @@ def check_directory(
       disk: its segments.
       before: the records before the damage.
       lost: the sequences that the damage touches.
-      quarantined: segments that have to be found in quarantine as they are in `disk`, unless
-        what was done to them is what a crash leaves.
+      quarantined: segments that have to be found in quarantine as they are in `disk`.
     """
     (run / "journal").mkdir(parents=True)
     for name, data in disk.items():
@@ -138,9 +147,7 @@ def check_directory(
         return "records lost or invented"
     if (lost or quarantined) and found.clean:
         return "loss not reported"
-    # What a crash may leave (a short last frame, bytes above `synced`) is cut off, not kept.
-    torn = {scar.segment for scar in found.torn if isinstance(scar, Scar)}
-    for name in quarantined - torn:
+    for name in quarantined:
         kept = run / "quarantine" / name
         if not kept.exists() or kept.read_bytes() != disk[name]:
             return "bytes are not in quarantine"

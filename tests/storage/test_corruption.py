@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from storage.corruption import damaged_directories, flip_every_byte
 from storage.kills import kill_writers
 
@@ -21,6 +22,7 @@ def test_damage_larger_than_a_byte_costs_what_it_touches(tmp_path: Path) -> None
     assert [problem for problem in problems if problem[1] is not None] == []
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_any_moment_leaves_all_that_was_returned(tmp_path: Path) -> None:
     figures = kill_writers(tmp_path, 15, seed=1)
     assert figures["examples"] == {}

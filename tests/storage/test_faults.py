@@ -28,7 +28,8 @@ from tamiyo_jax.errors import JournalSealedError, PersistenceError
 from tamiyo_jax.storage import StorageManager
 from tamiyo_jax.storage.files import FileSystem
 
-CODES = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS]
+OTHER_CODES = [errno.ENOSPC, errno.EDQUOT, errno.EROFS]
+CODES = [errno.EIO, *(pytest.param(code, marks=pytest.mark.slow) for code in OTHER_CODES)]
 Manager = StorageManager[np.ndarray]
 
 

@@ -80,7 +80,7 @@ def test_a_fresh_directory_has_no_state_and_a_private_cache(tmp_path: Path) -> N
     config = make_storage_config()
     with StorageManager.open(directory, config, POLICY_STATE, clock=Clock()) as manager:
         assert manager.state is None
-        assert manager.recovered.records == ()
+        assert len(manager.recovered.records) == 0
         assert manager.cache_directory == directory / "cache" / "xla"
         assert stat.S_IMODE(manager.cache_directory.stat().st_mode) == 0o700
         with pytest.raises(PersistenceError, match="call start first"):

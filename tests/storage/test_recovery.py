@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tamiyo_jax.errors import PersistenceError
-from tamiyo_jax.storage.frames import Gap, GapReason, Record, RecordType, Scan, Segment
+from tamiyo_jax.storage.frames import Record, RecordType
 from tamiyo_jax.storage.recovery import (
     Conflict,
     Hole,
@@ -18,6 +18,9 @@ from tamiyo_jax.storage.recovery import (
     merge,
     plan_rewrites,
 )
+from tamiyo_jax.storage.scanning import Gap, GapReason, Scan, Segment, encode_segment, scan
+
+SALT = b"saltsalt"
 
 
 def step(sequence: int, synced: int = 0, payload: bytes = b"") -> Record:
@@ -29,7 +32,8 @@ def snapshot(sequence: int, synced: int = 0) -> Record:
 
 
 def segment(base: int, records: list[Record], *gaps: Gap, name: str = "") -> Segment:
-    return Segment(name or f"segment-{base}", base, Scan(tuple(records), gaps))
+    found = scan(encode_segment(SALT, base, records), SALT, base)
+    return Segment(name or f"segment-{base}", base, Scan(found.records, gaps))
 
 
 def numbers(recovered: Recovered) -> list[int]:
@@ -38,16 +42,27 @@ def numbers(recovered: Recovered) -> list[int]:
 
 def test_an_empty_directory_is_a_clean_log_that_begins_at_one() -> None:
     found = merge([])
-    assert (found.records, found.last_sequence, found.clean) == ((), 0, True)
+    assert (tuple(found.records), found.last_sequence, found.clean) == ((), 0, True)
     assert plan_rewrites([], found) == ()
 
 
 def test_the_state_begins_at_the_latest_snapshot_or_restore() -> None:
     restore = Record(4, 0, RecordType.RESTORE, b"taken over")
     found = merge([segment(1, [snapshot(1), step(2)]), segment(3, [snapshot(3), restore, step(5)])])
-    assert found.replay == (restore, step(5))
+    assert tuple(found.replay) == (restore, step(5))
     assert numbers(found) == [1, 2, 3, 4, 5]
     assert found.clean
+
+
+def test_a_record_is_found_by_its_sequence() -> None:
+    found = merge([segment(1, [snapshot(1), step(2)]), segment(5, [snapshot(5)])])
+    assert [found.find(sequence) for sequence in (0, 2, 3, 5, 6)] == [
+        None,
+        step(2),
+        None,
+        snapshot(5),
+        None,
+    ]
 
 
 def test_records_without_a_state_to_begin_from_are_refused() -> None:
@@ -88,14 +103,36 @@ def test_bad_bytes_are_torn_only_above_the_highest_synced(synced: int, torn: boo
     assert found.missing == (Hole(5, 5),)
 
 
-@pytest.mark.parametrize("reason", [GapReason.SHORT, GapReason.ZEROS])
-def test_short_last_frames_and_zeros_at_the_end_are_torn_wherever_they_are(
-    reason: GapReason,
-) -> None:
-    old = segment(1, [snapshot(1), step(2)], Gap(100, 10, reason, after=2))
-    found = merge([old, segment(3, [snapshot(3, synced=2), step(4, synced=3)])])
+TAILS = pytest.mark.parametrize("reason", [GapReason.SHORT, GapReason.ZEROS])
+
+
+@TAILS
+def test_a_bad_end_of_the_log_is_torn(reason: GapReason) -> None:
+    older = segment(1, [snapshot(1), step(2)])
+    last = segment(3, [snapshot(3, synced=2), step(4, synced=3)], Gap(100, 10, reason, after=4))
+    found = merge([older, last])
+    assert found.torn == (Scar("segment-3", 100, 10, reason),)
+    assert found.corrupt == ()
+
+
+@TAILS
+def test_a_bad_end_of_an_older_segment_is_torn_if_it_cost_nothing(reason: GapReason) -> None:
+    older = segment(1, [snapshot(1), step(2)], Gap(100, 10, reason, after=2))
+    found = merge([older, segment(3, [snapshot(3, synced=2), step(4, synced=3)])])
     assert found.torn == (Scar("segment-1", 100, 10, reason),)
     assert found.corrupt == ()
+
+
+@TAILS
+def test_a_bad_end_of_an_older_segment_that_cost_synced_records_is_corrupt(
+    reason: GapReason,
+) -> None:
+    older = segment(1, [snapshot(1), step(2)], Gap(100, 10, reason, after=2))
+    segments = [older, segment(5, [snapshot(5, synced=4), step(6, synced=5)])]
+    found = merge(segments)
+    assert found.torn == ()
+    assert found.corrupt == (Scar("segment-1", 100, 10, reason), Hole(3, 4))
+    assert plan_rewrites(segments, found)[0].quarantined == ("segment-1",)
 
 
 def test_a_hole_without_a_scar_is_reported() -> None:
@@ -134,7 +171,7 @@ def test_a_repair_record_that_is_none_is_refused() -> None:
 def test_the_last_segment_is_always_rewritten_and_sound_earlier_ones_never() -> None:
     segments = [segment(1, [snapshot(1), step(2)]), segment(3, [snapshot(3), step(4)])]
     (rewrite,) = plan_rewrites(segments, merge(segments))
-    assert (rewrite.base, rewrite.records) == (3, (snapshot(3), step(4)))
+    assert (rewrite.base, tuple(rewrite.records)) == (3, (snapshot(3), step(4)))
     assert (rewrite.obsolete, rewrite.quarantined) == (("segment-3",), ())
 
 
@@ -143,7 +180,7 @@ def test_a_corrupt_segment_is_rewritten_and_kept_in_quarantine() -> None:
     segments = [bad, segment(4, [snapshot(4, synced=3)])]
     rewrites = plan_rewrites(segments, merge(segments))
     assert [rewrite.base for rewrite in rewrites] == [1, 4]
-    assert rewrites[0].records == (snapshot(1), step(3))
+    assert tuple(rewrites[0].records) == (snapshot(1), step(3))
     assert rewrites[0].quarantined == ("segment-1",)
 
 
@@ -152,7 +189,7 @@ def test_a_rewrite_that_a_crash_interrupted_is_finished_by_the_next_one() -> Non
     new = segment(1, [snapshot(1), step(2)], name="new")
     segments = [old, new, segment(3, [snapshot(3)])]
     rewrites = plan_rewrites(segments, merge(segments))
-    assert rewrites[0].records == (snapshot(1), step(2))
+    assert tuple(rewrites[0].records) == (snapshot(1), step(2))
     assert rewrites[0].obsolete == ("old", "new")
 
 

@@ -1,0 +1,79 @@
+"""Sinks that work, are slow, fail, or are broken."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from tamiyo_jax.contracts import HealthStatus, SystemHealth, TelemetryLevel, TelemetryPacket
+from tamiyo_jax.runtime import JsonLinesSink, MemorySink
+from tamiyo_jax.runtime.telemetry import QUEUE_PACKETS, Telemetry
+
+
+def packet(number: int) -> TelemetryPacket:
+    health = SystemHealth(HealthStatus.HEALTHY, "fine", {})
+    return TelemetryPacket(str(number), 1, TelemetryLevel.INFO, (), (), health)
+
+
+class Full:
+    def emit(self, packet: TelemetryPacket) -> None:
+        raise OSError("no space left on device")
+
+
+class Broken:
+    def emit(self, packet: TelemetryPacket) -> None:
+        raise KeyError("a mistake in a sink")
+
+
+class Stuck:
+    def __init__(self) -> None:
+        self.release = threading.Event()
+
+    def emit(self, packet: TelemetryPacket) -> None:
+        self.release.wait(60)
+
+
+def test_a_sink_that_cannot_write_loses_its_packets_and_no_other_sink_does() -> None:
+    memory = MemorySink()
+    telemetry = Telemetry((Full(), memory))
+    for number in range(10):
+        telemetry.emit(packet(number))
+    telemetry.close()
+    assert [one.packet_id for one in memory.packets] == [str(number) for number in range(10)]
+    assert telemetry.dropped == 10
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_broken_sink_is_given_up_and_no_other_sink_waits_for_it() -> None:
+    memory = MemorySink()
+    telemetry = Telemetry((Broken(), memory))
+    for number in range(10):
+        telemetry.emit(packet(number))
+        assert telemetry.flush(10.0)
+    telemetry.close()
+    assert len(memory.packets) == 10
+    assert telemetry.dropped == 9  # all but the one that broke it
+
+
+def test_a_slow_sink_delays_nobody_and_loses_the_oldest() -> None:
+    memory, stuck = MemorySink(), Stuck()
+    telemetry = Telemetry((stuck, memory))
+    count = QUEUE_PACKETS + 100
+    for number in range(count):
+        telemetry.emit(packet(number))
+        assert telemetry.flush(0.0) in (True, False)
+    telemetry._channels[1].flush(10.0)
+    assert memory.packets[-1].packet_id == str(count - 1)
+    assert telemetry.metric().value >= 99
+    stuck.release.set()
+    telemetry.close()
+
+
+def test_json_lines_are_one_packet_each(tmp_path: Path) -> None:
+    telemetry = Telemetry((JsonLinesSink(tmp_path / "t.jsonl"),))
+    telemetry.emit(packet(1))
+    telemetry.emit(packet(2))
+    telemetry.close()
+    assert len((tmp_path / "t.jsonl").read_text().splitlines()) == 2

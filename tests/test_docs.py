@@ -1,0 +1,68 @@
+"""The pages say what the code says, wherever that can be looked up."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from making import make_packet, make_seed, open_tamiyo
+
+import tamiyo_jax
+from tamiyo_jax.runtime import MemoryBus, MemorySink
+
+PACKAGE = Path(tamiyo_jax.__file__).parent
+DOCS = Path(__file__).parents[1] / "docs"
+RUNTIME = (DOCS / "runtime.md").read_text(encoding="utf-8")
+
+# What only a worker process measures; tests of its own look at it.
+OF_WORKERS = {"tamiyo.worker.restarts", "tamiyo.worker.spares_ready"}
+
+
+def first_cells(heading: str) -> list[str]:
+    """Names in the first column of the table under a header of the runtime's page."""
+    _, _, table = RUNTIME.partition(f"| {heading} |")
+    rows = table.partition("\n\n")[0].splitlines()[2:]
+    return [name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+
+
+def snippets() -> Iterator[str]:
+    for page in sorted(DOCS.glob("*.md")):
+        yield from re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_documented_metrics_are_those_that_a_step_sends(tmp_path: Path) -> None:
+    sink = MemorySink()
+    plateau = [make_packet(step, seeds=(make_seed(),)) for step in range(10)]
+    with open_tamiyo(tmp_path, sinks=(sink,), bus=MemoryBus()) as tamiyo:
+        actions = {tamiyo.step(packet).action for packet in plateau}
+    assert "GERMINATE" in actions  # which selects all that can be selected
+    sent = {metric.name for packet in sink.packets for metric in packet.metrics}
+    group = re.compile(r"(?<=feature_coverage\.)(node|edges)\.\w+")
+    sent = {group.sub("<group>", name) for name in sent}
+    documented = first_cells("metric")
+    assert sorted(documented) == sorted(sent | OF_WORKERS)
+
+
+def test_every_event_is_documented() -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))
+    told = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(
+                    func=ast.Name("Event") | ast.Attribute(attr="_warn"),
+                    args=[ast.Constant(str(name)), *_],
+                ):
+                    told.add(name)
+    assert {name for name in told if f"`{name}`" not in pages} == set()
+    assert {name for name in first_cells("event") if name not in told} == set()
+
+
+def test_every_snippet_is_python_and_imports_what_there_is() -> None:
+    for code in snippets():
+        for node in ast.walk(ast.parse(code)):
+            match node:
+                case ast.ImportFrom(module=str(module)) if module.startswith("tamiyo_jax"):
+                    exec(ast.unparse(node), {})
