@@ -240,7 +240,8 @@ def test_a_directory_in_use_is_not_compacted(tmp_path: Path) -> None:
     assert "DirectoryLockedError" in result.stderr
 
 
-DROP_AT_ONCE = make_config(publishing={"max_retries": 0})
+# Durable at once, so that what is damaged later is known to have been on disk.
+DROP_AT_ONCE = make_config(publishing={"max_retries": 0}, storage={"durability": "always"})
 
 
 class BusOfTheFirst(MemoryBus):
