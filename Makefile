@@ -13,11 +13,11 @@ CLI := $(BIN)/tamiyo-jax
 DEV := .venv/.installed-dev
 PROTOS := tamiyo_jax/contracts/leyline.proto tamiyo_jax/storage/records.proto
 
-.PHONY: help demo test test-fast lint docs bench crash-campaign notebooks proto lock clean
+.PHONY: help demo test test-fast lint docs bench growth crash-campaign notebooks proto lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "targets: demo test test-fast lint docs bench crash-campaign notebooks proto lock clean"
+	@echo "targets: demo test test-fast lint docs bench growth crash-campaign notebooks proto lock clean"
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -58,7 +58,15 @@ lint: $(DEV)
 docs: $(DEV)
 	$(BIN)/mkdocs build --strict
 
-bench: $(DEV)
+bench: $(DEV) .venv/.redis
+	$(BIN)/python benchmarks/deadlines.py --repeats 10
+	$(BIN)/python benchmarks/isolation.py
+	$(BIN)/python benchmarks/journal.py
+	$(BIN)/python benchmarks/blueprint_cache.py
+	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/forward.py
+
+growth: .venv/.installed-demo
 	$(BIN)/python benchmarks/growth.py
 
 crash-campaign: $(DEV)

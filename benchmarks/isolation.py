@@ -4,7 +4,8 @@
 
 Two controllers, alike but for `isolation`, decide on the same recorded packets in turns. The
 graph is the demo's. Prints whole steps and their inference alone, and the difference of the
-medians, which is what the boundary between the processes costs.
+medians, which is what the boundary between the processes costs: two threads to wake, and the
+same Python on both sides.
 """
 
 from __future__ import annotations
@@ -12,20 +13,28 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
 import jax
 from harness import Timing, in_turns, report
 
-from tamiyo_jax.config import TamiyoConfig
+from tamiyo_jax.config import DeadlineConfig, PolicyConfig, TamiyoConfig
 from tamiyo_jax.contracts import SeedStage, SeedState, SystemStatePacket
 from tamiyo_jax.digits import digits_task
 from tamiyo_jax.policy import init_params
 from tamiyo_jax.runtime import MemoryBlueprintLibrary, Tamiyo
+from tamiyo_jax.runtime.seat import Isolation
 
-ROUNDS = 1_500
-CONFIG = TamiyoConfig(deadlines={"inference_ms": 1_000.0, "metadata_ms": 1_000.0})
+ROUNDS = 600
+PATIENT = DeadlineConfig(inference_ms=1_000.0, metadata_ms=1_000.0)
+POLICIES = {
+    "heuristic": ("heuristic", PolicyConfig()),
+    "graph, small": ("graph", PolicyConfig.small()),
+    "graph, reference": ("graph", PolicyConfig.reference()),
+}
 
 
 def packets(blueprint_id: str, candidates: tuple[str, ...]) -> list[SystemStatePacket]:
@@ -51,50 +60,58 @@ def packets(blueprint_id: str, candidates: tuple[str, ...]) -> list[SystemStateP
     ]
 
 
-def main() -> None:
-    """Measure and print."""
+def measure(policy: str, config: TamiyoConfig) -> dict[str, Timing]:
+    """Steps, and inference alone, in a worker and in this process, in turns."""
     task = digits_task(seed=0)
     library = MemoryBlueprintLibrary()
     for blueprint in (task.blueprint, *task.candidates):
         library.put(blueprint)
     candidates = tuple(one.blueprint_id for one in task.candidates)
     story = packets(task.blueprint.blueprint_id, candidates)
-    params = init_params(CONFIG.policy, jax.random.key(0))
-    secret = os.urandom(32)
+    params = init_params(config.policy, jax.random.key(0)) if policy == "graph" else None
     inference: dict[str, list[float]] = {"process": [], "inline": []}
-    with tempfile.TemporaryDirectory() as root:
-        opened = {
-            isolation: Tamiyo.open(
-                CONFIG,
-                directory=Path(root) / isolation,
-                library=library,
-                params=params,
-                secret=secret,
-                isolation=isolation,
-            )
-            for isolation in ("process", "inline")
-        }
+    with tempfile.TemporaryDirectory() as root, ExitStack() as stack:
 
-        def stepping(isolation: str) -> object:
-            tamiyo, steps = opened[isolation], count()
+        def stepping(isolation: Isolation) -> Callable[[], None]:
+            tamiyo = stack.enter_context(
+                Tamiyo.open(
+                    config,
+                    directory=Path(root) / isolation,
+                    library=library,
+                    params=params,
+                    policy=policy,
+                    secret=os.urandom(32),
+                    isolation=isolation,
+                )
+            )
+            steps = count()
 
             def step() -> None:
                 decision = tamiyo.step(story[next(steps)])
                 inference[isolation].append(decision.latency.inference_ms)
 
+            step()  # prepares the layout
             return step
 
-        calls = {f"step, {isolation}": stepping(isolation) for isolation in opened}
-        for call in calls.values():
-            call()  # prepares the layout
+        calls = {"process": stepping("process"), "inline": stepping("inline")}
         time.sleep(5.0)  # the spare warms up meanwhile
-        rows = in_turns(calls, rounds=ROUNDS)
-        for tamiyo in opened.values():
-            tamiyo.close()
-    for isolation, sample in inference.items():
-        rows[f"inference, {isolation}"] = Timing.of(sample[-ROUNDS:])
-    boundary = rows["inference, process"].median - rows["inference, inline"].median
-    report("isolation", rows, {"the boundary costs, ms at the median": round(boundary, 3)})
+        steps = in_turns(calls, rounds=ROUNDS)
+    return {
+        **{f"step, {where}": timing for where, timing in steps.items()},
+        **{f"inference, {w}": Timing.of(sample[-ROUNDS:]) for w, sample in inference.items()},
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    rows: dict[str, Timing] = {}
+    boundary: dict[str, float] = {}
+    for name, (policy, widths) in POLICIES.items():
+        found = measure(policy, TamiyoConfig(deadlines=PATIENT, policy=widths))
+        rows |= {f"{name}: {row}": timing for row, timing in found.items()}
+        cost = found["inference, process"].median - found["inference, inline"].median
+        boundary[name] = round(cost, 3)
+    report("isolation", rows, {"the boundary costs, ms at the median": boundary})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ write, so nothing is tried again, and the next opening finds out what is on disk
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, Self
 from zlib import crc32
@@ -26,6 +26,7 @@ from tamiyo_jax.storage.segments import (
     read_segments,
     replace_segments,
     reporting,
+    segment_names,
     write_segment,
 )
 
@@ -106,7 +107,7 @@ class Journal:
             for child in (home, quarantine):
                 files.mkdir(child)
             files.fsync_dir(directory)
-            segments = read_segments(home, files)
+            segments = read_segments(home, segment_names(home, files), files)
             recovered = merge(segments)
             if recovery == "strict" and recovered.corrupt:
                 raise PersistenceError(
@@ -342,11 +343,15 @@ class Journal:
 
 
 def read_journal(directory: Path, files: FileSystem | None = None) -> Recovered:
-    """What the journal of a run directory holds; nothing is changed.
+    """What the journal of a run directory holds; nothing is changed, and no lock is needed.
 
     Raises:
       PersistenceError: as `Journal.open` does, except that corruption is only reported.
     """
     home = directory / "journal"
+    files = PosixFileSystem() if files is None else files
     with reporting("reading the journal", home):
-        return merge(read_segments(home, PosixFileSystem() if files is None else files))
+        while True:
+            names = segment_names(home, files)
+            with suppress(FileNotFoundError):  # its owner has retired one meanwhile: look again
+                return merge(read_segments(home, names, files))

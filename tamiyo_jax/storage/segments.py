@@ -23,6 +23,7 @@ __all__ = [
     "read_segments",
     "replace_segments",
     "reporting",
+    "segment_names",
     "write_durably",
     "write_segment",
 ]
@@ -65,13 +66,17 @@ def reporting(action: str, path: Path) -> Generator[None]:
         raise explained(error, action, path) from error
 
 
-def read_segments(home: Path, files: FileSystem) -> list[Segment]:
-    """Scan all segments in a journal's directory, by ascending base.
+def segment_names(home: Path, files: FileSystem) -> list[str]:
+    """Names of the segments in a journal's directory, by ascending base."""
+    return sorted(name for name in files.list(home) if name.endswith(_SUFFIX))
+
+
+def read_segments(home: Path, names: Iterable[str], files: FileSystem) -> list[Segment]:
+    """Scan segments.
 
     Raises:
       PersistenceError: see `read_segment`.
     """
-    names = sorted(name for name in files.list(home) if name.endswith(_SUFFIX))
     return [read_segment(name, files.read(home / name)) for name in names]
 
 

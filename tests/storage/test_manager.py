@@ -44,6 +44,7 @@ from tamiyo_jax.storage import (
     read_journal,
 )
 from tamiyo_jax.storage.facts import Ledger
+from tamiyo_jax.storage.files import PosixFileSystem
 
 REPOSITORY = Path(__file__).parents[2]
 Manager = StorageManager[np.ndarray]
@@ -360,3 +361,35 @@ def test_the_generated_code_is_that_of_the_messages(tmp_path: Path) -> None:
     for suffix in ("py", "pyi"):
         generated = f"tamiyo_jax/storage/records_pb2.{suffix}"
         assert (tmp_path / generated).read_text() == (REPOSITORY / generated).read_text()
+
+
+class RetiringWhileRead(PosixFileSystem):
+    """The owner of the directory retires its oldest segment between a listing and a reading."""
+
+    def __init__(self, manager: Manager, clock: Clock) -> None:
+        self._retire: Callable[[], None] | None = lambda: retire_all(manager, clock)
+
+    def list(self, directory: Path) -> list[str]:
+        names = super().list(directory)
+        if self._retire is not None:
+            self._retire()
+            self._retire = None
+        return names
+
+
+def retire_all(manager: Manager, clock: Clock) -> None:
+    clock.now_ns += 48 * 3_600_000_000_000
+    manager.compact()
+
+
+def test_a_journal_can_be_read_while_its_owner_retires_segments(tmp_path: Path) -> None:
+    clock = Clock()
+    with begin(tmp_path, clock, publishing=False) as manager:
+        many(manager, clock, 5)
+        before = segments(tmp_path)
+        recovered = read_journal(tmp_path, RetiringWhileRead(manager, clock))
+        assert not set(before) & set(segments(tmp_path))
+        assert recovered.clean
+        assert recovered.last_sequence == manager.last_sequence
+    with pytest.raises(PersistenceError):
+        read_journal(tmp_path / "nowhere")
