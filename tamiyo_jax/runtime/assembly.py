@@ -25,10 +25,11 @@ from tamiyo_jax.runtime.metadata import (
 )
 from tamiyo_jax.runtime.packets import damage_events, status_packet
 from tamiyo_jax.runtime.policies import PolicyChoice
+from tamiyo_jax.runtime.pool import WorkerPool
 from tamiyo_jax.runtime.publishing import Publisher
 from tamiyo_jax.runtime.seat import Isolation, Seating
 from tamiyo_jax.runtime.telemetry import Sink, Telemetry
-from tamiyo_jax.runtime.worker import WorkerPool, WorkerSpec, worker_environment
+from tamiyo_jax.runtime.worker import WorkerSpec, worker_environment
 from tamiyo_jax.storage import StorageManager
 
 __all__ = ["Parts", "assemble", "resolve_secrets"]

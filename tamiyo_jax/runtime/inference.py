@@ -22,7 +22,8 @@ from tamiyo_jax.policy import Legality, Observation, Policy
 from tamiyo_jax.runtime.framing import Load
 from tamiyo_jax.runtime.packing import Packing
 from tamiyo_jax.runtime.policies import PolicyChoice, choose_policy
-from tamiyo_jax.runtime.worker import WorkerPool, WorkerSpec
+from tamiyo_jax.runtime.pool import WorkerPool
+from tamiyo_jax.runtime.worker import WorkerSpec
 
 __all__ = ["InlineRunner", "ProcessRunner", "Runner", "serve_policy"]
 

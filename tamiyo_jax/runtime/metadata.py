@@ -14,7 +14,7 @@ from tamiyo_jax.graph import BlueprintArrays, encode_blueprint, layout_for
 from tamiyo_jax.runtime.cache import Entry, Found
 from tamiyo_jax.runtime.library import BlueprintLibrary
 from tamiyo_jax.runtime.listener import CacheListener
-from tamiyo_jax.runtime.worker import WorkerPool
+from tamiyo_jax.runtime.pool import WorkerPool
 
 __all__ = ["BlueprintResolver", "Fetch", "fetch_inline", "fetch_through", "serve_library"]
 

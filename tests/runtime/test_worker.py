@@ -38,7 +38,8 @@ from tamiyo_jax.errors import (
 )
 from tamiyo_jax.runtime import MemorySink, Tamiyo
 from tamiyo_jax.runtime.framing import Load
-from tamiyo_jax.runtime.worker import WorkerPool, WorkerSpec, worker_environment
+from tamiyo_jax.runtime.pool import WorkerPool
+from tamiyo_jax.runtime.worker import WorkerSpec, worker_environment
 
 MEBIBYTE = 1 << 20
 HASTY = {"inference_ms": 700.0, "metadata_ms": 700.0}
