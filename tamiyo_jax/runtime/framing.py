@@ -12,12 +12,16 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from tamiyo_jax.errors import TamiyoError
 
 __all__ = ["Load", "Raised", "Returned", "receive", "send"]
+
+T = TypeVar("T")
 
 _PREFIX = struct.Struct("<QI")  # bytes of all parts with their padding, number of parts
 _LENGTH = struct.Struct("<Q")
@@ -106,9 +110,9 @@ def receive(connection: socket.socket, deadline: float | None = None) -> Any:  #
       TimeoutError: the deadline passed; the connection is of no further use.
       ConnectionError: the other end closed the connection, or sent something else.
     """
-    head = _read(connection, deadline)
+    head = b""
     while len(head) < _PREFIX.size:
-        head += _read(connection, deadline)
+        head += _received(connection, lambda: connection.recv(_CHUNK), deadline)
     total, count = _PREFIX.unpack_from(head)
     begin = _PREFIX.size + count * _LENGTH.size
     begin += -begin % _ALIGNMENT
@@ -119,7 +123,8 @@ def receive(connection: socket.socket, deadline: float | None = None) -> Any:  #
         whole[: len(head)] = head
         view, filled = memoryview(whole), len(head)
         while filled < len(whole):
-            filled += _read_into(connection, view[filled:], deadline)
+            rest = view[filled:]
+            filled += _received(connection, partial(connection.recv_into, rest), deadline)
         head = whole
     content = memoryview(head)
     parts: list[memoryview] = []
@@ -130,28 +135,17 @@ def receive(connection: socket.socket, deadline: float | None = None) -> Any:  #
     return pickle.loads(parts[0], buffers=parts[1:])
 
 
-def _read(connection: socket.socket, deadline: float | None) -> bytes:
+def _received(connection: socket.socket, take: Callable[[], T], deadline: float | None) -> T:
+    """What `take` takes from the connection, once there is something."""
     while True:
         try:
-            data = connection.recv(_CHUNK)
+            taken = take()
         except BlockingIOError:
             _wait(connection, select.POLLIN, deadline)
             continue
-        if not data:
+        if not taken:
             raise ConnectionError("the other end closed the connection")
-        return data
-
-
-def _read_into(connection: socket.socket, view: memoryview, deadline: float | None) -> int:
-    while True:
-        try:
-            count = connection.recv_into(view)
-        except BlockingIOError:
-            _wait(connection, select.POLLIN, deadline)
-            continue
-        if not count:
-            raise ConnectionError("the other end closed the connection")
-        return count
+        return taken
 
 
 def _wait(connection: socket.socket, event: int, deadline: float | None) -> None:

@@ -96,10 +96,6 @@ class WorkerPool:
             if not (self._active or self._ready):
                 self._unavailable()
 
-    def is_warm(self, key: Hashable) -> bool:
-        """Whether `prepare` was called for `key`."""
-        return key in self._warmups
-
     def prepare(self, key: Hashable, message: object) -> Any:  # noqa: ANN401 - a reply
         """Let the worker answer a message outside any deadline but `warmup_s`.
 
@@ -148,7 +144,7 @@ class WorkerPool:
 
     def _call(self, message: object, budget_ms: float, setting: str) -> tuple[Any, Worker]:
         deadline = time.monotonic() + budget_ms / 1e3
-        if not self._calls.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        if not self._calls.acquire(timeout=max(0.0, budget_ms / 1e3)):
             self._late(budget_ms, "it never left the queue", setting)
         try:
             worker = self._take()

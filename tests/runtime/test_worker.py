@@ -316,8 +316,7 @@ def test_a_worker_that_cannot_begin_says_why(tmp_path: Path) -> None:
 def test_every_later_worker_is_prepared_like_the_first(tmp_path: Path) -> None:
     with pool_of("naps", tmp_path, spares=1) as pool:
         pool.wait_ready()
-        pool.prepare("a", 0.5)
-        assert pool.is_warm("a")
+        assert pool.prepare("a", 0.5) == 0.5
         with pytest.raises(DeadlineExceededError):
             pool.call(5.0, 50.0)
         # A spare that is not prepared yet does not serve.
