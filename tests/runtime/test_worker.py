@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from making import SECRET, make_blueprint, make_config, make_packet, open_tamiyo
 from troubles import (
@@ -66,13 +67,15 @@ def nothing_left_over() -> Iterator[None]:
     threads = set(threading.enumerate())
     yield
     assert set(threading.enumerate()) <= threads
-    children = {
-        child
-        for task in Path("/proc/self/task").iterdir()
-        for child in (task / "children").read_text().split()
-    }
-    commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
-    assert not [command for command in commands if b"worker_main" in command]
+    assert not [child for child in psutil.Process().children() if "worker_main" in command(child)]
+
+
+def command(process: psutil.Process) -> str:
+    """Its command line; none once it is over."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 @contextmanager
