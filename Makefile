@@ -13,11 +13,11 @@ CLI := $(BIN)/tamiyo-jax
 DEV := .venv/.installed-dev
 PROTOS := tamiyo_jax/contracts/leyline.proto tamiyo_jax/storage/records.proto
 
-.PHONY: help demo test test-fast lint docs bench growth crash-campaign notebooks proto lock clean
+.PHONY: help demo test test-fast lint docs bench examples growth guard crash-campaign soak notebooks proto lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "targets: demo test test-fast lint docs bench growth crash-campaign notebooks proto lock clean"
+	@echo "targets: demo test test-fast lint docs bench examples growth guard crash-campaign soak notebooks proto lock clean"
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -65,12 +65,22 @@ bench: $(DEV) .venv/.redis
 	$(BIN)/python benchmarks/blueprint_cache.py
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/forward.py
+	$(BIN)/python benchmarks/monitor.py --sequences 4
 
 growth: .venv/.installed-demo
 	$(BIN)/python benchmarks/growth.py
 
 crash-campaign: $(DEV)
 	$(BIN)/python benchmarks/crash_campaign.py
+
+examples: $(DEV)
+	$(PYTEST) tests/test_examples.py
+
+guard: .venv/.installed-demo
+	$(BIN)/python benchmarks/guard.py --plot docs/guard.png
+
+soak: $(DEV)
+	$(BIN)/python benchmarks/soak.py
 
 notebooks: .venv/.installed-notebooks
 	@found=$$(ls notebooks/*.ipynb 2>/dev/null); \

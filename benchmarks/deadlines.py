@@ -49,7 +49,7 @@ def main() -> None:
         ) as tamiyo,
     ):
         tamiyo.step(make_packet())
-        pool = tamiyo._seat.runner.pool  # the processes are the subject here
+        pool = tamiyo._steps.seat.runner.pool  # the processes are the subject here
         for trouble in TROUBLES:
             if trouble in (complain, leave):  # raising ends no worker, and a crash is a crash
                 continue

@@ -11,8 +11,12 @@ take a core from whoever is next. The limit of a row is the larger of two times:
 folded weights once, from wherever a repeated call finds them, and to do the operations that XLA
 counts at the rate of one large matrix product.
 
-``--json`` prints an object, ``--compile`` says on which graphs `torch.compile` competes. Its
-first run takes minutes for each graph and width, later ones find most of that in its cache.
+    python benchmarks/forward_peer.py [toy/reference ... batches growth] [--compile] [--json]
+                                      [--plot PATH]
+
+measures all parts or those that are named. ``--compile`` lets `torch.compile` compete on the
+named graphs: it compiles for each number of threads, a minute or two each time, so it has a
+command of its own. What it builds stays in PyTorch's cache.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
+from forward_plot import plot
 from forward_tables import Row, show
 from harness import Timing, in_turns
 from limits import MATMUL_FLOPS, matmul, streaming, working_memory_mb
@@ -64,6 +69,10 @@ RELATIVE, ABSOLUTE = 1e-4, 1e-5
 MEMORY_BYTES = 256 << 20  # far more than a core's own caches
 
 
+Outputs = dict[str, torch.Tensor]
+"""The peer's, by the names of `PolicyOutputs`."""
+
+
 def forward(layout: GraphLayout, folded: FoldedParams, graph: jraph.GraphsTuple) -> PolicyOutputs:
     """Our network on one graph."""
     return apply_folded(folded, layout, graph)
@@ -93,15 +102,16 @@ def measure_size(width: str, size: Size, *, compile_peer: bool) -> Row:
         "edges": sum(len(attributes) for _, attributes in edges.values()),
         "our_compile_s": time.perf_counter() - started,
     }
-    calls = eager(peer, theirs)
+    calls: dict[str, Callable[[], object]] = {**eager(peer, theirs)}
     difference = check(ours(folded, graph), peer(*theirs))
     if compile_peer:
         torch.compiler.reset()
-        compiled = torch.compile(peer, dynamic=False)
+        compiled = eager(torch.compile(peer, dynamic=False), theirs, "compiled")
         started = time.perf_counter()
-        difference = max(difference, check(ours(folded, graph), compiled(*theirs)))
+        for call in compiled.values():
+            difference = max(difference, check(ours(folded, graph), call()))
         row["their_compile_s"] = time.perf_counter() - started
-        calls["compiled"] = on_threads(THREADS, lambda: compiled(*theirs))
+        calls |= compiled
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(folded))
     # What measures the machine stands between, while the threads of one library go to sleep.
     calls |= {
@@ -111,7 +121,8 @@ def measure_size(width: str, size: Size, *, compile_peer: bool) -> Row:
         "ours": lambda: jax.block_until_ready(ours(folded, graph)),
         "decide": decide(size, params),
     }
-    timings = with_faster(in_turns(calls, rounds=ROUNDS[size.name], warmup=1), "eager")
+    rivals = ("eager", "compiled") if compile_peer else ("eager",)
+    timings = with_faster(in_turns(calls, rounds=ROUNDS[size.name], warmup=1), *rivals)
     row |= {
         "difference": difference,
         "timings": {name: asdict(timing) for name, timing in timings.items()},
@@ -123,24 +134,16 @@ def measure_size(width: str, size: Size, *, compile_peer: bool) -> Row:
     return row | against(timings, float(ours.cost_analysis()["flops"]))
 
 
-def on_threads(count: int, call: Callable[[], object]) -> Callable[[], object]:
-    """The same call, by so many threads of PyTorch."""
-
-    def run() -> object:
-        torch.set_num_threads(count)
-        return call()
-
-    return run
-
-
 def eager(
-    peer: PeerNetwork, theirs: Inputs, name: str = "eager"
-) -> dict[str, Callable[[], object]]:
+    peer: Callable[..., Outputs], theirs: Inputs, name: str = "eager"
+) -> dict[str, Callable[[], Outputs]]:
     """The peer on one thread and on `THREADS`."""
-    return {
-        f"{name}, {count} threads": on_threads(count, lambda: peer(*theirs))
-        for count in (1, THREADS)
-    }
+
+    def on_threads(count: int) -> Outputs:
+        torch.set_num_threads(count)
+        return peer(*theirs)
+
+    return {f"{name}, {count} threads": partial(on_threads, count) for count in (1, THREADS)}
 
 
 def with_faster(timings: dict[str, Timing], *names: str) -> dict[str, Timing]:
@@ -155,7 +158,7 @@ def with_faster(timings: dict[str, Timing], *names: str) -> dict[str, Timing]:
     return timings | faster
 
 
-def check(ours: PolicyOutputs, theirs: dict[str, torch.Tensor]) -> float:
+def check(ours: PolicyOutputs, theirs: Outputs) -> float:
     """The largest difference of any output; raises if one is too large."""
     found = differences(ours, theirs)
     for name, difference in found.items():
@@ -252,28 +255,25 @@ def measure_growth(nodes: int) -> Row:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    graphs = [f"{size}/{width}" for width in WIDTHS for size in SIZES]
+    parts = [*graphs, "batches", "growth"]
+    parser.add_argument("parts", nargs="*", choices=parts, metavar="PART", help=", ".join(parts))
+    parser.add_argument("--compile", action="store_true", help="torch.compile competes")
     parser.add_argument("--json", action="store_true", help="print an object, not tables")
-    parser.add_argument(
-        "--compile",
-        nargs="*",
-        default=["toy/reference"],
-        metavar="SIZE/WIDTH",
-        choices=[f"{size}/{width}" for size in SIZES for width in WIDTHS],
-        help="where torch.compile competes (default: toy/reference)",
-    )
+    parser.add_argument("--plot", metavar="PATH", help="write a plot, as PNG")
     arguments = parser.parse_args()
+    chosen = arguments.parts or parts
     torch.set_num_threads(THREADS)
     load = os.getloadavg()[0]
     with torch.inference_mode():
         result = {
             "benchmark": "forward against PyTorch Geometric",
             "forward": [
-                measure_size(width, make(), compile_peer=f"{size}/{width}" in arguments.compile)
-                for width in WIDTHS
-                for size, make in SIZES.items()
+                measure_size(width, SIZES[size](), compile_peer=arguments.compile)
+                for size, width in (part.split("/") for part in graphs if part in chosen)
             ],
-            "batches": [measure_batch(count) for count in BATCHES],
-            "growth": [measure_growth(nodes) for nodes in GROWTH],
+            "batches": [measure_batch(count) for count in BATCHES if "batches" in chosen],
+            "growth": [measure_growth(nodes) for nodes in GROWTH if "growth" in chosen],
         }
     result["facts"] = {
         "load average before and after": [round(load, 2), round(os.getloadavg()[0], 2)],
@@ -281,6 +281,8 @@ def main() -> None:
         "torch": torch.__version__,
         "jax": jax.__version__,
     }
+    if arguments.plot:
+        plot(result, arguments.plot)
     if arguments.json:
         print(json.dumps(result, indent=1))
     else:

@@ -86,10 +86,14 @@ def show(result: Row) -> None:
         row | {f"{name}_ms": row["timings"].get(name, {}).get("median") for name in TIMED}
         for row in result["forward"]
     ]
-    console.print(_table("milliseconds of a forward pass, medians", forward_rows, FORWARD))
-    console.print(_table("the limit", forward_rows, LIMIT))
-    console.print(_table("weights, memory and compilation", forward_rows, COST))
-    console.print(_table("decisions per second, toy, reference", result["batches"], BATCH))
-    console.print(_table("growth, reference", result["growth"], GROWN))
+    for title, rows, columns in (
+        ("milliseconds of a forward pass, medians", forward_rows, FORWARD),
+        ("the limit", forward_rows, LIMIT),
+        ("weights, memory and compilation", forward_rows, COST),
+        ("decisions per second, toy, reference", result["batches"], BATCH),
+        ("growth, reference", result["growth"], GROWN),
+    ):
+        if rows:
+            console.print(_table(title, rows, columns))
     for name, fact in result["facts"].items():
         console.print(f"{name}: {fact}", highlight=False)

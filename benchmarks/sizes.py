@@ -162,7 +162,7 @@ def network() -> Size:
 
 def large() -> Size:
     """10,000 nodes and about 60,000 edges."""
-    return replace(sparse(10_000), name="large")
+    return replace(sparse(10_000, exactly), name="large")
 
 
 def in_buckets(count: int) -> int:

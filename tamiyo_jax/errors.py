@@ -33,6 +33,7 @@ __all__ = [
     "PolicyFailureError",
     "PolicyUpdateRejectedError",
     "PublishError",
+    "ReplayDivergedError",
     "ReplayError",
     "SignatureError",
     "StaleCacheError",
@@ -168,6 +169,10 @@ class SignatureError(TamiyoError):
 
 class ReplayError(TamiyoError):
     """A message with this id was accepted before."""
+
+
+class ReplayDivergedError(TamiyoError):
+    """A run no longer goes the way of the journal that it replays; `differences` says where."""
 
 
 class StaleMessageError(TamiyoError):

@@ -36,6 +36,7 @@ from tamiyo_jax.host import (
     packet_from,
     seed_state,
     train_step,
+    within_budget,
 )
 from tamiyo_jax.task import Data, Task
 
@@ -298,7 +299,7 @@ class _Reporter:
         if not self._deterministic:
             metrics["samples_per_s"] = task.steps_per_epoch * task.batch_size / seconds
             metrics["hook_latency_ms"] = 1e3 * (time.perf_counter() - started)
-        return packet_from(
+        packet = packet_from(
             identity,
             layers=layer_names(state.host.params),
             statistics=measured.step.statistics,
@@ -306,6 +307,8 @@ class _Reporter:
             seeds=seeds,
             metrics=metrics,
         )
+        budget = task.host.parameter_budget
+        return packet if budget is None else within_budget(packet, state.host, budget)
 
     def _seed(self, name: str, host: HostState, measured: Measured) -> SeedState:
         facts = SeedMeasurements(

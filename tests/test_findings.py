@@ -194,7 +194,7 @@ def test_timeouts_escalate_and_never_pause(tmp_path: Path) -> None:
 
 def until_warm(tamiyo: Tamiyo, workers: int) -> None:
     deadline = time.monotonic() + 60.0
-    while len(tamiyo._seat.runner.pool.pids()) < workers:  # type: ignore[attr-defined]
+    while len(tamiyo._steps.seat.runner.pool.pids()) < workers:  # type: ignore[attr-defined]
         assert time.monotonic() < deadline, "no worker took the place of another"
         time.sleep(0.01)
 

@@ -34,6 +34,7 @@ MAY_IMPORT = {
         "graph",
         "contracts",
     },
+    "plug": {"host", "runtime", "contracts"},
     "task": {"host", "contracts"},
     "digits": {"task", "host", "contracts"},
     "conformance": {"policy", "risk", "graph", "contracts"},

@@ -13,6 +13,7 @@ from tamiyo_jax.cli.conformance import conformance
 from tamiyo_jax.cli.demo import DEMO_STEPS, demo
 from tamiyo_jax.cli.import_torch import import_torch
 from tamiyo_jax.cli.output import problems
+from tamiyo_jax.cli.replay import replay
 from tamiyo_jax.errors import TamiyoError
 
 __all__ = ["DEMO_STEPS", "app", "main"]
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
+app.command()(replay)
 app.command()(conformance)
 app.command("import-torch")(import_torch)
 app.add_typer(journal.app, name="journal")

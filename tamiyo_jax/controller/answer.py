@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 
-from tamiyo_jax.policy import Observation, Policy, PolicyOutputs, Selection, select
+from tamiyo_jax.graph import RawGraph
+from tamiyo_jax.policy import Legality, Observation, Policy, PolicyOutputs, Selection, select
 
-__all__ = ["Answer", "ask"]
+__all__ = ["Answer", "Question", "ask", "question"]
 
 Params = TypeVar("Params")
 PolicyState = TypeVar("PolicyState")
 
-_select = jax.jit(select)
+Question = tuple[Any, RawGraph, Legality]
+"""Policy state, raw graph and legality: what a policy is told in arrays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,11 @@ def ask(
     policy_state: PolicyState,
     observation: Observation,
 ) -> Answer[PolicyState]:
-    """Let a policy decide and select where it runs, and bring the answer to the host."""
-    after, outputs = policy.decide(params, policy_state, observation)
-    return Answer(*jax.device_get((after, outputs, _select(outputs, observation.legality))))
+    """Let a policy decide once, and bring the answer to the host; see `exchange_for` for more."""
+    after, outputs = jax.device_get(policy.decide(params, policy_state, observation))
+    return Answer(after, outputs, select(outputs, observation.legality))
+
+
+def question(policy_state: object, observation: Observation) -> Question:
+    """What of an observation is arrays, with the policy's state."""
+    return policy_state, observation.raw, observation.legality

@@ -21,7 +21,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from tamiyo_jax.config import DeadlineConfig, TamiyoConfig
-from tamiyo_jax.contracts import NonceLedger, Secret, Verifier
+from tamiyo_jax.contracts import AdaptationCommand, NonceLedger, Secret, Verifier
 from tamiyo_jax.controller import TamiyoState, state_from_json, state_to_json
 from tamiyo_jax.digits import digits_task
 from tamiyo_jax.errors import ConfigurationError, PersistenceError
@@ -29,12 +29,23 @@ from tamiyo_jax.host import CommandApplier, HostCheckpoints, load_tree, save_tre
 from tamiyo_jax.loop import LoopState, Record, RunResult, Task, grow_all, init_loop, run
 from tamiyo_jax.policy import GraphPolicy, HeuristicPolicy, init_params
 from tamiyo_jax.runtime import Decision, JsonLinesSink, SqliteBlueprintLibrary, Tamiyo
+from tamiyo_jax.runtime.replay import ReplayedDecision
 
-__all__ = ["CHECKPOINT_EPOCHS", "DemoSettings", "DemoSummary", "Row", "Variant", "run_demo"]
+__all__ = [
+    "CHECKPOINT_EPOCHS",
+    "RESULT",
+    "DemoSettings",
+    "DemoSummary",
+    "Row",
+    "Variant",
+    "row_of",
+    "run_demo",
+]
 
 CHECKPOINT_EPOCHS = 5
 KEPT_CHECKPOINTS = 2
 UNHURRIED_MS = 600_000.0
+RESULT = "demo.json"  # what a replay must know of a run that has ended
 _NAMES = "epoch-" + 6 * "[0-9]"  # Orbax's unfinished directories have longer names
 
 
@@ -136,6 +147,8 @@ def run_demo(settings: DemoSettings, on_row: Progress) -> DemoSummary:
     task = digits_task(settings.seed)
     start = init_loop(task, settings.seed)
     rows, resumed_at, grown = _grow(task, start, settings, on_row)
+    ended = {"seed": settings.seed, "steps": settings.steps, "test_accuracy": grown.test_accuracy}
+    (settings.directory / RESULT).write_text(json.dumps(ended, indent=1))
     fully = grow_all(start, task.candidates[0].blueprint_id)
     counted = Counter(row.action for row in rows)
     levels = Counter(level for row in rows for level in row.levels)
@@ -156,7 +169,7 @@ def _compare(
     rows: list[Row] = []
 
     def keep(record: Record) -> None:
-        rows.append(_row(record))
+        rows.append(row_of(record))
         on_row(name, rows[-1], settings.steps // task.steps_per_epoch)
 
     result = run(task, None, steps=settings.steps, state=state, run_id=name, on_step=keep)
@@ -197,7 +210,7 @@ def _grow(
     ) as tamiyo:
 
         def keep(record: Record) -> None:
-            rows.append(_row(record))
+            rows.append(row_of(record))
             on_row("grown by Tamiyo", rows[-1], settings.steps // task.steps_per_epoch)
             if rows[-1].epoch % CHECKPOINT_EPOCHS == 0:
                 _save(root, rows, record, tamiyo.state, keeper)
@@ -278,15 +291,16 @@ def _save(
         shutil.rmtree(old)
 
 
-def _row(record: Record) -> Row:
+def row_of(record: Record) -> Row:
+    """A decision boundary as it is drawn and counted."""
     packet, decision = record.packet, record.decision
     action, reason, target, levels = "", "", "", ()
     if record.error is not None:
         action, reason, levels = type(record.error).__name__, str(record.error), ("CRITICAL",)
-    elif isinstance(decision, Decision):
-        action, reason = decision.action, decision.reason
-        levels = tuple(event.level.name for event in decision.events)
-        target = _target(decision)
+    elif isinstance(decision, Decision | ReplayedDecision):
+        action, reason, target = decision.action, decision.reason, _target(decision.command)
+        if isinstance(decision, Decision):
+            levels = tuple(event.level.name for event in decision.events)
     return Row(
         epoch=packet.current_epoch,
         training_loss=packet.training_loss,
@@ -301,8 +315,7 @@ def _row(record: Record) -> Row:
     )
 
 
-def _target(decision: Decision) -> str:
-    command = decision.command
+def _target(command: AdaptationCommand | None) -> str:
     if command is None or command.target_seed_id is None:
         return ""
     blueprint = getattr(command.payload, "blueprint_id", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import jax.numpy as jnp
 
@@ -21,11 +21,14 @@ from tamiyo_jax.contracts import (
 from tamiyo_jax.contracts.signing import Verifier
 from tamiyo_jax.errors import CommandRejectedError
 from tamiyo_jax.host.blending import METHODS, BlendSchedule
+from tamiyo_jax.host.budget import live_parameters
 from tamiyo_jax.host.scale import LIMITS, scale_by
 from tamiyo_jax.host.seeds import SlotState, transition
 from tamiyo_jax.host.training import HostState
 
 __all__ = ["Checkpointer", "CommandApplier", "Decided"]
+
+State = TypeVar("State")
 
 
 class Decided(Protocol):
@@ -45,13 +48,17 @@ class Decided(Protocol):
 class Checkpointer(Protocol):
     """Where ROLLBACK finds what it restores."""
 
-    def restore(self, name: str, train_state: HostState) -> HostState:
+    def restore(self, name: str, train_state: Any) -> Any:  # noqa: ANN401 - the host's own
         """The checkpoint `name`, in the shape of `train_state`."""
         ...
 
 
 class CommandApplier:
     """Applies decisions to a host, in the order in which they are made.
+
+    A train state is a `HostState`, or for a host without slots any pytree that holds its
+    optimiser's state. The latter takes OPTIMIZER and ROLLBACK; PAUSE and CIRCUIT_BREAKER ask
+    for nothing that it could stop, and SEED is rejected.
 
     The only state that it holds is the verifier's memory of the commands it has seen.
 
@@ -61,6 +68,7 @@ class CommandApplier:
       optimizer_id: the optimiser that OPTIMIZER commands may name.
       checkpointer: restores for ROLLBACK; without one, ROLLBACK is rejected.
       limits: bounds of the learning-rate multiplier after all commands together.
+      parameter_budget: most live parameters that GERMINATE may lead to; None is no limit.
     """
 
     def __init__(
@@ -71,18 +79,21 @@ class CommandApplier:
         optimizer_id: str,
         checkpointer: Checkpointer | None = None,
         limits: tuple[float, float] = LIMITS,
+        parameter_budget: int | None = None,
     ) -> None:
         self._verifier = verifier
         self._clock = clock
         self._optimizer_id = optimizer_id
         self._checkpointer = checkpointer
         self._limits = limits
+        self._parameter_budget = parameter_budget
 
-    def __call__(self, train_state: HostState, decision: Decided) -> HostState:
+    def __call__(self, train_state: State, decision: Decided) -> State:
         """The train state after the decision.
 
         A pause lasts until the next decision that is no pause and no shadow; apart from
-        that, WAIT leaves the state as it is.
+        that, WAIT leaves the state as it is. ROLLBACK brings everything back as it was, with
+        the one exception of the breaker: who commanded it does not forget that either.
 
         Raises:
           SignatureError: the command is unsigned or was changed.
@@ -91,33 +102,35 @@ class CommandApplier:
           IllegalTransitionError: the seed's stage does not take the operation.
           CommandRejectedError: the command names something that this host does not have,
             or holds numbers that it cannot use.
+          PersistenceError: the checkpoint of a ROLLBACK is not there.
+          CheckpointMismatchError: it is of another host.
         """
         if decision.shadow:
             return train_state
         command = decision.command
         if command is None:
-            return train_state._replace(paused=jnp.bool_(False))
+            return _set(train_state, paused=False)
         self._verifier = self._verifier.verify(command, now_ns=self._clock())
         if command.command_type is CommandType.PAUSE:
-            return train_state._replace(paused=jnp.bool_(True))
-        return self._act(train_state, command)._replace(paused=jnp.bool_(False))
+            return _set(train_state, paused=True)
+        return _set(self._act(train_state, command), paused=False)
 
-    def _act(self, state: HostState, command: AdaptationCommand) -> HostState:
+    def _act(self, state: State, command: AdaptationCommand) -> State:
         match command.command_type, command.payload:
             case CommandType.SEED, SeedAdjustment() as adjustment:
-                return _apply_seed(state, command, adjustment)
+                return _apply_seed(state, command, adjustment, self._parameter_budget)
             case CommandType.OPTIMIZER, OptimizerAdjustment() as adjustment:
                 return self._apply_optimizer(state, command, adjustment)
             case CommandType.CIRCUIT_BREAKER, CircuitBreakerAdjustment() as adjustment:
-                return _apply_breaker(state, command, adjustment)
+                return _set(state, breaker_open=_says_open(command, adjustment))
             case CommandType.ROLLBACK, Rollback(checkpoint):
                 return self._roll_back(state, command, checkpoint)
             case kind, payload:
                 _reject(command, f"{kind.name} with payload {type(payload).__name__} means nothing")
 
     def _apply_optimizer(
-        self, state: HostState, command: AdaptationCommand, adjustment: OptimizerAdjustment
-    ) -> HostState:
+        self, state: State, command: AdaptationCommand, adjustment: OptimizerAdjustment
+    ) -> State:
         if adjustment.optimizer_id != self._optimizer_id:
             _reject(
                 command,
@@ -128,19 +141,32 @@ class CommandApplier:
             names = sorted(adjustment.hyperparameters)
             _reject(command, f"hyperparameters are {names}; this host adjusts lr_delta alone")
         factor = 1 + _number(command, adjustment.hyperparameters, "lr_delta")
-        return state._replace(opt_state=scale_by(state.opt_state, factor, self._limits))
+        if isinstance(state, HostState):  # and not what its seeds' optimisers may hold
+            opt_state = scale_by(state.opt_state, factor, self._limits)
+            return state._replace(opt_state=opt_state)
+        return scale_by(state, factor, self._limits)
 
-    def _roll_back(
-        self, state: HostState, command: AdaptationCommand, checkpoint: str
-    ) -> HostState:
+    def _roll_back(self, state: State, command: AdaptationCommand, checkpoint: str) -> State:
         if self._checkpointer is None:
             _reject(command, "this host keeps no checkpoints; give CommandApplier a checkpointer")
-        return self._checkpointer.restore(checkpoint, state)
+        restored = self._checkpointer.restore(checkpoint, state)
+        if isinstance(state, HostState):
+            return _set(restored, breaker_open=bool(state.breaker_open))
+        return restored
+
+
+def _set(state: State, **flags: bool) -> State:
+    """The state with these flags, which only a host with slots has."""
+    if not isinstance(state, HostState):
+        return state
+    return state._replace(**{name: jnp.bool_(flag) for name, flag in flags.items()})
 
 
 def _apply_seed(
-    state: HostState, command: AdaptationCommand, adjustment: SeedAdjustment
-) -> HostState:
+    state: State, command: AdaptationCommand, adjustment: SeedAdjustment, budget: int | None
+) -> State:
+    if not isinstance(state, HostState):
+        _reject(command, f"a {type(state).__name__} has no slots; grow seeds in a HostState")
     name = command.target_seed_id
     if name is None or name not in state.slots:
         _reject(command, f"seed {name!r} is none of this host's: {sorted(state.slots)}")
@@ -154,7 +180,19 @@ def _apply_seed(
     moved = transition(slot.state, adjustment.operation)
     if adjustment.operation is SeedOperation.GERMINATE:
         moved = _chosen(moved, command, adjustment, sorted(slot.params))
-    return state._replace(slots={**state.slots, name: slot._replace(state=moved)})
+    after = state._replace(slots={**state.slots, name: slot._replace(state=moved)})
+    if adjustment.operation is SeedOperation.GERMINATE and budget is not None:
+        _keep_within(command, live_parameters(after), budget)
+    return after
+
+
+def _keep_within(command: AdaptationCommand, live: int, budget: int) -> None:
+    if live > budget:
+        _reject(
+            command,
+            f"GERMINATE would make {live} live parameters and parameter_budget is {budget}; "
+            "cull a seed first, or raise the budget",
+        )
 
 
 def _chosen(
@@ -176,13 +214,10 @@ def _chosen(
     )
 
 
-def _apply_breaker(
-    state: HostState, command: AdaptationCommand, adjustment: CircuitBreakerAdjustment
-) -> HostState:
+def _says_open(command: AdaptationCommand, adjustment: CircuitBreakerAdjustment) -> bool:
     if adjustment.desired_state not in (CircuitBreakerState.OPEN, CircuitBreakerState.CLOSED):
         _reject(command, f"desired_state is {adjustment.desired_state.name}; say OPEN or CLOSED")
-    is_open = adjustment.desired_state is CircuitBreakerState.OPEN
-    return state._replace(breaker_open=jnp.bool_(is_open))
+    return adjustment.desired_state is CircuitBreakerState.OPEN
 
 
 def _number(command: AdaptationCommand, numbers: Mapping[str, float], name: str) -> float:

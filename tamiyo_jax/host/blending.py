@@ -1,5 +1,14 @@
 """Blending a seed into its host: how alpha rises, and what alpha does.
 
+A seed has the share s of its slot's output: x + s·y where it is a branch beside its input
+(RESIDUAL), and (1 − s)x + s·y where it takes its input's place (the others).
+
+    RESIDUAL, CONVEX    s = α
+    `Channel`           s = α · alpha_vec, a share of its own for each channel
+    `Confidence`        s = α · (alpha_lo + (alpha_hi − alpha_lo) · σ(gate_k (gate_tau − m))),
+                        m the margin between the two largest of softmax(x), for each example:
+                        the surer the host, the less of the seed
+
 At alpha = 0 a slot is an exact identity, forward and backward. Arithmetic cannot promise
 that: ``x + 0 * y`` turns −0.0 into 0.0 and an infinite y into NaN, and differentiating a
 plain `where` multiplies the zero cotangent of the unused side by that infinity. So the
@@ -8,7 +17,9 @@ choice is made on values *and* on cotangents, by `gated`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,17 +27,93 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-__all__ = ["METHODS", "BlendMode", "BlendSchedule", "alpha_at", "gated", "mix"]
+from tamiyo_jax.errors import ConfigurationError
+
+__all__ = [
+    "METHODS",
+    "Blend",
+    "BlendMode",
+    "BlendSchedule",
+    "Channel",
+    "Confidence",
+    "alpha_at",
+    "blend_metrics",
+    "gated",
+    "mix",
+]
 
 METHODS = ("linear", "cosine", "warmup_hold")
 """Names of the blending methods, in the order in which commands index them."""
 
 
 class BlendMode(StrEnum):
-    """How a seed's output joins the host's."""
+    """The modes in which the whole output of a seed has one share, α."""
 
     CONVEX = "CONVEX"
     RESIDUAL = "RESIDUAL"
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """Mode CHANNEL: each channel of the last axis has a share of its own.
+
+    Attributes:
+      alpha_vec: the shares at α = 1, in [0, 1], one per channel.
+
+    Raises:
+      ConfigurationError: there are none, or one is outside [0, 1].
+    """
+
+    alpha_vec: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.alpha_vec or not all(0 <= share <= 1 for share in self.alpha_vec):
+            raise ConfigurationError(
+                f"alpha_vec is {self.alpha_vec}; give one share in [0, 1] per channel",
+                field="alpha_vec",
+                value=self.alpha_vec,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence:
+    """Mode CONFIDENCE: for slots on logits, the seed speaks where the host is unsure.
+
+    The gate itself receives no gradient: the host is not to learn to be unsure.
+
+    Attributes:
+      gate_k: steepness of the gate, above 0.
+      gate_tau: the margin, in [0, 1], at which the gate is half open.
+      alpha_lo: the share at α = 1 where the gate is closed, in [0, alpha_hi].
+      alpha_hi: the share at α = 1 where it is open, in [alpha_lo, 1].
+
+    Raises:
+      ConfigurationError: a number is outside its bounds.
+    """
+
+    gate_k: float
+    gate_tau: float
+    alpha_lo: float
+    alpha_hi: float
+
+    def __post_init__(self) -> None:
+        ordered = 0 <= self.alpha_lo <= self.alpha_hi <= 1 and 0 <= self.gate_tau <= 1
+        if not (ordered and 0 < self.gate_k < math.inf):
+            raise ConfigurationError(
+                f"{self} is no gate; keep 0 < gate_k, 0 <= gate_tau <= 1 and "
+                "0 <= alpha_lo <= alpha_hi <= 1",
+                value=self,
+            )
+
+    def share(self, x: jax.Array) -> jax.Array:
+        """The share at α = 1 of logits x (f32[..., C], C > 1), f32[..., 1]."""
+        first, second = jnp.split(jax.lax.top_k(jax.nn.softmax(x), 2)[0], 2, axis=-1)
+        gate = jax.nn.sigmoid(self.gate_k * (self.gate_tau - (first - second)))
+        return jax.lax.stop_gradient(self.alpha_lo + (self.alpha_hi - self.alpha_lo) * gate)
+
+
+Blend = BlendMode | Channel | Confidence
+"""How a seed's output joins its slot's input."""
 
 
 class BlendSchedule(NamedTuple):
@@ -55,11 +142,55 @@ def alpha_at(schedule: BlendSchedule, progress: jax.Array) -> jax.Array:
     return jnp.where(progress >= schedule.end, 1, shapes[schedule.method])
 
 
-def mix(mode: BlendMode, x: jax.Array, y: jax.Array, alpha: jax.Array) -> jax.Array:
-    """The slot's output: CONVEX (1−α)x + αy, RESIDUAL x + αy, for α > 0."""
-    if mode is BlendMode.CONVEX:
-        return (1 - alpha) * x + alpha * y
-    return x + alpha * y
+def blend_metrics(blend: Blend) -> dict[str, float]:
+    """The mode's numbers as a seed's metrics, by which commands are annotated with the mode.
+
+    They are ``alpha_vec/<channel>`` or ``gate_k``, ``gate_tau``, ``alpha_lo``, ``alpha_hi``.
+    """
+    match blend:
+        case Channel(shares):
+            return {f"alpha_vec/{channel}": share for channel, share in enumerate(shares)}
+        case Confidence():
+            return asdict(blend)
+        case _:
+            return {}
+
+
+def mix(blend: Blend, x: jax.Array, y: jax.Array, alpha: jax.Array) -> jax.Array:
+    """The slot's output for α > 0, as the head of this module says; computed in x's dtype.
+
+    Raises:
+      ConfigurationError: the mode does not fit the number of channels of x.
+    """
+    share = (alpha * _share(blend, x)).astype(x.dtype)
+    if blend is BlendMode.RESIDUAL:
+        return x + share * y
+    return (1 - share) * x + share * y
+
+
+def _share(blend: Blend, x: jax.Array) -> jax.Array:
+    """The seed's share at α = 1, which broadcasts against x."""
+    channels = x.shape[-1] if x.ndim else 0
+    match blend:
+        case Channel(shares):
+            if len(shares) != channels:
+                raise ConfigurationError(
+                    f"alpha_vec has {len(shares)} shares and the slot's input {channels} "
+                    "channels; give one share per channel",
+                    expected=channels,
+                    actual=len(shares),
+                )
+            return jnp.array(shares, jnp.float32).reshape((1,) * (x.ndim - 1) + (channels,))
+        case Confidence():
+            if channels < 2:
+                raise ConfigurationError(
+                    f"the slot's input has {channels} channels; confidence is a margin between "
+                    "two logits",
+                    actual=channels,
+                )
+            return blend.share(x.astype(jnp.float32))
+        case _:
+            return jnp.float32(1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from tamiyo_jax.errors import PersistenceError
+from tamiyo_jax.errors import CheckpointMismatchError, PersistenceError
 from tamiyo_jax.host.training import HostState
 
 __all__ = ["HostCheckpoints", "load_tree", "save_tree"]
@@ -50,7 +50,9 @@ def load_tree(path: str | os.PathLike[str], like: Tree) -> Tree:
       like: a pytree of the same structure, shapes and dtypes; `str` stands for a text.
 
     Raises:
-      PersistenceError: there is none.
+      PersistenceError: there is none, or it is damaged.
+      CheckpointMismatchError: it holds other arrays; Orbax by itself would cast some of them, or
+        leave them in their own shape.
     """
     source = Path(path).absolute()
     if not source.is_dir():
@@ -58,8 +60,42 @@ def load_tree(path: str | os.PathLike[str], like: Tree) -> Tree:
     template = jax.tree.map(
         lambda leaf: leaf if leaf is str else np.empty(leaf.shape, leaf.dtype), like
     )
-    loaded = ocp.load(str(source), template)
+    try:
+        stored = _shapes(ocp.metadata(str(source)).metadata)
+        if not stored:
+            raise _damaged(source, "nothing in it can be read")  # Orbax gives an empty tree
+        _check_equal(source, stored, _shapes(template))
+        loaded = ocp.load(str(source), template)
+    except (OSError, ValueError) as error:
+        raise _damaged(source, error) from error
     return jax.tree.map(lambda leaf: leaf if isinstance(leaf, str) else jnp.asarray(leaf), loaded)
+
+
+def _damaged(source: Path, why: object) -> PersistenceError:
+    return PersistenceError(f"checkpoint {source} is damaged: {why}", path=str(source))
+
+
+def _shapes(tree: object) -> dict[str, str]:
+    """Dtype and shape of every array, by its path."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{tuple(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if hasattr(leaf, "shape")
+    }
+
+
+def _check_equal(source: Path, stored: dict[str, str], wanted: dict[str, str]) -> None:
+    if stored != wanted:
+        names = sorted(
+            name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name)
+        )
+        first = names[0]
+        raise CheckpointMismatchError(
+            f"checkpoint {source} is of something else: {first} is {stored.get(first, 'absent')} "
+            f"in it and {wanted.get(first, 'absent')} here, one of {len(names)} that differ",
+            path=str(source),
+            names=tuple(names),
+        )
 
 
 class HostCheckpoints:
@@ -103,7 +139,15 @@ class HostCheckpoints:
 
         Raises:
           PersistenceError: there is none.
+          CheckpointMismatchError: it is of another host.
         """
+        kept = self.names()
+        if name not in kept:
+            raise PersistenceError(
+                f"there is no checkpoint {name!r} in {self._directory}; there are {sorted(kept)}",
+                path=str(self._directory),
+                name=name,
+            )
         return load_tree(self._directory / name, train_state)
 
     def names(self) -> frozenset[str]:

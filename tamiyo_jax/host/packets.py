@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tamiyo_jax.contracts import SeedStage, SeedState, SystemStatePacket
+from tamiyo_jax.errors import ConfigurationError
+from tamiyo_jax.host.hardware import Hardware
 from tamiyo_jax.host.monitor import Statistics
 from tamiyo_jax.host.seeds import SlotState, Timing
 
@@ -28,15 +30,15 @@ class SeedMeasurements:
 
     Attributes:
       gradient_norm: norm of the seed's own gradient, 0 where it does not learn.
-      learning_rate: of its optimiser.
-      layer_depth: index of the layer that its slot follows.
       contribution: loss with the seed off minus on.
+      learning_rate: of its optimiser; None where nobody knows it.
+      layer_depth: index of the layer that its slot follows; likewise.
     """
 
     gradient_norm: float
-    learning_rate: float
-    layer_depth: int
     contribution: float
+    learning_rate: float | None = None
+    layer_depth: int | None = None
 
 
 def seed_state(
@@ -76,6 +78,7 @@ def packet_from(
     training_loss: float,
     seeds: Sequence[SeedState],
     metrics: Mapping[str, float],
+    hardware: Hardware | None = None,
 ) -> SystemStatePacket:
     """Complete a packet with what was measured.
 
@@ -86,22 +89,37 @@ def packet_from(
       training_loss: the newest.
       seeds: the host's seeds.
       metrics: further training metrics; they win over those made here.
+      hardware: from a `HardwareMeter`; None leaves what `identity` says of it.
 
     Returns:
       The packet with ``loss``, ``gradient_norm``, ``grad_var`` (mean over layers),
-      ``grad_conflict_rate`` and ``layer/<name>/{weight_norm,gradient_norm}``.
+      ``grad_conflict_rate``, ``layer/<name>/{weight_norm,gradient_norm}`` and the metrics
+      of the hardware.
+
+    Raises:
+      ConfigurationError: `layers` are not those of the statistics.
     """
+    gradients = np.asarray(statistics.gradient_norm)
+    if len(layers) != len(gradients):
+        raise ConfigurationError(
+            f"{len(layers)} layers are named and {len(gradients)} were measured; name them with "
+            "layer_names(params) of the parameters that the monitor sees",
+            layers=len(layers),
+            measured=len(gradients),
+        )
     training_metrics = {
         "loss": training_loss,
-        "gradient_norm": float(np.linalg.norm(np.asarray(statistics.gradient_norm))),
+        "gradient_norm": float(np.linalg.norm(gradients)),
         "grad_var": float(np.mean(np.asarray(statistics.gradient_variance))),
         "grad_conflict_rate": float(statistics.conflict),
     }
     weights = np.asarray(statistics.weight_norm)
-    gradients = np.asarray(statistics.gradient_norm)
-    for index, layer in enumerate(layers):
-        training_metrics[f"layer/{layer}/weight_norm"] = float(weights[index])
-        training_metrics[f"layer/{layer}/gradient_norm"] = float(gradients[index])
+    for layer, weight, gradient in zip(layers, weights.tolist(), gradients.tolist(), strict=True):
+        training_metrics[f"layer/{layer}/weight_norm"] = weight
+        training_metrics[f"layer/{layer}/gradient_norm"] = gradient
+    if hardware is not None:
+        identity = replace(identity, hardware=hardware.context)
+        training_metrics |= hardware.metrics
     return replace(
         identity,
         training_loss=training_loss,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ import optax
 from tamiyo_jax.errors import CommandRejectedError
 
 __all__ = ["LIMITS", "ScaleState", "scale_by", "scale_of", "tamiyo_scale"]
+
+State = TypeVar("State")
 
 LIMITS = (0.1, 10.0)
 """Bounds of the multiplier after all commands together."""
@@ -43,10 +45,13 @@ def tamiyo_scale() -> optax.GradientTransformation:
     return optax.GradientTransformation(init, cast(optax.TransformUpdateFn, update))
 
 
-def scale_by(
-    opt_state: optax.OptState, factor: float, limits: tuple[float, float]
-) -> optax.OptState:
+def scale_by(opt_state: State, factor: float, limits: tuple[float, float]) -> State:
     """Multiply the multiplier by `factor`, and keep it within `limits`.
+
+    Args:
+      opt_state: an optimiser state that holds a `tamiyo_scale`, or any pytree around one.
+      factor: greater than 0.
+      limits: the least and the greatest multiplier.
 
     Raises:
       CommandRejectedError: the optimiser has no `tamiyo_scale`.
@@ -56,21 +61,27 @@ def scale_by(
     def moved(node: object) -> object:
         if not isinstance(node, ScaleState):
             return node
-        return ScaleState(jnp.clip(node.factor * jnp.float32(factor), *map(jnp.float32, limits)))
+        least, greatest = map(jnp.float32, limits)
+        # A map over its one array, for NNX boxes an optimiser's arrays.
+        return jax.tree.map(lambda old: jnp.clip(old * jnp.float32(factor), least, greatest), node)
 
-    return jax.tree.map(moved, opt_state, is_leaf=lambda node: isinstance(node, ScaleState))
+    return jax.tree.map(moved, opt_state, is_leaf=_is_scale)
 
 
-def scale_of(opt_state: optax.OptState) -> jax.Array:
-    """f32[], the multiplier in an optimiser state.
+def scale_of(opt_state: object) -> jax.Array:
+    """f32[], the multiplier in an optimiser state, or in any pytree around one.
 
     Raises:
       CommandRejectedError: the optimiser has no `tamiyo_scale`.
     """
-    leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, ScaleState))
-    found = [node.factor for node in leaves if isinstance(node, ScaleState)]
+    nodes = jax.tree.leaves(opt_state, is_leaf=_is_scale)
+    found = [array for node in nodes if _is_scale(node) for array in jax.tree.leaves(node)]
     if not found:
         raise CommandRejectedError(
             "the optimiser has no multiplier for Tamiyo; put tamiyo_scale() last in its chain"
         )
     return found[0]
+
+
+def _is_scale(node: object) -> bool:
+    return isinstance(node, ScaleState)

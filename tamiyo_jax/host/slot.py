@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from tamiyo_jax.errors import ConfigurationError
-from tamiyo_jax.host.blending import BlendMode, gated, mix
+from tamiyo_jax.host.blending import Blend, BlendMode, gated, mix
 
 __all__ = [
     "Bank",
@@ -107,7 +107,12 @@ def slot_init(bank: Bank, key: jax.Array, x: jax.Array) -> dict[str, Params]:
 
 
 def slot_apply(
-    bank: Bank, params: Mapping[str, Params], gate: Gate, x: jax.Array, *, mode: BlendMode
+    bank: Bank,
+    params: Mapping[str, Params],
+    gate: Gate,
+    x: jax.Array,
+    *,
+    mode: Blend = BlendMode.RESIDUAL,
 ) -> jax.Array:
     """The slot's output: x, with the chosen seed mixed in by `gate.alpha`.
 
@@ -145,7 +150,7 @@ class SeedSlot(nn.Module):
     """
 
     bank: Bank
-    mode: BlendMode = BlendMode.RESIDUAL
+    mode: Blend = BlendMode.RESIDUAL
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -30,7 +30,7 @@ __all__ = [
     "contribution",
     "gates_of",
     "init_host",
-    "live_parameters",
+    "loss_of",
     "train_step",
 ]
 
@@ -39,13 +39,6 @@ Batch = Any
 Seeds = Mapping[str, Params]
 Gates = Mapping[str, Gate]
 Loss = Callable[[Params, Seeds, Gates, Batch], jax.Array]
-
-_NO_SEED = (
-    SeedStage.DORMANT,
-    SeedStage.CULLED,
-    SeedStage.EMBARGOED,
-    SeedStage.RESETTING,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +51,7 @@ class Host:
       seed_optimizer: updates one slot's bank; each slot has its own state of it.
       init_seeds: ``key -> seeds``: fresh bank parameters of every slot.
       timing: what the host times itself.
+      parameter_budget: most live parameters that growth may reach; None is no limit.
     """
 
     loss: Loss
@@ -65,6 +59,7 @@ class Host:
     seed_optimizer: optax.GradientTransformation
     init_seeds: Callable[[jax.Array], Seeds]
     timing: Timing
+    parameter_budget: int | None = None
 
 
 class Slot(NamedTuple):
@@ -138,6 +133,12 @@ def init_host(host: Host, params: Params, key: jax.Array) -> HostState:
 def gates_of(slots: Mapping[str, Slot]) -> dict[str, Gate]:
     """Each slot's gate, by slot id."""
     return {name: Gate(slot.state.alpha, slot.state.blueprint) for name, slot in slots.items()}
+
+
+def loss_of(host: Host, state: HostState, batch: Batch) -> jax.Array:
+    """f32[]: the loss of the network as it is now."""
+    seeds = {name: slot.params for name, slot in state.slots.items()}
+    return host.loss(state.params, seeds, gates_of(state.slots), batch)
 
 
 def train_step(host: Host, state: HostState, batch: Batch) -> tuple[HostState, StepMetrics]:
@@ -284,19 +285,3 @@ def contribution(
 
     off, on = jnp.split(jax.vmap(measured)(rows), 2)
     return {name: off[i] - on[i] for i, name in enumerate(names)}
-
-
-def live_parameters(state: HostState) -> int:
-    """Parameters that are part of the network: the host's, and those of grown seeds.
-
-    A seed counts from GERMINATED to FOSSILIZED, and only the chosen candidate does.
-    """
-    total = _size(state.params)
-    for slot in state.slots.values():
-        if int(slot.state.stage) not in _NO_SEED:
-            total += _size(slot.params[sorted(slot.params)[int(slot.state.blueprint)]])
-    return total
-
-
-def _size(tree: Params) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -6,7 +6,7 @@ A policy is anything that satisfies `Policy`: the graph network, the heuristic, 
 from tamiyo_jax.policy.actions import ACTIONS, Action, ActionRule, Selection, legality, select
 from tamiyo_jax.policy.fold import FoldedParams, fold
 from tamiyo_jax.policy.folded import apply_folded
-from tamiyo_jax.policy.graph_policy import GraphPolicy, policy_step
+from tamiyo_jax.policy.graph_policy import GraphPolicy, decide_many, policy_step
 from tamiyo_jax.policy.heuristic import HeuristicPolicy
 from tamiyo_jax.policy.heuristic_state import HeuristicState
 from tamiyo_jax.policy.network import (
@@ -18,6 +18,7 @@ from tamiyo_jax.policy.network import (
 )
 from tamiyo_jax.policy.outputs import (
     NUM_ACTIONS,
+    ArrayPolicy,
     Legality,
     Observation,
     Policy,
@@ -38,6 +39,7 @@ __all__ = [
     "NUM_ACTIONS",
     "Action",
     "ActionRule",
+    "ArrayPolicy",
     "FoldedParams",
     "GraphPolicy",
     "HeuristicPolicy",
@@ -54,6 +56,7 @@ __all__ = [
     "apply",
     "apply_folded",
     "arrays_from_bytes",
+    "decide_many",
     "export_params",
     "fit_params",
     "fold",

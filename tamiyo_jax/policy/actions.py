@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from types import ModuleType
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,7 +19,7 @@ from tamiyo_jax.contracts.blueprint import Blueprint
 from tamiyo_jax.contracts.command import CircuitBreakerState, CommandType, SeedOperation
 from tamiyo_jax.contracts.packet import SeedStage, SystemStatePacket
 from tamiyo_jax.errors import NoSeedCandidatesError
-from tamiyo_jax.policy.outputs import NUM_ACTIONS, Legality, PolicyOutputs
+from tamiyo_jax.policy.outputs import NUM_ACTIONS, Array, Legality, PolicyOutputs
 
 __all__ = [
     "ACTIONS",
@@ -173,29 +173,30 @@ class Selection(NamedTuple):
       blueprint: i32[], row among the blueprints; -1 where the action takes none.
     """
 
-    action: jax.Array
-    seed: jax.Array
-    blueprint: jax.Array
+    action: Array
+    seed: Array
+    blueprint: Array
 
 
 def select(outputs: PolicyOutputs, legality: Legality) -> Selection:
     """Choose the legal action with the highest logit, and its seed and blueprint.
 
     Among equal logits WAIT wins, then the lower index; among equal scores the first row.
-    Pure, jittable, vmappable.
+    Pure, jittable, vmappable; in NumPy where the outputs are.
     """
-    logits = jnp.where(legality.actions, outputs.policy_logits, -jnp.inf)
-    waits = jnp.asarray(legality.actions)[Action.WAIT] & (logits[Action.WAIT] == jnp.max(logits))
-    action = jnp.where(waits, jnp.int32(Action.WAIT), jnp.argmax(logits).astype(jnp.int32))
-    blueprints = jnp.asarray(legality.blueprints) & jnp.asarray(_NEEDS_BLUEPRINT)[action]
+    xp = np if isinstance(outputs.policy_logits, np.ndarray) else jnp
+    logits = xp.where(legality.actions, outputs.policy_logits, xp.float32(-np.inf))
+    waits = xp.asarray(legality.actions)[Action.WAIT] & (logits[Action.WAIT] == xp.max(logits))
+    action = xp.where(waits, xp.int32(Action.WAIT), xp.argmax(logits).astype(np.int32))
+    blueprints = xp.asarray(legality.blueprints) & xp.asarray(_NEEDS_BLUEPRINT)[action]
     return Selection(
         action,
-        _best(jnp.asarray(outputs.seed_scores), jnp.asarray(legality.seeds)[action]),
-        _best(jnp.asarray(outputs.blueprint_scores), blueprints),
+        _best(xp, outputs.seed_scores, xp.asarray(legality.seeds)[action]),
+        _best(xp, outputs.blueprint_scores, blueprints),
     )
 
 
-def _best(scores: jax.Array, legal: jax.Array) -> jax.Array:
+def _best(xp: ModuleType, scores: Array, legal: Array) -> Array:
     """Row i32[] of the highest legal score, -1 where none is legal."""
-    row = jnp.argmax(jnp.where(legal, scores, -jnp.inf)).astype(jnp.int32)
-    return jnp.where(jnp.any(legal), row, jnp.int32(-1))
+    row = xp.argmax(xp.where(legal, xp.asarray(scores), xp.float32(-np.inf)))
+    return xp.where(xp.any(legal), row.astype(np.int32), xp.int32(-1))

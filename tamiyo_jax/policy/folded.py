@@ -3,7 +3,7 @@
 Shapes: T, S and E are the rows of a route's weighting, its sources and its edges, D and C the
 widths of a layer's input and output, K its heads. A block has the rows of its capacity and no
 padding node: rows without a node hold finite values that no weighting reads, and edges that join
-padding nodes fall into a segment and a cell of their own, which are cut off.
+padding nodes lie out of range and are dropped, or fall into a cell of their own, which is cut off.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Links(NamedTuple):
 
     Attributes:
       senders: i32[E], rows of the source's block; any for padding.
-      receivers: i32[E], rows of the target's block; T for padding.
+      receivers: i32[E], rows of the target's block; T, which is out of range, for padding.
       attributes: f32[E, 3].
     """
 
@@ -132,9 +132,6 @@ def _layer(folded: FoldedLayer, one: LayerPlan, graph: _Graph, h: Blocks) -> dic
     after: dict[str, jax.Array] = {}
     for target in one.targets:
         arriving = jnp.asarray(folded.bias[target])[None]
-        for route in one.into(target):
-            if route.before:
-                arriving = arriving + _weigh(route, weightings, graph, h, folded.before)
         for place, kernels in folded.after.items():
             if target in kernels:
                 own = [h[target]] if place == "each" and not one.attention else []
@@ -143,6 +140,15 @@ def _layer(folded: FoldedLayer, one: LayerPlan, graph: _Graph, h: Blocks) -> dic
                 row = jnp.concatenate(own + parts, axis=1) @ kernels[target]
                 spare = len(h[target]) - 1 if place == "first" else 0
                 arriving = arriving + jnp.pad(row, ((0, spare), (0, 0)))
+        for route in [route for route in one.into(target) if route.before]:
+            if route.dense:
+                arriving = arriving + _weigh(route, weightings, graph, h, folded.before)
+            else:
+                # Into the sum itself: a block of zeros for each relation would be as large as it.
+                arriving = jnp.broadcast_to(arriving, (route.rows, arriving.shape[1]))
+                messages = _messages(route, weightings, graph, h, folded.before)
+                receivers = graph.links[route.relation.key].receivers
+                arriving = arriving.at[receivers].add(messages, mode="drop")
         updated = jnp.broadcast_to(_gelu(arriving), (len(h[target]), arriving.shape[1]))
         same = updated.shape == h[target].shape
         after[target] = updated + h[target] if same else updated
@@ -162,15 +168,25 @@ def _weigh(
             values = jnp.swapaxes(values, 0, 1).reshape(heads * route.sources, -1)
             return weights.reshape(route.rows, heads * route.sources) @ values
         return (weights.reshape(-1, route.sources) @ x).reshape(route.rows, -1)
-    links = graph.links[key]
-    if len(links.senders) < route.sources:
-        x = x[links.senders]
-        x = x @ before[key] if key in before else x
+    messages = _messages(route, weightings, graph, h, before)
+    return jax.ops.segment_sum(messages, graph.links[key].receivers, route.rows)
+
+
+def _messages(
+    route: Route, weightings: Weightings, graph: _Graph, h: Blocks, before: Mapping[str, Array]
+) -> jax.Array:
+    """What the edges of a list carry: f32[E, C] if projected before, else f32[E, K·D]."""
+    key = route.relation.key
+    weights, x = weightings[key], h[route.relation.source]
+    senders, heads = graph.links[key].senders, weights.shape[1]
+    if not route.before:
+        return (weights[:, :, None] * x[senders][:, None]).reshape(len(senders), -1)
+    if len(senders) < route.sources:
+        values = x[senders] @ before[key]
     else:
-        x = (x @ before[key] if key in before else x)[links.senders]
-    parts = jnp.split(x, heads, axis=1)
-    messages = sum(weights[:, k, None] * part for k, part in enumerate(parts))
-    return jax.ops.segment_sum(messages, links.receivers, route.rows + 1)[:-1]
+        values = (x @ before[key])[senders]
+    parts = jnp.split(values, heads, axis=1)
+    return jnp.asarray(sum(weights[:, k, None] * part for k, part in enumerate(parts)))
 
 
 def _equal(folded: FoldedLayer, one: LayerPlan, graph: _Graph, h: Blocks) -> Weightings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -11,7 +11,15 @@ import numpy as np
 from tamiyo_jax.contracts import SystemStatePacket
 from tamiyo_jax.graph import GraphLayout, RawGraph
 
-__all__ = ["NUM_ACTIONS", "Array", "Legality", "Observation", "Policy", "PolicyOutputs"]
+__all__ = [
+    "NUM_ACTIONS",
+    "Array",
+    "ArrayPolicy",
+    "Legality",
+    "Observation",
+    "Policy",
+    "PolicyOutputs",
+]
 
 NUM_ACTIONS = 32
 
@@ -91,4 +99,38 @@ class Policy(Protocol[Params, PolicyState]):
         self, params: Params, policy_state: PolicyState, observation: Observation
     ) -> tuple[PolicyState, PolicyOutputs]:
         """Answer one observation."""
+        ...
+
+
+@runtime_checkable
+class ArrayPolicy(Policy[Params, PolicyState], Protocol):
+    """A policy that is a function of arrays: it is compiled as one with what surrounds it.
+
+    It is hashable; policies that are equal share what was compiled.
+    """
+
+    def fold(self, params: Params, layout: GraphLayout) -> Any:  # noqa: ANN401 - its own pytree
+        """Parameters in the form that `decide_arrays` reads for graphs of a layout."""
+        ...
+
+    def decide_arrays(
+        self,
+        folded: Any,  # noqa: ANN401
+        policy_state: PolicyState,
+        raw: RawGraph,
+        *,
+        layout: GraphLayout,
+    ) -> tuple[PolicyState, PolicyOutputs]:
+        """Answer one graph; pure and traceable, with `layout` static."""
+        ...
+
+    def decide_many(
+        self,
+        folded: Any,  # noqa: ANN401
+        policy_state: PolicyState,
+        raws: RawGraph,
+        *,
+        layout: GraphLayout,
+    ) -> tuple[PolicyState, PolicyOutputs]:
+        """Answer B graphs as if one after another; all arrays have a leading axis of B."""
         ...

@@ -130,7 +130,5 @@ def _route(layout: GraphLayout, one: Relation, *, attention: bool) -> Route:
         return Route(one, attends, place, rows, sources, None, dense=True, before=sources < rows)
     edges = layout.edges[one.key].capacity
     dense = targets * sources <= CELLS_PER_EDGE * edges
-    # A list of edges that is weighted by heads would move K·D floats an edge before the projection,
-    # and moves C after it.
-    before = sources < targets if dense else attention or min(sources, edges) < targets
+    before = (sources if dense else min(sources, edges)) < targets
     return Route(one, attention, "each", targets, sources, edges, dense, before)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import Event, Secret
-from tamiyo_jax.controller import Mode, TamiyoState, initial_state
+from tamiyo_jax.controller import TamiyoState, initial_state
 from tamiyo_jax.errors import MissingSecretError, PersistenceError
 from tamiyo_jax.runtime.bus import Bus
 from tamiyo_jax.runtime.framing import Load
@@ -91,7 +91,6 @@ def assemble(
     bus: Bus | None,
     state: TamiyoState[Any] | None,
     isolation: Isolation,
-    mode: Mode,
     clock: Callable[[], int],
 ) -> Parts:
     """Open the run directory, and start what works beside the steps.
@@ -105,8 +104,7 @@ def assemble(
         closers.callback(telemetry.close)
 
         def tell(events: tuple[Event, ...]) -> None:
-            indicators = {"policy": choice.version, "mode": mode.value}
-            telemetry.emit(status_packet(events, indicators, clock()))
+            telemetry.emit(status_packet(events, {}, clock()))  # whoever rules by then
 
         template = choice.policy.initial_state()
         storage = StorageManager[Any].open(
@@ -118,7 +116,6 @@ def assemble(
         current = initial_state(template) if storage.state is None else storage.state
         storage.start(current)
         cache = storage.cache_directory
-        isolation = "inline" if mode is Mode.GUARD else isolation  # it has no policy
         environment = worker_environment(config.deadlines.device, cache)
         seating = Seating(config, choice, storage, isolation, environment)
         if state is not None:

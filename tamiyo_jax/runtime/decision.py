@@ -6,9 +6,37 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tamiyo_jax.contracts import AdaptationCommand, Event
+from tamiyo_jax.errors import PersistenceError
 from tamiyo_jax.storage import Ticket
 
-__all__ = ["Decision", "Latency"]
+__all__ = ["Decision", "Latency", "RemoteTicket"]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteTicket:
+    """What is known of a record's durability away from the process that keeps the journal.
+
+    Attributes:
+      sequence: of the record.
+      done: whether the record was on disk when the decision was sent.
+    """
+
+    sequence: int
+    done: bool
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """True; see `Ticket.wait`.
+
+        Raises:
+          PersistenceError: it was not on disk by then, and nothing here can wait for it.
+        """
+        if not self.done:
+            raise PersistenceError(
+                f"record {self.sequence} was not on disk when the decision was sent, and its "
+                "journal is another process's; call flush() on all processes",
+                sequence=self.sequence,
+            )
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +67,8 @@ class Decision:
       latency: where the time went.
       shadow: the command is only what would have been done.
       escalate: someone must look.
-      ticket: the durability of the decision's record.
+      ticket: the durability of the decision's record; a `RemoteTicket` on a process that
+        does not keep the journal (`tamiyo_jax.runtime.multihost`).
     """
 
     decision_id: str
@@ -54,4 +83,4 @@ class Decision:
     latency: Latency
     shadow: bool
     escalate: bool
-    ticket: Ticket
+    ticket: Ticket | RemoteTicket

@@ -1,8 +1,9 @@
 """Messages between a controller and its workers, over a socket that nobody else holds.
 
-A message is one object, pickled; large arrays in it travel as raw buffers beside the pickle.
-Both ends are processes of one user who runs the same program, so that pickle crosses no
-boundary of trust.
+A message is one object, pickled; large arrays in it travel as raw buffers beside the pickle,
+and dataclasses as calls of their constructor, which is several times as fast as what they
+bring along. Both ends are processes of one user who runs the same program, so that pickle
+crosses no boundary of trust.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache, partial
+from io import BytesIO
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar, cast
 
 from tamiyo_jax.errors import TamiyoError
 
-__all__ = ["Load", "Raised", "Returned", "receive", "send"]
+__all__ = ["Encoded", "Load", "Raised", "Returned", "encode", "receive", "send"]
 
 T = TypeVar("T")
 
@@ -61,17 +64,19 @@ class Raised:
     trace: str
 
 
-def send(connection: socket.socket, message: object, deadline: float | None = None) -> None:
-    """Send a message.
+class Encoded(NamedTuple):
+    """A message as it is sent; see `encode`."""
+
+    parts: tuple[memoryview, ...]
+
+
+def encode(message: object) -> Encoded:
+    """A message as it is sent, for one that is sent again and again.
+
+    Large arrays in it are not copied; they must stay as they are.
 
     Args:
-      connection: a stream socket; non-blocking where there is a deadline.
       message: anything that pickles.
-      deadline: on the clock of `time.monotonic`; None waits as long as it takes.
-
-    Raises:
-      TimeoutError: the deadline passed; the connection is of no further use.
-      ConnectionError: the other end is gone.
     """
     arrays: list[memoryview] = []
 
@@ -82,15 +87,31 @@ def send(connection: socket.socket, message: object, deadline: float | None = No
         arrays.append(raw)
         return False
 
-    body = pickle.dumps(message, protocol=5, buffer_callback=keep_inside)
-    parts = [memoryview(body), *arrays]
-    padding = [-len(part) % _ALIGNMENT for part in parts]
-    lengths = b"".join(_LENGTH.pack(len(part)) for part in parts)
-    head = _PREFIX.pack(sum(map(len, parts)) + sum(padding), len(parts)) + lengths
-    pending = [memoryview(head + bytes(-len(head) % _ALIGNMENT))]
-    for part, pad in zip(parts, padding, strict=True):
-        pending += [part, memoryview(bytes(pad))]
-    pending = [part for part in pending if len(part)]
+    body = BytesIO()
+    _Pickler(body, 5, buffer_callback=keep_inside).dump(message)
+    contents = [body.getbuffer(), *arrays]
+    padding = [-len(content) % _ALIGNMENT for content in contents]
+    lengths = b"".join(_LENGTH.pack(len(content)) for content in contents)
+    head = _PREFIX.pack(sum(map(len, contents)) + sum(padding), len(contents)) + lengths
+    parts = [memoryview(head + bytes(-len(head) % _ALIGNMENT))]
+    for content, pad in zip(contents, padding, strict=True):
+        parts += [content, memoryview(bytes(pad))]
+    return Encoded(tuple(part for part in parts if len(part)))
+
+
+def send(connection: socket.socket, message: object, deadline: float | None = None) -> None:
+    """Send a message.
+
+    Args:
+      connection: a stream socket; non-blocking where there is a deadline.
+      message: anything that pickles, or `Encoded`.
+      deadline: on the clock of `time.monotonic`; None waits as long as it takes.
+
+    Raises:
+      TimeoutError: the deadline passed; the connection is of no further use.
+      ConnectionError: the other end is gone.
+    """
+    pending = list((message if isinstance(message, Encoded) else encode(message)).parts)
     while pending:
         try:
             sent = connection.sendmsg(pending[:64])
@@ -133,6 +154,30 @@ def receive(connection: socket.socket, deadline: float | None = None) -> Any:  #
         parts.append(content[begin : begin + length])
         begin += length + -length % _ALIGNMENT
     return pickle.loads(parts[0], buffers=parts[1:])
+
+
+class _Pickler(pickle.Pickler):
+    """Dataclasses as calls of their constructor."""
+
+    def reducer_override(self, obj: Any) -> Any:  # noqa: ANN401 - as pickle has it
+        """How an object is rebuilt, where that is not left to the object."""
+        kind = cast(type[Any], type(obj))
+        values = _constructor_arguments(kind)
+        return NotImplemented if values is None else (kind, values(obj))
+
+
+@cache
+def _constructor_arguments(kind: type[Any]) -> Callable[[object], tuple[Any, ...]] | None:
+    """What takes an instance's fields in the order of its constructor; None if nothing does."""
+    if not is_dataclass(kind) or "__reduce__" in vars(kind):
+        return None
+    names = [field.name for field in fields(kind) if field.init and not field.kw_only]
+    if len(names) < len(fields(kind)):
+        return None
+    if len(names) == 1:
+        single = attrgetter(*names)
+        return lambda instance: (single(instance),)
+    return attrgetter(*names) if names else lambda _: ()
 
 
 def _received(connection: socket.socket, take: Callable[[], T], deadline: float | None) -> T:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tamiyo_jax.config import TamiyoConfig
-from tamiyo_jax.controller import GUARD_POLICY, Mode
+from tamiyo_jax.controller import Mode
 from tamiyo_jax.errors import ConfigurationError, MissingParametersError
 from tamiyo_jax.policy import GraphPolicy, HeuristicPolicy, Policy
 
-__all__ = ["PolicyChoice", "choose_policy"]
+__all__ = ["PolicyChoice", "choose_policy", "require_parameters"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class PolicyChoice:
     Attributes:
       name: what `choose_policy` was asked for.
       policy: the policy.
-      params: its parameters.
+      params: its parameters; None for the graph policy on guard that was given none.
       version: what annotations and reports call it.
     """
 
@@ -37,19 +37,11 @@ def choose_policy(config: TamiyoConfig, name: str, params: object, mode: Mode) -
     The factory is called with the `TamiyoConfig` and returns a `Policy`.
 
     Raises:
-      MissingParametersError: the graph policy was asked for without parameters.
+      MissingParametersError: the graph policy is to decide, and has no parameters.
       ConfigurationError: the factory cannot be imported or does not make a policy.
     """
-    if mode is Mode.GUARD:
-        return PolicyChoice(
-            name, HeuristicPolicy(config.heuristic, config.policy), {}, GUARD_POLICY
-        )
     if name == "graph":
-        if params is None:
-            raise MissingParametersError(
-                "policy='graph' needs params; policy.init_params(config.policy, key) makes "
-                "untrained ones, policy='heuristic' needs none"
-            )
+        require_parameters(name, params, mode)
         return PolicyChoice(name, GraphPolicy(config.graph), params, config.policy.version)
     if name == "heuristic":
         policy = HeuristicPolicy(config.heuristic, config.policy)
@@ -70,3 +62,17 @@ def choose_policy(config: TamiyoConfig, name: str, params: object, mode: Mode) -
             policy=name,
         )
     return PolicyChoice(name, policy, params, name)
+
+
+def require_parameters(name: str, params: object, mode: Mode) -> None:
+    """Refuse a mode in which the policy decides, if it cannot; on guard it is not asked.
+
+    Raises:
+      MissingParametersError: the graph policy is to decide, and has no parameters.
+    """
+    if name == "graph" and params is None and mode is not Mode.GUARD:
+        raise MissingParametersError(
+            "policy='graph' needs params; policy.init_params(config.policy, key) makes "
+            "untrained ones, policy='heuristic' needs none",
+            mode=mode.value,
+        )

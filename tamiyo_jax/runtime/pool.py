@@ -20,6 +20,7 @@ from tamiyo_jax.errors import (
     TamiyoError,
     WorkerUnavailableError,
 )
+from tamiyo_jax.runtime.framing import Encoded, encode
 from tamiyo_jax.runtime.worker import Worker, WorkerSpec
 
 __all__ = ["WorkerPool"]
@@ -56,7 +57,10 @@ class WorkerPool:
         self._ready: deque[Worker] = deque()
         self._coming: Worker | None = None  # starting, or warming up
         self._ending: list[Worker] = []  # killed, not reaped yet
-        self._warmups: dict[Hashable, object] = {}
+        # Encoded once, and not by the keeper: parameters of a policy pass the allocator of
+        # every thread that encodes them, which keeps that memory for itself.
+        self._load = encode(spec.load)
+        self._warmups: dict[Hashable, Encoded] = {}
         self._started = 0
         self._problem: Exception | None = None
         self._closing = False
@@ -104,10 +108,11 @@ class WorkerPool:
         Raises:
           DeadlineExceededError, TamiyoError: as `call` does.
         """
-        answer, worker = self._call(message, self._spec.warmup_s * 1e3, "warmup_s")
+        encoded = encode(message)
+        answer, worker = self._call(encoded, self._spec.warmup_s * 1e3, "warmup_s")
         with self._changed:
             worker.warm.add(key)
-            self._warmups[key] = message
+            self._warmups[key] = encoded
             self._changed.notify_all()
         return answer
 
@@ -267,7 +272,7 @@ class WorkerPool:
 
     def _warm_up(self, worker: Worker) -> None:
         if not worker.loaded:
-            worker.exchange(self._spec.load, time.monotonic() + self._spec.warmup_s)
+            worker.exchange(self._load, time.monotonic() + self._spec.warmup_s)
             worker.loaded = True
         for key, message in list(self._warmups.items()):
             if key not in worker.warm:

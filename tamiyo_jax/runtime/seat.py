@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -10,8 +10,9 @@ from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import PolicyUpdate
 from tamiyo_jax.controller import Answer, Situation, TamiyoState
 from tamiyo_jax.policy import arrays_from_bytes, fit_params, params_to_bytes
-from tamiyo_jax.runtime.inference import InlineRunner, ProcessRunner, Runner
+from tamiyo_jax.runtime.inference import InlineRunner, Runner
 from tamiyo_jax.runtime.policies import PolicyChoice
+from tamiyo_jax.runtime.process import ProcessRunner
 from tamiyo_jax.runtime.updates import trial
 from tamiyo_jax.storage import StorageManager
 
@@ -34,6 +35,18 @@ class Seat:
     def prepare(self, state: TamiyoState[Any], situation: Situation) -> bool:
         """See `Runner.prepare`."""
         return self.runner.prepare(state.policy_state, situation.observation)
+
+    def ask_many(
+        self, state: TamiyoState[Any], situations: Sequence[Situation], budget_ms: float
+    ) -> tuple[Answer[Any], ...]:
+        """See `Runner.run_many`."""
+        observations = [one.observation for one in situations]
+        return self.runner.run_many(state.policy_state, observations, budget_ms)
+
+    def prepare_many(self, state: TamiyoState[Any], situations: Sequence[Situation]) -> bool:
+        """See `Runner.prepare_many`."""
+        observations = [one.observation for one in situations]
+        return self.runner.prepare_many(state.policy_state, observations)
 
     def close(self) -> None:
         """End what it runs on."""
@@ -63,6 +76,10 @@ class Seating:
         if self.isolation == "inline":
             return Seat(choice, InlineRunner(choice))
         return Seat(choice, ProcessRunner(self.config, choice, self.environment))
+
+    def resting(self, choice: PolicyChoice) -> Seat:
+        """A seat that nobody asks, and that runs on nothing: the policy's place on guard."""
+        return Seat(choice, InlineRunner(choice))
 
     def warm(
         self, choice: PolicyChoice, state: TamiyoState[Any], situation: Situation | None

@@ -1,74 +1,53 @@
 """`Tamiyo`: the service that a training loop talks to.
 
-It only routes. What is decided comes from pure functions; inference, blueprints, storage,
-publishing and telemetry are parts of their own. A step that raises leaves the state as it
-was, but for what records failures.
+It only routes, one call at a time: `Stepper` makes the decisions, and inference, blueprints,
+storage, publishing and telemetry are parts of their own. A step that raises leaves the state
+as it was, but for what records failures.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, Self
 
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import (
     Event,
-    Metric,
     PolicyUpdate,
     Secret,
     SystemStatePacket,
     TelemetryLevel,
     decode_policy_update,
-    sign,
-    validate_packet,
 )
 from tamiyo_jax.controller import (
-    Answer,
     AppliedPolicy,
     Mode,
-    Outcome,
-    Situation,
     TamiyoState,
-    conclude,
-    fail,
-    observe_encoded,
 )
 from tamiyo_jax.errors import (
     ConfigurationError,
-    DeadlineExceededError,
     PersistenceError,
-    PolicyFailureError,
     PolicyUpdateRejectedError,
     TamiyoError,
-    WorkerUnavailableError,
 )
-from tamiyo_jax.risk import Stage, admit_call, call_succeeded, enter_by_hand, leave_by_hand
+from tamiyo_jax.risk import enter_by_hand, leave_by_hand
 from tamiyo_jax.runtime.assembly import Parts, assemble, resolve_secrets
 from tamiyo_jax.runtime.bus import Bus
-from tamiyo_jax.runtime.decision import Decision, Latency
+from tamiyo_jax.runtime.decision import Decision
 from tamiyo_jax.runtime.library import BlueprintLibrary
-from tamiyo_jax.runtime.packets import failure_packet, outcome_packet, status_packet
-from tamiyo_jax.runtime.policies import choose_policy
-from tamiyo_jax.runtime.recording import decided, failure_record, outcome_record
+from tamiyo_jax.runtime.policies import PolicyChoice, choose_policy, require_parameters
 from tamiyo_jax.runtime.seat import Isolation, Seat
+from tamiyo_jax.runtime.steps import Stepper
 from tamiyo_jax.runtime.telemetry import Sink
 from tamiyo_jax.runtime.updates import checked_parameters, trial_situation
-from tamiyo_jax.storage import StepRecord, Ticket
 
 __all__ = ["Tamiyo"]
 
-# What a stage's breaker counts: calls that were made and not answered as they should be.
-_COUNTED: Mapping[Stage, tuple[type[TamiyoError], ...]] = {
-    "inference": (DeadlineExceededError, PolicyFailureError),
-    "metadata": (DeadlineExceededError, PersistenceError),
-}
 _KEPT_UPDATES = 2  # the live one, and the one that a rollback returns to
 
 
@@ -92,13 +71,9 @@ class Tamiyo:
         self._parts = parts
         self._storage = parts.storage
         self._seating = parts.seating
-        self._seat = seat
         self._secrets = secrets
-        self._state = parts.state
-        self._mode = mode
         self._clock = clock
-        self._ids = random.Random(os.urandom(32))
-        self._last: Situation | None = None
+        self._steps = Stepper(config, parts, seat, secret=secrets[0], mode=mode, clock=clock)
         self._lock = threading.Lock()
         self._updating = threading.Lock()
         self._closed = False
@@ -131,7 +106,7 @@ class Tamiyo:
             ones.
           policy: ``"graph"``, ``"heuristic"`` or ``"package.module:factory"``.
           mode: ``"act"`` signs commands, ``"shadow"`` only tells what it would do,
-            ``"guard"`` runs the risk gate alone.
+            ``"guard"`` runs the risk gate alone; see `set_mode`.
           secret: at least 16 bytes; None reads the variable `config.security.secret_env`.
           sinks: where telemetry goes.
           bus: where reports are published; None publishes none.
@@ -143,7 +118,7 @@ class Tamiyo:
 
         Raises:
           MissingSecretError: no secret, or a short one; nothing was created.
-          MissingParametersError: the graph policy without parameters.
+          MissingParametersError: the graph policy without parameters, unless on guard.
           DirectoryLockedError: another process owns the directory.
           PersistenceError: the journal cannot be read or written.
           WorkerUnavailableError: no worker could be started; the message says why.
@@ -163,12 +138,14 @@ class Tamiyo:
             bus=bus,
             state=state,
             isolation=isolation,
-            mode=chosen_mode,
             clock=clock,
         )
         seat = None
         try:
-            seat = parts.seating.begin(parts.seating.live(parts.state))
+            if chosen_mode is Mode.GUARD:
+                seat = parts.seating.resting(base)
+            else:
+                seat = parts.seating.begin(parts.seating.live(parts.state))
             if parts.metadata is not None:
                 parts.metadata.wait_ready()
             seat.runner.wait_ready()
@@ -187,17 +164,17 @@ class Tamiyo:
     @property
     def state(self) -> TamiyoState[Any]:
         """The state after the last step; immutable, safe to keep."""
-        return self._state
+        return self._steps.state
 
     @property
     def params(self) -> Any:  # noqa: ANN401 - a policy's own pytree
         """The policy's parameters."""
-        return self._seat.choice.params
+        return self._steps.seat.choice.params
 
     @property
     def mode(self) -> Mode:
         """Act, shadow or guard."""
-        return self._mode
+        return self._steps.mode
 
     def step(self, packet: SystemStatePacket) -> Decision:
         """Decide on one packet.
@@ -208,34 +185,21 @@ class Tamiyo:
         """
         with self._lock:
             self._check_open()
-            started = time.perf_counter()
-            state = before = self._state
-            valid, stage = False, None
-            try:
-                validate_packet(packet, max_metrics=self._config.packet.max_metrics)
-                valid, stage = True, "metadata"
-                state = self._admit(state, "metadata")
-                arrays, candidates = self._parts.resolver.resolve(
-                    packet, self._config.deadlines.metadata_ms
-                )
-                resolved = time.perf_counter()
-                state, stage = self._succeed(state, "metadata"), None
-                before = state
-                situation = observe_encoded(self._config, state, packet, arrays, candidates)
-                encoded = time.perf_counter()
-                answer = None
-                if self._mode is not Mode.GUARD:
-                    stage = "inference"
-                    state = self._admit(state, "inference")
-                    answer = self._ask(state, situation)
-                after, outcome = self._conclude(state, situation, answer)
-                if answer is not None:
-                    after = self._succeed(after, "inference")
-            except WorkerUnavailableError as error:
-                self._fail(before, packet, error, None, valid=valid)  # no trial either
-            except TamiyoError as error:
-                self._fail(state, packet, error, stage, valid=valid)
-            return self._commit(after, outcome, (started, resolved, encoded))
+            return self._steps.step(packet)
+
+    def step_many(self, packets: Sequence[SystemStatePacket]) -> list[Decision | TamiyoError]:
+        """Decide on packets of many runs, as `step` would one after another.
+
+        Neighbours of one layout share one pass over the policy's weights, if the policy is a
+        function of arrays: give packets in the order of their blueprints. Each pass has as
+        many times `deadlines.inference_ms` as packets.
+
+        Returns:
+          For each packet its decision, or the error that `step` would have raised.
+        """
+        with self._lock:
+            self._check_open()
+            return self._steps.step_many(packets)
 
     def prepare(self, blueprint_id: str) -> None:
         """Compile for a blueprint ahead of time, so that its first step need not.
@@ -246,15 +210,14 @@ class Tamiyo:
         """
         with self._lock:
             self._check_open()
-            last = self._last or trial_situation(self._config, self._state)
+            steps = self._steps
+            last = steps.last or trial_situation(self._config, steps.state)
             packet = replace(
                 last.packet, blueprint_id=blueprint_id, candidate_blueprint_ids=(blueprint_id,)
             )
-            arrays, candidates = self._parts.resolver.resolve(
-                packet, self._config.deadlines.metadata_ms
-            )
-            situation = observe_encoded(self._config, self._state, packet, arrays, candidates)
-            self._prepare(self._state, situation)
+            situation = steps.situation_of(packet)
+            if steps.mode is not Mode.GUARD:
+                steps.prepare(situation, steps.state)
 
     def update_policy(self, update: PolicyUpdate | bytes) -> None:
         """Let new parameters decide, from the next step on.
@@ -279,7 +242,7 @@ class Tamiyo:
             except PolicyUpdateRejectedError as error:
                 attributes = {"reason": str(error.reason), "message": str(error)}
                 event = Event("policy_update_rejected", TelemetryLevel.WARNING, attributes)
-                self._tell((event,))
+                self._steps.tell((event,))
                 raise
 
     def rollback_policy(self) -> None:
@@ -293,18 +256,18 @@ class Tamiyo:
         """
         with self._updating:
             self._check_open()
-            *earlier, live = self._state.policies or (None,)
+            *earlier, live = self._steps.state.policies or (None,)
             if live is None:
                 raise PolicyUpdateRejectedError(
                     "no policy update is in force; there is nothing to roll back",
                     reason="no_update",
                 )
-            choice = self._seating.live(replace(self._state, policies=tuple(earlier)))
-            seat = self._seating.warm(choice, self._state, self._last)
+            choice = self._seating.live(replace(self._steps.state, policies=tuple(earlier)))
+            seat = self._seated(choice, self._steps.state)
             detail = f"{live.policy_id} → {choice.version}"
             with self._lock:
-                after = replace(self._state, policies=tuple(earlier))
-                self._swap(
+                after = replace(self._steps.state, policies=tuple(earlier))
+                self._steps.swap(
                     seat,
                     after,
                     lambda: self._storage.append_operator("policy_rolled_back", detail, after),
@@ -314,16 +277,53 @@ class Tamiyo:
         """Enter conservative mode by hand, or leave it; only a hand ends what a hand began."""
         with self._lock:
             self._check_open()
-            before, step = self._state.risk, self._state.steps
+            before, step = self._steps.state.risk, self._steps.state.steps
             if on:
                 risk, events = enter_by_hand(before, reason, step)
             else:
                 risk, events = leave_by_hand(before, step)
-            after = replace(self._state, risk=risk)
+            after = replace(self._steps.state, risk=risk)
             action = "conservative_on" if on else "conservative_off"
-            self._record(lambda: self._storage.append_operator(action, reason, after))
-            self._state = after
-            self._tell(events)
+            self._steps.record(lambda: self._storage.append_operator(action, reason, after))
+            self._steps.state = after
+            self._steps.tell(events)
+
+    def set_mode(self, mode: Literal["act", "shadow", "guard"]) -> None:
+        """Trust the controller more, or less, from the next step on.
+
+        A policy that has rested on guard is started and warmed up beside the steps that go on
+        meanwhile; one that comes to rest is ended. The journal says so; reopening does not
+        go back to it, for the mode is what `open` is told.
+
+        Raises:
+          MissingParametersError: the graph policy is to decide, and was never given any; the
+            mode stays.
+          TamiyoError: the policy cannot be started, or this could not be recorded; likewise.
+        """
+        chosen = Mode(mode)
+        with self._updating:
+            self._check_open()
+            before = self._steps.mode
+            if chosen is before:
+                return
+            choice, seat = self._steps.seat.choice, None
+            require_parameters(choice.name, choice.params, chosen)
+            if chosen is Mode.GUARD:
+                seat = self._seating.resting(choice)
+            elif before is Mode.GUARD:
+                choice = self._seating.live(self._steps.state, choice.params)
+                seat = self._seating.warm(choice, self._steps.state, self._steps.last)
+            change = {"from": before.value, "to": chosen.value}
+            with self._lock:
+                state = self._steps.state
+                detail = " → ".join(change.values())
+                self._steps.swap(
+                    seat,
+                    state,
+                    lambda: self._storage.append_operator("mode_changed", detail, state),
+                )
+                self._steps.mode = chosen
+            self._steps.tell((Event("mode_changed", TelemetryLevel.INFO, change),))
 
     def restore(self, state: TamiyoState[Any], params: object = None) -> None:
         """Take over a state; the journal says so.
@@ -344,10 +344,12 @@ class Tamiyo:
             seat = None
             if params is not None:
                 state = self._seating.adopted(state, params)
-            if params is not None or state.policies != self._state.policies:
-                seat = self._seating.warm(self._seating.live(state, params), state, self._last)
+            if params is not None or state.policies != self._steps.state.policies:
+                seat = self._seated(self._seating.live(state, params), state)
             with self._lock:
-                self._swap(seat, state, lambda: self._storage.append_restore(state, "restore"))
+                self._steps.swap(
+                    seat, state, lambda: self._storage.append_restore(state, "restore")
+                )
 
     def publish(self) -> int:
         """Publish every report that is due, and wait for it; returns how many were taken.
@@ -375,7 +377,7 @@ class Tamiyo:
                 return
             self._closed = True
             try:
-                self._seat.close()
+                self._steps.seat.close()
             finally:
                 self._parts.closers.close()
 
@@ -386,28 +388,11 @@ class Tamiyo:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Tamiyo(mode={self._mode.value!r}, policy={self._seat.choice.version!r})"
+        return f"Tamiyo(mode={self._steps.mode.value!r}, policy={self._steps.policy_version!r})"
 
     def _check_open(self) -> None:
         if self._closed:
             raise PersistenceError("this controller is closed; open it again")
-
-    def _admit(self, state: TamiyoState[Any], stage: Stage) -> TamiyoState[Any]:
-        return replace(state, risk=admit_call(state.risk, stage, self._clock()))
-
-    def _succeed(self, state: TamiyoState[Any], stage: Stage) -> TamiyoState[Any]:
-        risk, events = call_succeeded(state.risk, stage)
-        self._tell(events)
-        return replace(state, risk=risk)
-
-    def _ask(self, state: TamiyoState[Any], situation: Situation) -> Answer[Any]:
-        self._prepare(state, situation)
-        self._last = situation
-        return self._seat.ask(state, situation, self._config.deadlines.inference_ms)
-
-    def _prepare(self, state: TamiyoState[Any], situation: Situation) -> None:
-        if self._seat.prepare(state, situation):
-            self._tell((Event("layout_prepared", TelemetryLevel.INFO),))
 
     def _update(self, update: PolicyUpdate) -> None:
         params = checked_parameters(
@@ -418,20 +403,23 @@ class Tamiyo:
             now_ns=self._clock(),
             config=self._config,
         )
-        state = self._state
-        situation = self._last or trial_situation(self._config, state)
+        state = self._steps.state
+        situation = self._steps.last or trial_situation(self._config, state)
         seat = self._seating.tried(update, params, state, situation)
         try:
             digest = self._storage.store_parameters(update.payload)
         except PersistenceError as error:
             seat.close()
-            self._tell_persistence_failure(error)
+            self._steps.tell_persistence_failure(error)
             raise
+        if self._steps.mode is Mode.GUARD:
+            seat.close()
+            seat = self._seating.resting(seat.choice)
         applied = AppliedPolicy(update.policy_id, digest, update.policy_version)
         with self._lock:
-            policies = (*self._state.policies, applied)[-_KEPT_UPDATES:]
-            after = replace(self._state, policies=policies)
-            self._swap(
+            policies = (*self._steps.state.policies, applied)[-_KEPT_UPDATES:]
+            after = replace(self._steps.state, policies=policies)
+            self._steps.swap(
                 seat,
                 after,
                 lambda: self._storage.append_policy_update(
@@ -439,143 +427,10 @@ class Tamiyo:
                 ),
             )
         attributes = {"policy_id": applied.policy_id, "version": applied.version}
-        self._tell((Event("policy_update_applied", TelemetryLevel.INFO, attributes),))
+        self._steps.tell((Event("policy_update_applied", TelemetryLevel.INFO, attributes),))
 
-    def _swap(
-        self, seat: Seat | None, state: TamiyoState[Any], record: Callable[[], Ticket]
-    ) -> None:
-        """Between two steps: record, and only then let another state, and seat, rule."""
-        try:
-            self._record(record)
-        except BaseException:
-            if seat is not None:
-                seat.close()
-            raise
-        self._state = state
-        if seat is not None:
-            self._seat, old = seat, self._seat
-            old.close()
-
-    def _conclude(
-        self, state: TamiyoState[Any], situation: Situation, answer: Answer[Any] | None
-    ) -> tuple[TamiyoState[Any], Outcome]:
-        return conclude(
-            self._config,
-            state,
-            situation,
-            answer,
-            mode=self._mode,
-            policy_version=self._seat.choice.version,
-            now_ns=self._clock(),
-            command_id=self._new_id(),
-            report_id=f"fr-{self._new_id()}",
-        )
-
-    def _commit(
-        self, after: TamiyoState[Any], outcome: Outcome, marks: tuple[float, float, float]
-    ) -> Decision:
-        """Sign, write, and only then let the state move and the answer out."""
-        shadow = self._mode is Mode.SHADOW
-        command = outcome.command
-        if command is not None and not shadow:
-            command = sign(command, self._secrets[0])
-        concluded = time.perf_counter()
-        record = outcome_record(
-            outcome,
-            command,
-            self._state,
-            after,
-            self._mode,
-            with_packet=self._config.storage.record_packets,
-        )
-        ticket = self._record_step(record, after)
-        before, self._state = self._state, after
-        started, resolved, encoded = marks
-        now = time.perf_counter()
-        latency = Latency(
-            step_ms=(now - started) * 1e3,
-            metadata_ms=(resolved - started) * 1e3,
-            encode_ms=(encoded - resolved) * 1e3,
-            inference_ms=outcome.report.metrics.get("inference_ms", 0.0),
-            append_ms=(now - concluded) * 1e3,
-        )
-        decision = decided(outcome, command, latency, ticket, shadow=shadow)
-        if self._parts.telemetry.wanted:
-            indicators = self._indicators(before.steps)
-            packet = outcome_packet(outcome, after, decision, indicators, self._metrics())
-            self._parts.telemetry.emit(packet)
-        return decision
-
-    def _fail(
-        self,
-        state: TamiyoState[Any],
-        packet: SystemStatePacket,
-        error: TamiyoError,
-        stage: Stage | None,
-        *,
-        valid: bool,
-    ) -> NoReturn:
-        """Put a failed step on record and raise; nothing else of the state changes."""
-        counted = stage if stage and isinstance(error, _COUNTED[stage]) else None
-        admitted = replace(self._state, risk=state.risk)
-        after, failure = fail(
-            self._config,
-            admitted,
-            packet,
-            error,
-            stage=counted,
-            policy_version=self._seat.choice.version,
-            now_ns=self._clock(),
-            report_id=f"fr-{self._new_id()}",
-        )
-        recorded = packet if valid and self._config.storage.record_packets else None
-        self._parts.telemetry.emit(failure_packet(failure, self._indicators(self._state.steps)))
-        self._record_step(failure_record(failure.report, recorded, after, self._mode), after)
-        self._state = after
-        raise error
-
-    def _record_step(self, record: StepRecord, after: TamiyoState[Any]) -> Ticket:
-        ticket = self._record(lambda: self._storage.append_step(record, after))
-        if self._parts.publisher is not None:
-            self._parts.publisher.notify()
-        return ticket
-
-    def _record(self, append: Callable[[], Ticket]) -> Ticket:
-        try:
-            return append()
-        except PersistenceError as error:
-            self._tell_persistence_failure(error)
-            raise
-
-    def _tell_persistence_failure(self, error: PersistenceError) -> None:
-        attributes = {"error": type(error).__name__, "message": str(error)}
-        self._tell((Event("persistence_failure", TelemetryLevel.CRITICAL, attributes),))
-
-    def _tell(self, events: tuple[Event, ...]) -> None:
-        if events:
-            indicators = self._indicators(self._state.steps)
-            self._parts.telemetry.emit(status_packet(events, indicators, self._clock()))
-
-    def _new_id(self) -> str:
-        # Unique as uuid4() is, without a system call for each: ids are no secrets.
-        return str(uuid.UUID(int=self._ids.getrandbits(128), version=4))
-
-    def _metrics(self) -> tuple[Metric, ...]:
-        parts = self._parts
-        return (
-            *self._seat.runner.metrics(),
-            *parts.resolver.metrics(),
-            *(() if parts.publisher is None else parts.publisher.metrics()),
-            parts.telemetry.metric(),
-        )
-
-    def _indicators(self, step_index: int) -> dict[str, str]:
-        deadlines = self._config.deadlines
-        return {
-            "policy": self._seat.choice.version,
-            "policy_arch": type(self._seat.choice.policy).__name__,
-            "mode": self._mode.value,
-            "timeout_budget_ms": f"{deadlines.inference_ms:g}",
-            "metadata_timeout_budget_ms": f"{deadlines.metadata_ms:g}",
-            "step_index": str(step_index),
-        }
+    def _seated(self, choice: PolicyChoice, state: TamiyoState[Any]) -> Seat:
+        """A seat as the mode needs it: warm, or at rest."""
+        if self._steps.mode is Mode.GUARD:
+            return self._seating.resting(choice)
+        return self._seating.warm(choice, state, self._steps.last)

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
@@ -52,15 +53,28 @@ class MemorySink:
 
 
 class JsonLinesSink:
-    """Appends one JSON object per packet to a file."""
+    """Appends one JSON object per packet to a file.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    A full file gets ``.1`` at the end of its name, in place of the one that had it, and a new
+    one begins.
+
+    Args:
+      path: the file.
+      max_bytes: of each of the two files.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], max_bytes: int = 64 << 20) -> None:
         self._path = Path(path)
+        self._max_bytes = max_bytes
 
     def emit(self, packet: TelemetryPacket) -> None:
         """See `Sink`."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(packet), separators=(",", ":")) + "\n")
+        line = json.dumps(asdict(packet), separators=(",", ":")).encode() + b"\n"
+        with suppress(FileNotFoundError):
+            if self._path.stat().st_size + len(line) > self._max_bytes:
+                self._path.replace(self._path.with_name(self._path.name + ".1"))
+        with self._path.open("ab") as file:
+            file.write(line)
 
 
 class _Channel:

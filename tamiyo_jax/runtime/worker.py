@@ -100,6 +100,8 @@ class Worker:
                 process_group=0,  # a keyboard interrupt is the trainer's, and a kill takes all
             )
         self._pidfd = os.pidfd_open(self._process.pid)
+        self._end = select.poll()  # select() cannot wait for a descriptor above 1023
+        self._end.register(self._pidfd, select.POLLIN)
 
     @property
     def pid(self) -> int:
@@ -137,7 +139,7 @@ class Worker:
     @property
     def ended(self) -> bool:
         """Whether the process is over, reaped or not."""
-        return self._pidfd < 0 or bool(select.select([self._pidfd], [], [], 0)[0])
+        return self._pidfd < 0 or bool(self._end.poll(0))
 
     def signal(self) -> None:
         """Tell the process and all it started to end; whoever owns the worker reaps it."""
@@ -157,7 +159,7 @@ class Worker:
     def reap(self, timeout: float) -> bool:
         """Wait for the end of the process and release what was held for it."""
         if self._process.returncode is None:
-            if not select.select([self._pidfd], [], [], timeout)[0]:
+            if not self._end.poll(timeout * 1e3):
                 return False
             self._process.wait()
         if self._pidfd >= 0:

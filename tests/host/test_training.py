@@ -137,12 +137,3 @@ def test_contribution_is_the_loss_without_the_seed_minus_the_loss_with_it():
     )
     measured = host.contribution(loss, state.params, state.slots, batch(5))[SEED_ID]
     np.testing.assert_allclose(measured, at(0.0) - at(1.0), rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("stage", "counts"),
-    [(SeedStage.DORMANT, False), (SeedStage.GERMINATED, True), (SeedStage.FOSSILIZED, True)],
-)
-def test_live_parameters_count_the_host_and_what_has_germinated(stage, counts):
-    own = 3 * 4 + 4 + 4 * 2
-    assert host.live_parameters(grown(stage)) == own + (16 if counts else 0)

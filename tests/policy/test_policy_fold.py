@@ -108,6 +108,7 @@ def test_the_layouts_of_these_tests_take_every_way_through_a_layer():
         (False, "first", True, False),
         (True, "each", True, False),
         (True, "each", True, True),
+        (True, "each", False, False),
         (True, "each", False, True),
         (True, "first", True, False),
     }

@@ -235,7 +235,7 @@ def test_a_new_policy_is_tried_in_a_fresh_worker_while_steps_go_on(tmp_path: Pat
     second = values_of(tmp_path / "b", SECOND, 2)
     with graph_tamiyo(tmp_path / "run", isolation="process") as tamiyo:
         value(tamiyo, 0)
-        workers = tamiyo._seat.runner.pool.pids()  # type: ignore[attr-defined]
+        workers = tamiyo._steps.seat.runner.pool.pids()  # type: ignore[attr-defined]
         tamiyo.update_policy(make_update())
-        assert not set(workers) & set(tamiyo._seat.runner.pool.pids())  # type: ignore[attr-defined]
+        assert not set(workers) & set(tamiyo._steps.seat.runner.pool.pids())  # type: ignore[attr-defined]
         assert value(tamiyo, 1) == pytest.approx(second[1], abs=1e-6)

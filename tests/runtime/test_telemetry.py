@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -77,3 +78,17 @@ def test_json_lines_are_one_packet_each(tmp_path: Path) -> None:
     telemetry.emit(packet(2))
     telemetry.close()
     assert len((tmp_path / "t.jsonl").read_text().splitlines()) == 2
+
+
+def test_json_lines_keep_the_newest_packets_within_two_files_of_the_limit(tmp_path: Path) -> None:
+    path, older = tmp_path / "t.jsonl", tmp_path / "t.jsonl.1"
+    sink = JsonLinesSink(path)
+    sink.emit(packet(0))
+    limit = 4 * path.stat().st_size
+    sink = JsonLinesSink(path, max_bytes=limit)  # goes on in the file of before
+    for number in range(1, 10):
+        sink.emit(packet(number))
+        assert max(one.stat().st_size for one in tmp_path.iterdir()) <= limit
+    assert sorted(tmp_path.iterdir()) == [path, older]
+    lines = (older.read_text() + path.read_text()).splitlines()
+    assert [json.loads(line)["packet_id"] for line in lines] == [str(n) for n in range(4, 10)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -38,7 +39,7 @@ from tamiyo_jax.errors import (
     WorkerUnavailableError,
 )
 from tamiyo_jax.runtime import MemorySink, Tamiyo
-from tamiyo_jax.runtime.framing import Load
+from tamiyo_jax.runtime.framing import Load, encode, receive, send
 from tamiyo_jax.runtime.pool import WorkerPool
 from tamiyo_jax.runtime.worker import WorkerSpec, worker_environment
 
@@ -100,7 +101,7 @@ def pool_of(
 
 
 def pool_pids(tamiyo: Tamiyo) -> list[int]:
-    return tamiyo._seat.runner.pool.pids()  # type: ignore[attr-defined]
+    return tamiyo._steps.seat.runner.pool.pids()  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -231,9 +232,9 @@ tamiyo = open_tamiyo(
     Path({directory!r}), policy="troubles:Troubled", isolation="process", clock=time.time_ns
 )
 tamiyo.step(make_packet(0))
-while len(tamiyo._seat.runner.pool.pids()) < 2:
+while len(tamiyo._steps.seat.runner.pool.pids()) < 2:
     time.sleep(0.01)
-print(*tamiyo._seat.runner.pool.pids(), flush=True)
+print(*tamiyo._steps.seat.runner.pool.pids(), flush=True)
 tamiyo.step(make_packet(1, training_metrics=trouble_metrics(sleep)))
 """
 
@@ -260,6 +261,20 @@ def test_messages_arrive_as_they_were_whatever_their_size(tmp_path: Path) -> Non
             reply = pool.call(message, 60_000.0)
             np.testing.assert_array_equal(reply["array"], message["array"])
             assert reply["name"] == message["name"]
+
+
+def test_a_message_that_is_encoded_once_arrives_every_time_it_is_sent() -> None:
+    large = np.arange(1 << 16, dtype=np.float32)
+    message = encode({"large": large, "small": "x"})
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for _ in range(3):
+            sender = threading.Thread(target=send, args=(ours, message))
+            sender.start()
+            received = receive(theirs)
+            sender.join()
+            assert received["small"] == "x"
+            np.testing.assert_array_equal(received["large"], large)
 
 
 def test_a_worker_sees_no_secret_and_is_the_first_to_go_when_memory_ends(

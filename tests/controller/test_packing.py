@@ -1,16 +1,17 @@
-"""Pytrees of arrays in one buffer."""
+"""Pytrees as one flat array for each size of an element."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from tamiyo_jax.runtime.packing import Packing
+from tamiyo_jax.controller import Packed, Packing
 
 
 class Pair(NamedTuple):
@@ -27,37 +28,55 @@ TREES = st.recursive(
 )
 
 
+def test_leaves_that_are_not_arrays_travel_beside_the_others() -> None:
+    objects = np.array([object()])
+    packing = Packing(Pair(1, [np.ones(2, np.float32), "one", objects]))
+    packed = packing.pack(Pair(2, [np.zeros(2, np.float32), "two", objects]))
+    assert isinstance(packed, Packed)
+    left, (middle, word, same) = packing.unpack(packed)
+    assert (left, word) == (2, "two")
+    assert list(same) == list(objects)
+    np.testing.assert_array_equal(middle, np.zeros(2, np.float32))
+
+
 @given(TREES)
 def test_a_tree_comes_out_as_it_went_in(tree: object) -> None:
     packing = Packing(tree)
     packed = packing.pack(tree)
-    assert packed is not None
+    assert isinstance(packed, Packed)
+    assert len(packed.arrays) <= 2
     back = packing.unpack(packed)
     assert jax.tree.structure(back) == jax.tree.structure(tree)
     for before, after in zip(jax.tree.leaves(tree), jax.tree.leaves(back), strict=True):
         assert (before.dtype, before.shape) == (after.dtype, after.shape)
         assert before.tobytes() == after.tobytes()
-        assert not after.flags.writeable
 
 
-def test_what_is_not_like_the_example_is_not_packed() -> None:
+@given(TREES)
+def test_a_traced_tree_is_packed_as_on_the_host(tree: object) -> None:
+    packing = Packing(jax.eval_shape(lambda: jax.tree.map(jnp.asarray, tree)))
+    for traced, host in zip(packing.flatten(tree), packing.pack(tree).arrays, strict=True):
+        assert traced.dtype == host.dtype
+        np.testing.assert_array_equal(traced, host)
+
+
+def test_what_is_not_like_the_example_goes_as_it_is() -> None:
     example = Pair(np.zeros(3, np.float32), [np.ones((), np.int32)])
     packing = Packing(example)
-    assert packing.pack(example) is not None
+    assert isinstance(packing.pack(example), Packed)
     for other in (
         Pair(np.zeros(4, np.float32), [np.ones((), np.int32)]),
         Pair(np.zeros(3, np.float64), [np.ones((), np.int32)]),
         Pair(np.zeros(3, np.float32), np.ones((), np.int32)),
         Pair(np.zeros(3, np.float32), [1]),
     ):
-        assert packing.pack(other) is None
-    for unfit in (Pair(1, 2.0), [np.array([object()])]):
-        assert Packing(unfit).pack(unfit) is None
+        assert packing.pack(other) is other
+        assert packing.unpack(other) is other
 
 
 def test_views_of_strided_arrays_are_packed_by_value() -> None:
     tree = [np.arange(12, dtype=np.float32).reshape(3, 4).T]
     packing = Packing(tree)
     packed = packing.pack(tree)
-    assert packed is not None
+    assert isinstance(packed, Packed)
     np.testing.assert_array_equal(packing.unpack(packed)[0], tree[0])

@@ -1,0 +1,118 @@
+"""A host with a budget offers what fits, and refuses what does not."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import pytest
+from host.tiny_host import make_host, make_state
+from hypothesis import given
+from hypothesis import strategies as st
+from making import make_packet, make_seed, open_tamiyo
+
+from tamiyo_jax import host
+from tamiyo_jax.contracts import SeedStage
+
+OWN = 3 * 4 + 4 + 4 * 2
+IDS = ("small", "middle", "large")
+SIZES = {"small": 1, "middle": 2, "large": 4}
+STAGES = (SeedStage.DORMANT, SeedStage.TRAINING, SeedStage.FOSSILIZED, SeedStage.CULLED)
+
+
+def make_slots(widths: dict[str, int], stages: dict[str, SeedStage] | None = None):
+    """A host of `OWN` parameters; a candidate has its size times the width of its slot."""
+    base = make_state(make_host())
+    slots = {}
+    for name, width in widths.items():
+        stage = (stages or {}).get(name, SeedStage.DORMANT)
+        params = {one: {"w": jnp.zeros(size * width)} for one, size in SIZES.items()}
+        slots[name] = host.Slot(host.enter(host.dormant(), jnp.int32(stage)), params, ())
+    return base._replace(slots=slots)
+
+
+def packet_of(state: host.HostState):
+    seeds = [make_seed(name, SeedStage(int(s.state.stage))) for name, s in state.slots.items()]
+    return make_packet(candidate_blueprint_ids=IDS, seeds=tuple(seeds))
+
+
+def offered(state: host.HostState, room: int):
+    """The slots still told as dormant and the candidates, with `room` parameters left."""
+    budget = host.live_parameters(state) + room
+    packet = host.within_budget(packet_of(state), state, budget)
+    slots = [seed.seed_id for seed in packet.seeds if seed.stage is SeedStage.DORMANT]
+    return slots, packet.candidate_blueprint_ids
+
+
+@pytest.mark.parametrize(
+    ("stage", "counts"),
+    [
+        (SeedStage.DORMANT, False),
+        (SeedStage.GERMINATED, True),
+        (SeedStage.FOSSILIZED, True),
+        (SeedStage.CULLED, False),
+        (SeedStage.EMBARGOED, False),
+    ],
+)
+def test_the_host_and_the_chosen_candidate_of_what_has_germinated_are_live(stage, counts):
+    state = make_slots({"a": 10}, {"a": stage})
+    grown = state.slots["a"]._replace(state=state.slots["a"].state._replace(blueprint=1))
+    assert sorted(SIZES)[1] == "middle"
+    assert host.live_parameters(state._replace(slots={"a": grown})) == OWN + 20 * counts
+
+
+def test_with_room_enough_everything_is_offered():
+    assert offered(make_slots({"a": 10, "b": 10}), 40) == (["a", "b"], IDS)
+
+
+def test_what_does_not_fit_is_not_offered():
+    assert offered(make_slots({"a": 10, "b": 10}), 39) == (["a", "b"], ("small", "middle"))
+
+
+def test_where_nothing_fits_the_seed_is_told_as_embargoed():
+    state = make_slots({"a": 10, "b": 100})
+    assert offered(state, 25) == (["a"], ("small", "middle"))
+    packet = host.within_budget(packet_of(state), state, OWN)
+    assert [seed.stage for seed in packet.seeds] == [SeedStage.EMBARGOED] * 2
+
+
+@given(
+    widths=st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    stages=st.lists(st.sampled_from(STAGES), min_size=4, max_size=4),
+    room=st.integers(-5, 130),
+)
+def test_whatever_is_offered_fits_and_nothing_is_offered_only_where_nothing_fits(
+    widths, stages, room
+):
+    names = dict(zip("abcd", widths, strict=False))
+    state = make_slots(names, dict(zip("abcd", stages, strict=True)))
+    slots, candidates = offered(state, room)
+    assert all(SIZES[one] * names[name] <= room for name in slots for one in candidates)
+    assert candidates
+    dormant = [name for name in names if int(state.slots[name].state.stage) == SeedStage.DORMANT]
+    assert bool(slots) == any(names[name] <= room for name in dormant)
+
+
+def test_only_dormant_seeds_and_the_candidates_are_told_otherwise():
+    state = make_slots({"a": 10, "b": 10}, {"b": SeedStage.TRAINING})
+    before = packet_of(state)
+    after = host.within_budget(before, state, 0)
+    assert after.seeds[1] == before.seeds[1]
+    assert after.training_metrics == before.training_metrics
+
+
+@pytest.mark.parametrize(("room", "grows"), [(0, None), (20, "grow-a"), (40, "grow-b")])
+def test_a_controller_on_a_plateau_grows_what_fits_and_waits_where_nothing_does(
+    room, grows, tmp_path
+):
+    base = make_slots({"s0": 10})
+    bank = {"grow-a": {"w": jnp.zeros(20)}, "grow-b": {"w": jnp.zeros(40)}}
+    state = base._replace(slots={"s0": base.slots["s0"]._replace(params=bank)})
+    # The larger one is the first in the rotation.
+    plateau = [
+        make_packet(step, seeds=(make_seed(),), candidate_blueprint_ids=("grow-b", "grow-a"))
+        for step in range(10)
+    ]
+    budget = OWN + room
+    with open_tamiyo(tmp_path) as tamiyo:
+        decisions = [tamiyo.step(host.within_budget(one, state, budget)) for one in plateau]
+    germinations = [one for one in decisions if one.action == "GERMINATE"]
+    assert {one.command.payload.blueprint_id for one in germinations} == ({grows} - {None})

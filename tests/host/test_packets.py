@@ -1,0 +1,72 @@
+"""A packet holds what was measured, under the names that the graph and the gate read."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from making import make_packet, make_seed
+
+from tamiyo_jax import host
+from tamiyo_jax.contracts import HardwareContext, validate_packet
+from tamiyo_jax.errors import ConfigurationError
+
+STATISTICS = host.Statistics(
+    gradient_norm=np.array([3.0, 4.0], np.float32),
+    weight_norm=np.array([1.0, 2.0], np.float32),
+    update_ratio=np.array([0.1, 0.2], np.float32),
+    gradient_variance=np.array([0.5, 1.5], np.float32),
+    conflict=np.float32(0.5),
+)
+READING = host.Hardware(HardwareContext("gpu", "0"), {"gpu_mem_free_gb": 1.5})
+
+
+def packet(**changes):
+    arguments = {
+        "layers": ("a", "b"),
+        "statistics": STATISTICS,
+        "training_loss": 0.7,
+        "seeds": [make_seed("s0")],
+        "metrics": {},
+    }
+    return host.packet_from(make_packet(hardware=None), **{**arguments, **changes})
+
+
+def test_the_metrics_are_those_that_the_specifications_name():
+    made = packet()
+    validate_packet(made)
+    assert made.training_loss == 0.7
+    assert made.training_metrics == {
+        "loss": 0.7,
+        "gradient_norm": 5.0,
+        "grad_var": 1.0,
+        "grad_conflict_rate": 0.5,
+        "layer/a/weight_norm": 1.0,
+        "layer/a/gradient_norm": 3.0,
+        "layer/b/weight_norm": 2.0,
+        "layer/b/gradient_norm": 4.0,
+    }
+    assert [seed.seed_id for seed in made.seeds] == ["s0"]
+    assert all(type(value) is float for value in made.training_metrics.values())
+
+
+def test_statistics_on_a_device_make_the_same_packet():
+    assert packet(statistics=host.Statistics(*map(jnp.asarray, STATISTICS))) == packet()
+
+
+def test_a_reading_of_the_hardware_goes_into_its_field_and_the_metrics():
+    made = packet(hardware=READING)
+    assert made.hardware == READING.context
+    assert made.training_metrics["gpu_mem_free_gb"] == 1.5
+    assert packet().hardware is None
+
+
+def test_the_callers_metrics_win():
+    made = packet(hardware=READING, metrics={"gpu_mem_free_gb": 9.0, "samples_per_s": 10.0})
+    assert made.training_metrics["gpu_mem_free_gb"] == 9.0
+    assert made.training_metrics["samples_per_s"] == 10.0
+
+
+def test_names_of_other_layers_are_told():
+    with pytest.raises(ConfigurationError, match="3 layers are named and 2 were measured"):
+        packet(layers=("a", "b", "c"))
