@@ -255,25 +255,32 @@ def test_layers_have_the_names_that_the_monitor_gives_them(
     assert set(expected) == set(layer_names(make().params))
 
 
-@pytest.mark.slow  # each compiles the network for its own layout
 @each_architecture
 def test_a_made_blueprint_is_stored_encoded_and_decided_upon(
     make: Callable[[], Architecture], expected: Table, tmp_path: Path
 ) -> None:
     blueprint = make().blueprint
     assert blueprint_from_json(blueprint_to_json(blueprint)) == blueprint
+    check_decided_upon(blueprint, "heuristic", tmp_path)
+
+
+@pytest.mark.slow  # compiles the network
+def test_the_graph_policy_decides_upon_a_made_blueprint(tmp_path: Path) -> None:
+    check_decided_upon(decoder().blueprint, "graph", tmp_path)
+
+
+def check_decided_upon(blueprint: Blueprint, policy: str, directory: Path) -> None:
     library = make_library()
     library.put(blueprint)
     config = make_config()
     params = init_params(config.policy, jax.random.key(0))
-    for policy in ("heuristic", "graph"):
-        with open_tamiyo(
-            tmp_path / policy, library=library, policy=policy, params=params, config=config
-        ) as tamiyo:
-            decision = tamiyo.step(make_packet(blueprint_id="model"))
-        assert decision.coverage["edges.layer_connects"] == 1
-        # Depth, size, type and activation; the other four features are measurements.
-        assert decision.coverage["node.layer"] == 0.5
+    with open_tamiyo(
+        directory, library=library, policy=policy, params=params, config=config
+    ) as tamiyo:
+        decision = tamiyo.step(make_packet(blueprint_id="model"))
+    assert decision.coverage["edges.layer_connects"] == 1
+    # Depth, size, type and activation; the other four features are measurements.
+    assert decision.coverage["node.layer"] == 0.5
 
 
 def test_channels_are_those_of_one_position() -> None:
