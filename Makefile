@@ -13,11 +13,11 @@ CLI := $(BIN)/tamiyo-jax
 DEV := .venv/.installed-dev
 PROTOS := tamiyo_jax/contracts/leyline.proto tamiyo_jax/storage/records.proto
 
-.PHONY: help demo test test-fast lint docs bench examples growth guard crash-campaign soak notebooks proto lock clean
+.PHONY: help demo test test-fast lint docs bench peer examples growth guard crash-campaign soak notebooks proto lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "targets: demo test test-fast lint docs bench examples growth guard crash-campaign soak notebooks proto lock clean"
+	@echo "targets: demo test test-fast lint docs bench peer examples growth guard crash-campaign soak notebooks proto lock clean"
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -72,6 +72,13 @@ growth: .venv/.installed-demo
 
 crash-campaign: $(DEV)
 	$(BIN)/python benchmarks/crash_campaign.py
+
+# PyTorch is large; where a CPU is enough, name its index for CPUs in PIP_EXTRA_INDEX_URL.
+peer: $(DEV)
+	$(INSTALL) -e ".[bench]"
+	$(BIN)/python benchmarks/forward_peer.py toy/reference network/reference large/reference
+	$(BIN)/python benchmarks/forward_peer.py batches
+	$(BIN)/python benchmarks/forward_peer.py growth
 
 examples: $(DEV)
 	$(PYTEST) tests/test_examples.py

@@ -26,7 +26,7 @@ import numpy as np
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import Blueprint, SeedState, SystemStatePacket
 from tamiyo_jax.contracts.signing import NonceLedger, Secret, Verifier
-from tamiyo_jax.errors import TamiyoError
+from tamiyo_jax.errors import ConfigurationError, TamiyoError
 from tamiyo_jax.host import (
     CommandApplier,
     HardwareMeter,
@@ -92,6 +92,8 @@ class Plug:
         host: Host | None = None,
         candidates: Sequence[Blueprint] = (),
     ) -> None:
+        if every < 1:
+            raise ConfigurationError(f"every is {every}; ask after each so many steps, at least 1")
         self.directory = Path(directory) / time.strftime("%Y%m%d-%H%M%S")
         self._layers = layers
         self._judge = judge
@@ -158,6 +160,7 @@ class Plug:
             Without it no rule sees a loss that rises but stays finite.
 
         Raises:
+          ConfigurationError: `every` is less than 1.
           TamiyoError: as `host.blueprint_of` and `Tamiyo.open` do.
         """
         params, whole = _parts(model)
@@ -203,6 +206,7 @@ class Plug:
           tell: a line.
 
         Raises:
+          ConfigurationError: `every` is less than 1.
           TamiyoError: as `host.blueprint_of` and `Tamiyo.open` do.
         """
 

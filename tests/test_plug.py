@@ -134,6 +134,13 @@ def test_an_optimiser_that_was_not_prepared_is_refused(tmp_path: Path, tx: Any, 
         tamiyo((params, tx.init(params)), jnp.float32(1))
 
 
+@pytest.mark.parametrize("every", [0, -1])
+def test_an_interval_that_is_none_is_refused_before_anything_is_made(tmp_path: Path, every: int):
+    with pytest.raises(ConfigurationError, match="every is"):
+        plug(tmp_path, [], every=every)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_nnx_model_and_its_optimiser_are_rolled_back_and_braked(tmp_path: Path):
     class Net(nnx.Module):
         def __init__(self) -> None:

@@ -103,9 +103,9 @@ class HardwareMeter:
 
 def _cpu_seconds() -> tuple[float, float]:
     """Seconds that all cores were idle, and all their seconds, since the machine started."""
-    times = psutil.cpu_times()
-    guests = times.guest + times.guest_nice  # counted in user and nice as well
-    return times.idle + times.iowait, sum(times) - guests
+    times = psutil.cpu_times()._asdict()  # which there are depends on the system
+    guests = times.get("guest", 0.0) + times.get("guest_nice", 0.0)  # in user and nice as well
+    return times["idle"] + times.get("iowait", 0.0), sum(times.values()) - guests
 
 
 def _host_memory() -> tuple[float, float]:

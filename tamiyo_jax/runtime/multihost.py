@@ -91,8 +91,8 @@ class MultihostTamiyo:
 
         Raises:
           TamiyoError: what `work` raised on process 0, with its message and its context. A
-            fact of the context that does not pickle arrives as its ``repr``; the traceback
-            on process 0 is a note of the error.
+            fact of the context that is not text, a number or a sequence of such arrives as
+            its ``repr``; the traceback on process 0 is a note of the error.
           RuntimeError: away from process 0, where `work` raised anything else there.
         """
         tamiyo = self._tamiyo

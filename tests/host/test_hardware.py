@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections import namedtuple
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import jax
+import psutil
 import pytest
 from making import make_packet
 
@@ -74,3 +76,12 @@ def test_the_use_of_the_cpu_is_absent_until_there_is_a_second_of_it():
 def test_a_reading_makes_a_valid_packet():
     reading = host.HardwareMeter(jax.local_devices()[0]).read()
     validate_packet(replace(make_packet(), hardware=reading.context))
+
+
+def test_systems_that_count_fewer_kinds_of_time_are_read_too(monkeypatch: pytest.MonkeyPatch):
+    names = ("user", "nice", "system", "idle")  # as macOS has them
+    readings = iter([(0.0, 0.0, 0.0, 0.0), (30.0, 0.0, 30.0, 180.0)])
+    times = namedtuple("scputimes", names)
+    monkeypatch.setattr(psutil, "cpu_times", lambda: times(*next(readings)))
+    reading = host.HardwareMeter(jax.local_devices()[0]).read()
+    assert reading.metrics["cpu_util_percent"] == pytest.approx(25.0)
