@@ -35,6 +35,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
+from statistics import median_low
 
 import numpy as np
 from harness import Timing
@@ -119,8 +120,8 @@ def rows(seen: Soak) -> list[dict[str, float]]:
                 "worst_ms": timing.worst,
                 "resident_mb": float(np.median([one.resident for one in samples])) / 1e6,
                 "worker_mb": float(np.median([one.worker_resident for one in samples])) / 1e6,
-                "descriptors": min(one.descriptors for one in samples),
-                "threads": min(one.threads for one in samples),
+                "descriptors": median_low(one.descriptors for one in samples),
+                "threads": median_low(one.threads for one in samples),
                 "segments": max(one.segments for one in samples),
             }
         )
