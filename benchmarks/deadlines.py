@@ -1,6 +1,6 @@
 """How late a step raises when its policy hangs, crashes or eats memory.
 
-    .venv/bin/python benchmarks/deadlines.py [--repeats 100] [--json]
+    .venv/bin/python benchmarks/deadlines.py [sleep spin ...] [--repeats 100] [--json]
 
 Each trouble is made again and again in a real worker, under the default deadline; a row says
 how far beyond the deadline the step raised (a crash raises before it). Every time the worker's
@@ -27,14 +27,19 @@ from tamiyo_jax.errors import TamiyoError
 from tamiyo_jax.runtime import Tamiyo
 
 CONFIG = TamiyoConfig(breakers={"failures": 10})
+# Raising ends no worker, and a crash is a crash.
+ENDING = tuple(one for one in TROUBLES if one not in (complain, leave))
 
 
 def main() -> None:
     """Measure and print."""
     arguments = argparse.ArgumentParser(description=__doc__)
+    names = [one.__name__ for one in ENDING]
+    arguments.add_argument("troubles", nargs="*", default=names, help=f"of {', '.join(names)}")
     arguments.add_argument("--repeats", type=int, default=100)
     arguments.add_argument("--json", action="store_true")
-    repeats = arguments.parse_args().repeats
+    parsed = arguments.parse_args()
+    repeats = parsed.repeats
     rows: dict[str, Timing] = {}
     answered: list[float] = []
     left = unanswered = 0
@@ -50,8 +55,8 @@ def main() -> None:
     ):
         tamiyo.step(make_packet())
         pool = tamiyo._steps.seat.runner.pool  # the processes are the subject here
-        for trouble in TROUBLES:
-            if trouble in (complain, leave):  # raising ends no worker, and a crash is a crash
+        for trouble in ENDING:
+            if trouble.__name__ not in parsed.troubles:
                 continue
             beyond: list[float] = []
             packet = make_packet(1, training_metrics=trouble_metrics(trouble))

@@ -22,11 +22,12 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from tamiyo_jax.errors import TamiyoError
 
-__all__ = ["Encoded", "Load", "Raised", "Returned", "encode", "receive", "send"]
+__all__ = ["Encoded", "Load", "Raised", "encode", "receive", "send"]
 
 T = TypeVar("T")
 
-_PREFIX = struct.Struct("<QI")  # bytes of all parts with their padding, number of parts
+_PREFIX = struct.Struct("<QI")  # bytes that follow, and how many arrays are among them
+# With arrays: a table of the lengths of pickle and arrays, and these, each padded. Else the pickle.
 _LENGTH = struct.Struct("<Q")
 _CHUNK = 1 << 16
 _ALIGNMENT = 16
@@ -46,13 +47,6 @@ class Load:
     factory: str
     arguments: dict[str, Any]
     memory_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Returned:
-    """An answer."""
-
-    value: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +83,16 @@ def encode(message: object) -> Encoded:
 
     body = BytesIO()
     _Pickler(body, 5, buffer_callback=keep_inside).dump(message)
-    contents = [body.getbuffer(), *arrays]
-    padding = [-len(content) % _ALIGNMENT for content in contents]
-    lengths = b"".join(_LENGTH.pack(len(content)) for content in contents)
-    head = _PREFIX.pack(sum(map(len, contents)) + sum(padding), len(contents)) + lengths
-    parts = [memoryview(head + bytes(-len(head) % _ALIGNMENT))]
-    for content, pad in zip(contents, padding, strict=True):
-        parts += [content, memoryview(bytes(pad))]
-    return Encoded(tuple(part for part in parts if len(part)))
+    pickled = body.getbuffer()
+    if not arrays:
+        return Encoded((memoryview(_PREFIX.pack(len(pickled), 0) + pickled),))
+    contents = [pickled, *arrays]
+    table = b"".join(_LENGTH.pack(len(content)) for content in contents)
+    following = [memoryview(table + _padding(_PREFIX.size + len(table)))]
+    for content in contents:
+        following += [content, memoryview(_padding(len(content)))]
+    prefix = memoryview(_PREFIX.pack(sum(map(len, following)), len(arrays)))
+    return Encoded(tuple(part for part in (prefix, *following) if len(part)))
 
 
 def send(connection: socket.socket, message: object, deadline: float | None = None) -> None:
@@ -134,26 +130,33 @@ def receive(connection: socket.socket, deadline: float | None = None) -> Any:  #
     head = b""
     while len(head) < _PREFIX.size:
         head += _received(connection, lambda: connection.recv(_CHUNK), deadline)
-    total, count = _PREFIX.unpack_from(head)
-    begin = _PREFIX.size + count * _LENGTH.size
-    begin += -begin % _ALIGNMENT
-    if len(head) > begin + total:
-        raise ConnectionError(f"a message of {total} bytes is followed by {len(head)} bytes")
-    if len(head) < begin + total:
-        whole = bytearray(begin + total)
+    total, arrays = _PREFIX.unpack_from(head)
+    end = _PREFIX.size + total
+    if len(head) > end:
+        raise ConnectionError(f"a message of {total} bytes is followed by {len(head) - end} more")
+    if len(head) < end:
+        whole = bytearray(end)
         whole[: len(head)] = head
         view, filled = memoryview(whole), len(head)
-        while filled < len(whole):
+        while filled < end:
             rest = view[filled:]
             filled += _received(connection, partial(connection.recv_into, rest), deadline)
         head = whole
     content = memoryview(head)
+    if not arrays:
+        return pickle.loads(content[_PREFIX.size :])
     parts: list[memoryview] = []
-    for index in range(count):
+    begin = _PREFIX.size + (1 + arrays) * _LENGTH.size
+    begin += -begin % _ALIGNMENT
+    for index in range(1 + arrays):
         (length,) = _LENGTH.unpack_from(head, _PREFIX.size + index * _LENGTH.size)
         parts.append(content[begin : begin + length])
         begin += length + -length % _ALIGNMENT
     return pickle.loads(parts[0], buffers=parts[1:])
+
+
+def _padding(length: int) -> bytes:
+    return bytes(-length % _ALIGNMENT)
 
 
 class _Pickler(pickle.Pickler):

@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from tamiyo_jax.contracts import SystemStatePacket
 from tamiyo_jax.errors import TamiyoError
 from tamiyo_jax.runtime.decision import Decision, RemoteTicket
-from tamiyo_jax.runtime.framing import Raised, Returned
+from tamiyo_jax.runtime.framing import Raised
 from tamiyo_jax.runtime.service import Tamiyo
 from tamiyo_jax.storage import Ticket
 
@@ -122,7 +122,7 @@ def _agree(work: Callable[[], T] | None) -> T:
         return _heard(_broadcast(b""))
     try:
         value = work()
-        message = _pickled(Returned(value))
+        message = _pickled(value)
     except BaseException as error:
         _broadcast(_pickled(_told(error)))
         raise
@@ -131,9 +131,9 @@ def _agree(work: Callable[[], T] | None) -> T:
 
 
 def _heard(message: bytes) -> Any:  # noqa: ANN401 - what the owner's work returned
-    outcome: Returned | Raised = pickle.loads(message)
-    if isinstance(outcome, Returned):
-        return outcome.value
+    outcome = pickle.loads(message)
+    if not isinstance(outcome, Raised):
+        return outcome
     raised = outcome.error or RuntimeError(f"process {_OWNER} raised {outcome.summary}")
     raised.add_note(f"on process {_OWNER}:\n{outcome.trace}")
     raise raised
@@ -165,7 +165,7 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _pickled(outcome: Returned | Raised) -> bytes:
+def _pickled(outcome: object) -> bytes:
     buffer = BytesIO()
     _Pickler(buffer, 5).dump(outcome)
     return buffer.getvalue()

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Hashable
 from typing import Any, NoReturn
 
+from tamiyo_jax.contracts import Metric
 from tamiyo_jax.errors import (
     ConfigurationError,
     DeadlineExceededError,
@@ -80,6 +81,13 @@ class WorkerPool:
     def spares_ready(self) -> int:
         """Warm workers that stand by."""
         return len(self._ready)
+
+    def metrics(self, prefix: str) -> tuple[Metric, ...]:
+        """Figures for telemetry, under names that begin with `prefix`."""
+        return (
+            Metric(f"{prefix}.restarts", float(self.restarts)),
+            Metric(f"{prefix}.spares_ready", float(self.spares_ready)),
+        )
 
     def pids(self) -> list[int]:
         """Processes that are warm: the active worker and the spares."""

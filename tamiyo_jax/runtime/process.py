@@ -43,12 +43,12 @@ class _Example(NamedTuple):
     observation: Observation
 
 
-class _Ask(NamedTuple):
-    """A question, packed as the example was, and its packet where the policy reads it."""
+_Ask = tuple[int, tuple[Any, Any], SystemStatePacket | None]
+"""The number, a question packed as the example was, and its packet where the policy reads it.
 
-    number: int
-    asked: Any
-    packet: SystemStatePacket | None
+Sent at every step, as plain types: both ends run cold then, and pickling a class costs them more
+than the question.
+"""
 
 
 class _AskMany(NamedTuple):
@@ -114,7 +114,9 @@ class ProcessRunner(Generic[PolicyState]):
         number, plan = self._plans[observation.layout]
         asked = plan.questions.pack(question(policy_state, observation))
         packet = observation.packet if self._reads_packets else None
-        answer = plan.answers.unpack(self._pool.call(_Ask(number, asked, packet), budget_ms))
+        ask: _Ask = number, plan.questions.to_plain(asked), packet
+        answered = plan.answers.from_plain(self._pool.call(ask, budget_ms))
+        answer = plan.answers.unpack(answered)
         return Answer(*answer, latency_ms=(time.perf_counter() - started) * 1e3)
 
     def prepare_many(self, policy_state: PolicyState, observations: Sequence[Observation]) -> bool:
@@ -146,10 +148,7 @@ class ProcessRunner(Generic[PolicyState]):
 
     def metrics(self) -> tuple[Metric, ...]:
         """See `Runner`."""
-        return (
-            Metric("tamiyo.worker.restarts", float(self._pool.restarts)),
-            Metric("tamiyo.worker.spares_ready", float(self._pool.spares_ready)),
-        )
+        return self._pool.metrics("tamiyo.worker")
 
     def close(self) -> None:
         """End the workers."""
@@ -164,13 +163,16 @@ def serve_policy(config: TamiyoConfig, policy: str, params: object) -> Callable[
 
     def serve(message: _Example | _Ask | _AskMany) -> Any:  # noqa: ANN401 - see `Exchange`
         match message:
-            case _Ask(number, asked, packet):
-                return exchanges[number].answer(asked, packet)
-            case _AskMany(number, arrays):
-                return cast(CompiledExchange, exchanges[number]).answer_many(arrays)
             case _Example(number, policy_state, observation):
                 made = exchange_for(choice.policy, placed, policy_state, observation)
                 exchanges[number] = made
                 return made.first
+            case _AskMany(number, arrays):
+                return cast(CompiledExchange, exchanges[number]).answer_many(arrays)
+            case (number, asked, packet):
+                exchange = exchanges[number]
+                questions, answers = exchange.plan
+                answer = exchange.answer(questions.from_plain(asked), packet)
+                return answers.to_plain(answer)
 
     return serve

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tamiyo_jax.errors import TamiyoError
-from tamiyo_jax.runtime.framing import Load, Raised, Returned, receive, send
+from tamiyo_jax.runtime.framing import Load, Raised, receive, send
 
 __all__ = ["Worker", "WorkerSpec", "worker_environment"]
 
@@ -122,19 +122,16 @@ class Worker:
           TamiyoError: the worker raised.
         """
         send(self._connection, message, deadline)
-        match receive(self._connection, deadline):
-            case Returned(value):
-                return value
-            case Raised(error, summary, trace):
-                if error is not None:
-                    raise error
-                raise self._spec.failure(
-                    f"the {self._spec.stage} worker raised {summary}",
-                    stage=self._spec.stage,
-                    trace=trace,
-                )
-            case other:
-                raise ConnectionError(f"a worker sent {type(other).__name__}")
+        answer = receive(self._connection, deadline)
+        if not isinstance(answer, Raised):
+            return answer
+        if answer.error is not None:
+            raise answer.error
+        raise self._spec.failure(
+            f"the {self._spec.stage} worker raised {answer.summary}",
+            stage=self._spec.stage,
+            trace=answer.trace,
+        )
 
     @property
     def ended(self) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tamiyo_jax.errors import TamiyoError
-from tamiyo_jax.runtime.framing import Load, Raised, Returned, receive, send
+from tamiyo_jax.runtime.framing import Load, Raised, receive, send
 
 __all__ = ["main"]
 
@@ -53,10 +53,10 @@ def main() -> None:
             return
 
 
-def _attempt(work: Callable[[], Any]) -> Returned | Raised:
+def _attempt(work: Callable[[], Any]) -> Any:  # noqa: ANN401 - what it returns, or `Raised`
     """Whatever a policy of the user raises goes home as a message, and is raised there."""
     try:
-        return Returned(work())
+        return work()
     except MemoryError:
         traceback.print_exc()
         os._exit(_OUT_OF_MEMORY)  # what such a process answers afterwards is not to be trusted

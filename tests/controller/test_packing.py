@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import NamedTuple
 
 import jax
@@ -50,6 +51,34 @@ def test_a_tree_comes_out_as_it_went_in(tree: object) -> None:
     for before, after in zip(jax.tree.leaves(tree), jax.tree.leaves(back), strict=True):
         assert (before.dtype, before.shape) == (after.dtype, after.shape)
         assert before.tobytes() == after.tobytes()
+
+
+@given(TREES)
+def test_plain_types_bring_a_packed_tree_back(tree: object) -> None:
+    packing = Packing(tree)
+    packed = packing.pack(tree)
+    plain = packing.to_plain(packed)
+    assert {type(part) for part in plain[0]} <= {bytes}
+    back = packing.from_plain(pickle.loads(pickle.dumps(plain)))
+    for before, after in zip(packed.arrays, back.arrays, strict=True):
+        assert before.dtype == after.dtype
+        np.testing.assert_array_equal(before, after)
+
+
+def test_what_was_not_packed_comes_back_from_plain_types_as_it_was() -> None:
+    packing = Packing((np.ones(2, np.float32), "one"))
+    other = (np.ones(3, np.float32), "one")
+    back = packing.from_plain(packing.to_plain(packing.pack(other)))
+    assert back is other
+
+
+def test_elements_of_other_widths_keep_their_bits() -> None:
+    tree = {"half": np.asarray(jnp.asarray([1.5, -2.0], jnp.bfloat16)), "double": np.ones(3)}
+    packing = Packing(tree)
+    back = packing.unpack(packing.from_plain(packing.to_plain(packing.pack(tree))))
+    for name, array in tree.items():
+        assert back[name].dtype == array.dtype
+        assert back[name].tobytes() == array.tobytes()
 
 
 @given(TREES)
