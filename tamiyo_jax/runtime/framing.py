@@ -9,7 +9,6 @@ crosses no boundary of trust.
 from __future__ import annotations
 
 import pickle
-import select
 import socket
 import struct
 import time
@@ -99,7 +98,7 @@ def send(connection: socket.socket, message: object, deadline: float | None = No
     """Send a message.
 
     Args:
-      connection: a stream socket; non-blocking where there is a deadline.
+      connection: a stream socket; its timeout is set where there is a deadline.
       message: anything that pickles, or `Encoded`.
       deadline: on the clock of `time.monotonic`; None waits as long as it takes.
 
@@ -109,11 +108,8 @@ def send(connection: socket.socket, message: object, deadline: float | None = No
     """
     pending = list((message if isinstance(message, Encoded) else encode(message)).parts)
     while pending:
-        try:
-            sent = connection.sendmsg(pending[:64])
-        except BlockingIOError:
-            _wait(connection, select.POLLOUT, deadline)
-            continue
+        _wait_until(connection, deadline)
+        sent = connection.sendmsg(pending[:64])
         while pending and sent >= len(pending[0]):
             sent -= len(pending.pop(0))
         if pending:
@@ -185,22 +181,18 @@ def _constructor_arguments(kind: type[Any]) -> Callable[[object], tuple[Any, ...
 
 def _received(connection: socket.socket, take: Callable[[], T], deadline: float | None) -> T:
     """What `take` takes from the connection, once there is something."""
-    while True:
-        try:
-            taken = take()
-        except BlockingIOError:
-            _wait(connection, select.POLLIN, deadline)
-            continue
-        if not taken:
-            raise ConnectionError("the other end closed the connection")
-        return taken
+    _wait_until(connection, deadline)
+    taken = take()
+    if not taken:
+        raise ConnectionError("the other end closed the connection")
+    return taken
 
 
-def _wait(connection: socket.socket, event: int, deadline: float | None) -> None:
-    poll = select.poll()
-    poll.register(connection, event)
-    timeout = None if deadline is None else (deadline - time.monotonic()) * 1e3
-    if timeout is not None and timeout <= 0:
+def _wait_until(connection: socket.socket, deadline: float | None) -> None:
+    """Let the next call on the connection raise a `TimeoutError` at the deadline."""
+    if deadline is None:
+        return
+    left = deadline - time.monotonic()
+    if left <= 0:
         raise TimeoutError
-    if not poll.poll(timeout):
-        raise TimeoutError
+    connection.settimeout(left)

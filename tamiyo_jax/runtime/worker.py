@@ -85,7 +85,6 @@ class Worker:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `reap`
         self._last_words = ""
         self._connection, theirs = socket.socketpair()
-        self._connection.setblocking(False)
         with theirs:
             self._process = subprocess.Popen(
                 [
