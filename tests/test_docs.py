@@ -17,7 +17,11 @@ DOCS = Path(__file__).parents[1] / "docs"
 RUNTIME = (DOCS / "runtime.md").read_text(encoding="utf-8")
 
 # What only a worker process measures; tests of its own look at it.
-OF_WORKERS = {"tamiyo.worker.restarts", "tamiyo.worker.spares_ready"}
+OF_WORKERS = {
+    f"tamiyo.{worker}.{figure}"
+    for worker in ("worker", "metadata_worker")
+    for figure in ("restarts", "spares_ready")
+}
 
 
 def first_cells(heading: str) -> list[str]:

@@ -329,7 +329,9 @@ class Stepper:
         )
         record_packets = attempt.valid and self._config.storage.record_packets
         packet = attempt.packet if record_packets else None
-        self._parts.telemetry.emit(failure_packet(failure, self._indicators(self.state.steps)))
+        told = attempt.packet if attempt.valid else None
+        indicators = self._indicators(self.state.steps, told)
+        self._parts.telemetry.emit(failure_packet(failure, indicators))
         self._record_step(failure_record(failure.report, packet, after, self.mode), after)
         self.state = after
         raise error
@@ -376,7 +378,7 @@ class Stepper:
         )
         decision = decided(outcome, command, latency, ticket, shadow=shadow)
         if self._parts.telemetry.wanted:
-            indicators = self._indicators(before.steps)
+            indicators = self._indicators(before.steps, attempt.packet)
             packet = outcome_packet(outcome, after, decision, indicators, self._metrics())
             self._parts.telemetry.emit(packet)
         return decision
@@ -395,14 +397,19 @@ class Stepper:
         parts = self._parts
         return (
             *self.seat.runner.metrics(),
+            *(() if parts.metadata is None else parts.metadata.metrics("tamiyo.metadata_worker")),
             *parts.resolver.metrics(),
             *(() if parts.publisher is None else parts.publisher.metrics()),
             parts.telemetry.metric(),
         )
 
-    def _indicators(self, step_index: int) -> dict[str, str]:
+    def _indicators(
+        self, step_index: int, packet: SystemStatePacket | None = None
+    ) -> dict[str, str]:
+        """What every telemetry packet says; `packet` is the valid one that it is about."""
         deadlines = self._config.deadlines
-        return {
+        training = {} if packet is None else {"global_step": str(packet.global_step)}
+        return training | {
             "policy": self.policy_version,
             "policy_arch": type(self.seat.choice.policy).__name__,
             "mode": self.mode.value,

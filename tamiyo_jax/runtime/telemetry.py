@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import json
+import math
 import os
 import threading
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tamiyo_jax.contracts import Event, Metric, TelemetryPacket
+from tamiyo_jax.errors import TamiyoError
 
 __all__ = ["JsonLinesSink", "MemorySink", "Sink", "Telemetry"]
 
@@ -31,7 +33,8 @@ class Sink(Protocol):
         """Take one packet; called from one thread only.
 
         Raises:
-          OSError: the packet is lost to this sink, which is counted, and others get it.
+          OSError, TamiyoError: the packet is lost to this sink, which is counted, and others
+            get it.
         """
         ...
 
@@ -53,7 +56,7 @@ class MemorySink:
 
 
 class JsonLinesSink:
-    """Appends one JSON object per packet to a file.
+    """Appends one JSON object per packet to a file; a loss that is not finite is null there.
 
     A full file gets ``.1`` at the end of its name, in place of the one that had it, and a new
     one begins.
@@ -69,7 +72,11 @@ class JsonLinesSink:
 
     def emit(self, packet: TelemetryPacket) -> None:
         """See `Sink`."""
-        line = json.dumps(asdict(packet), separators=(",", ":")).encode() + b"\n"
+        record = asdict(packet)
+        for metric in record["metrics"]:
+            if not math.isfinite(metric["value"]):
+                metric["value"] = None  # JSON has no NaN and no infinity
+        line = json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         with suppress(FileNotFoundError):
             if self._path.stat().st_size + len(line) > self._max_bytes:
                 self._path.replace(self._path.with_name(self._path.name + ".1"))
@@ -124,8 +131,9 @@ class _Channel:
             while (packet := self._next()) is not None:
                 try:
                     self._sink.emit(packet)
-                except OSError:
-                    self.dropped += 1
+                except (OSError, TamiyoError):
+                    with self._changed:
+                        self.dropped += 1
         finally:  # also where the sink raised something else, which Python reports
             with self._changed:
                 self._over, self._busy = True, False
@@ -147,8 +155,8 @@ class _Channel:
 class Telemetry:
     """The way to the sinks: a bounded queue and a thread for each, so that none delays another.
 
-    A sink that raises anything but `OSError` is broken: the traceback goes where those of
-    threads go, the sink gets no further packet, and what it misses is counted.
+    A sink that raises anything but `OSError` and `TamiyoError` is broken: the traceback goes
+    where those of threads go, the sink gets no further packet, and what it misses is counted.
     """
 
     def __init__(self, sinks: Iterable[Sink]) -> None:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tamiyo_jax.contracts import HealthStatus, SystemHealth, TelemetryLevel, TelemetryPacket
+from tamiyo_jax.contracts import (
+    HealthStatus,
+    Metric,
+    SystemHealth,
+    TelemetryLevel,
+    TelemetryPacket,
+)
 from tamiyo_jax.runtime import JsonLinesSink, MemorySink
 from tamiyo_jax.runtime.telemetry import QUEUE_PACKETS, Telemetry
 
@@ -78,6 +86,17 @@ def test_json_lines_are_one_packet_each(tmp_path: Path) -> None:
     telemetry.emit(packet(2))
     telemetry.close()
     assert len((tmp_path / "t.jsonl").read_text().splitlines()) == 2
+
+
+def test_json_lines_are_json_to_every_reader_when_the_loss_is_none(tmp_path: Path) -> None:
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no JSON")
+
+    values = (0.5, math.nan, -math.inf)
+    metrics = tuple(Metric("tamiyo.validation_loss", value) for value in values)
+    JsonLinesSink(tmp_path / "t.jsonl").emit(replace(packet(1), metrics=metrics))
+    read = json.loads((tmp_path / "t.jsonl").read_text(), parse_constant=refuse)
+    assert [metric["value"] for metric in read["metrics"]] == [0.5, None, None]
 
 
 def test_json_lines_keep_the_newest_packets_within_two_files_of_the_limit(tmp_path: Path) -> None:

@@ -1,0 +1,53 @@
+"""A short run in which everything happens that sinks are told of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from making import make_packet, make_seed, open_tamiyo
+
+from tamiyo_jax.contracts import Metric, TelemetryPacket
+from tamiyo_jax.errors import UnknownBlueprintError
+from tamiyo_jax.runtime import MemoryBus, MemorySink, Sink
+
+DECIDED = 12
+FAILED_AT = 1_000
+
+
+def eventful_run(
+    directory: Path, sinks: Iterable[Sink] = (), **arguments: Any
+) -> list[TelemetryPacket]:
+    """Decides twelve times, the last time upon a loss that is NaN; fails once; switches mode.
+
+    Returns:
+      What the sinks were given; none of them lost any of it.
+    """
+    memory = MemorySink()
+    arguments = {"bus": MemoryBus(), **arguments}
+    with open_tamiyo(directory, sinks=(*sinks, memory), **arguments) as tamiyo:
+        for step in range(DECIDED - 2):
+            tamiyo.step(make_packet(step, seeds=(make_seed(),)))
+        with pytest.raises(UnknownBlueprintError):
+            tamiyo.step(make_packet(blueprint_id="nowhere", global_step=FAILED_AT))
+        tamiyo.set_mode("shadow")
+        tamiyo.step(make_packet(DECIDED - 2))
+        tamiyo.step(make_packet(DECIDED - 1, validation_loss=float("nan")))
+        telemetry = tamiyo._parts.telemetry
+        assert telemetry.flush(30.0)
+        assert telemetry.dropped == 0
+    return list(memory.packets)
+
+
+def values(packets: Iterable[TelemetryPacket], name: str) -> list[float]:
+    """What a metric was in every packet that has it."""
+    metrics: list[Metric] = [metric for packet in packets for metric in packet.metrics]
+    return [metric.value for metric in metrics if metric.name == name]
+
+
+def newest(packets: Iterable[TelemetryPacket]) -> dict[str, float]:
+    """The metrics of the last decided step."""
+    *_, last = (packet for packet in packets if packet.metrics)
+    return {metric.name: metric.value for metric in last.metrics}
