@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+NOTEBOOK_ARGS ?=
 
 BIN := .venv/bin
 # By file, so that the tests of a file share what they compiled.
@@ -13,11 +14,11 @@ CLI := $(BIN)/tamiyo-jax
 DEV := .venv/.installed-dev
 PROTOS := tamiyo_jax/contracts/leyline.proto tamiyo_jax/storage/records.proto
 
-.PHONY: help demo test test-fast lint docs bench peer examples growth guard crash-campaign soak notebooks proto lock clean
+.PHONY: help demo test test-fast lint docs bench peer examples examples-fresh growth guard crash-campaign soak notebooks proto lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "targets: demo test test-fast lint docs bench peer examples growth guard crash-campaign soak notebooks proto lock clean"
+	@echo "targets: demo test test-fast lint docs bench peer examples examples-fresh growth guard crash-campaign soak notebooks proto lock clean"
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -66,6 +67,8 @@ bench: $(DEV) .venv/.redis
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/forward.py
 	$(BIN)/python benchmarks/monitor.py --sequences 4
+	$(BIN)/python benchmarks/costs.py
+	$(BIN)/python benchmarks/training_costs.py
 
 growth: .venv/.installed-demo
 	$(BIN)/python benchmarks/growth.py
@@ -83,15 +86,19 @@ peer: $(DEV)
 examples: $(DEV)
 	$(PYTEST) tests/test_examples.py
 
+# Each in an environment with nothing but the wheel and its own framework: about seven minutes.
+examples-fresh:
+	$(PYTHON) tests/fresh_examples.py
+
 guard: .venv/.installed-demo
 	$(BIN)/python benchmarks/guard.py --plot docs/guard.png
 
 soak: $(DEV)
 	$(BIN)/python benchmarks/soak.py
 
+# `make notebooks NOTEBOOK_ARGS=--inplace` keeps what they print and draw.
 notebooks: .venv/.installed-notebooks
-	@found=$$(ls notebooks/*.ipynb 2>/dev/null); \
-	if [ -n "$$found" ]; then $(BIN)/jupyter-execute $$found; else echo "no notebooks yet"; fi
+	$(BIN)/jupyter-execute $(NOTEBOOK_ARGS) notebooks/*.ipynb
 
 # The .proto is named from the repository's root, so that its descriptor's name is unique.
 proto: $(DEV)

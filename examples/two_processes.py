@@ -5,7 +5,7 @@
 Starts itself twice; each process holds half of the digits. At step 200 the half of process 1
 is broken, and the shared gradient turns the parameters NaN. Process 0 decides on a rollback;
 both check its signature and restore their last good state. On two hosts, start the script on
-each, with the address of process 0 and the number of the process.
+each, with the same TAMIYO_SECRET, the address of process 0 and the number of the process.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ def open_on_process_0(run: str) -> tj.Tamiyo:
 
 def train(address: str, process: int) -> None:
     """What each process does; nothing below depends on which one it is but its data."""
+    secret = os.environ.get("TAMIYO_SECRET") or sys.exit("set the same TAMIYO_SECRET on both hosts")
     jax.distributed.initialize(address, num_processes=2, process_id=process)
     mesh = Mesh(np.array(jax.devices()[:: jax.local_device_count()]), ("data",))
     everywhere, divided = (NamedSharding(mesh, PartitionSpec(*axis)) for axis in ((), ("data",)))
@@ -71,7 +72,7 @@ def train(address: str, process: int) -> None:
     broken = jax.make_array_from_process_local_data(divided, local * (np.nan if process else 1))
     params = jax.jit(lambda: jnp.zeros((64, 10), jnp.float32), out_shardings=everywhere)()
     good = params, opt_state = params, optimizer.init(params)
-    verifier = Verifier((Secret(os.environb[b"TAMIYO_SECRET"]),), NonceLedger(0), CONFIG.security)
+    verifier = Verifier((Secret(secret),), NonceLedger(0), CONFIG.security)
     with (
         tempfile.TemporaryDirectory() as run,
         MultihostTamiyo.open(lambda: open_on_process_0(run)) as tamiyo,
@@ -106,8 +107,7 @@ def main() -> None:
     if len(sys.argv) == 3:
         train(sys.argv[1], int(sys.argv[2]))
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = {"TAMIYO_SECRET": secrets.token_hex(32), **os.environ, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, __file__, address]
