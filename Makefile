@@ -67,8 +67,6 @@ bench: $(DEV) .venv/.redis
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/forward.py
 	$(BIN)/python benchmarks/monitor.py --sequences 4
-	$(BIN)/python benchmarks/costs.py
-	$(BIN)/python benchmarks/training_costs.py
 
 growth: .venv/.installed-demo
 	$(BIN)/python benchmarks/growth.py

@@ -4,6 +4,7 @@ A policy is anything that satisfies `Policy`: the graph network, the heuristic, 
 """
 
 from tamiyo_jax.policy.actions import ACTIONS, Action, ActionRule, Selection, legality, select
+from tamiyo_jax.policy.choice import Choice, first_legal, outputs_for
 from tamiyo_jax.policy.fold import FoldedParams, fold
 from tamiyo_jax.policy.folded import apply_folded
 from tamiyo_jax.policy.graph_policy import GraphPolicy, decide_many, policy_step
@@ -40,6 +41,7 @@ __all__ = [
     "Action",
     "ActionRule",
     "ArrayPolicy",
+    "Choice",
     "FoldedParams",
     "GraphPolicy",
     "HeuristicPolicy",
@@ -58,6 +60,7 @@ __all__ = [
     "arrays_from_bytes",
     "decide_many",
     "export_params",
+    "first_legal",
     "fit_params",
     "fold",
     "import_state_dict",
@@ -65,6 +68,7 @@ __all__ = [
     "legality",
     "load_params",
     "load_state_dict",
+    "outputs_for",
     "params_to_bytes",
     "policy_step",
     "propose",

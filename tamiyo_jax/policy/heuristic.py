@@ -11,30 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 
 from tamiyo_jax.config import HeuristicConfig, PolicyConfig
 from tamiyo_jax.contracts.packet import SeedStage, SeedState, SystemStatePacket
 from tamiyo_jax.policy.actions import Action
+from tamiyo_jax.policy.choice import Choice, first_legal, outputs_for
 from tamiyo_jax.policy.heuristic_state import ALIVE, HeuristicState, observe
-from tamiyo_jax.policy.network import NUM_BREAKER_LOGITS, NUM_PARAMS, NUM_RISK_CLASSES
-from tamiyo_jax.policy.outputs import NUM_ACTIONS, Legality, Observation, PolicyOutputs
+from tamiyo_jax.policy.outputs import Legality, Observation, PolicyOutputs
 
 __all__ = ["HeuristicPolicy"]
 
 _FULL_ALPHA = 1.0 - 1e-6
-_CONFIDENT = 20.0  # a logit that leaves the other classes about 1e-9 each
-
-
-class Choice(NamedTuple):
-    """What a rule wants; rows are None where the action takes none."""
-
-    action: Action
-    seed: int | None = None
-    blueprint: int | None = None
-    param_delta: float = 0.0
 
 
 class HeuristicPolicy:
@@ -66,9 +55,9 @@ class HeuristicPolicy:
         del params
         packet, legality = observation.packet, observation.legality
         state = observe(self._config, policy_state, packet)
-        wanted = (one for one in self._rules(state, packet, legality) if _legal(one, legality))
-        choice = next(wanted, Choice(Action.WAIT))
-        return self._remember(state, packet, choice), self._outputs(packet, legality, choice)
+        choice = first_legal(self._rules(state, packet, legality), legality)
+        outputs = outputs_for(choice, observation, self._policy)
+        return self._remember(state, packet, choice), outputs
 
     def _rules(
         self, state: HeuristicState, packet: SystemStatePacket, legality: Legality
@@ -82,7 +71,7 @@ class HeuristicPolicy:
             if action is not None:
                 yield Choice(action, row)
         if state.rises >= self._config.rising_epochs:
-            yield Choice(Action.OPTIMIZER, param_delta=-self._config.brake)
+            yield Choice(Action.OPTIMIZER, lr_delta=-self._config.brake)
         if self._may_germinate(state, packet):
             yield from self._germinations(state, packet, legality)
 
@@ -142,51 +131,8 @@ class HeuristicPolicy:
             return replace(state, asked=asked)
         return replace(state, rises=0) if choice.action is Action.OPTIMIZER else state
 
-    def _outputs(
-        self, packet: SystemStatePacket, legality: Legality, choice: Choice
-    ) -> PolicyOutputs:
-        logits = np.full(NUM_ACTIONS, -_CONFIDENT, np.float32)
-        logits[Action.WAIT] = 0.0
-        logits[choice.action] = _CONFIDENT
-        risk = np.zeros(NUM_RISK_CLASSES, np.float32)
-        risk[0] = _CONFIDENT
-        params = np.zeros(NUM_PARAMS, np.float32)
-        params[0] = choice.param_delta
-        return PolicyOutputs(
-            policy_logits=logits,
-            policy_params=params,
-            param_delta=np.asarray(params[0]),
-            blending_logits=np.zeros(len(self._policy.blending_methods), np.float32),
-            risk_logits=risk,
-            value=np.zeros((), np.float32),
-            schedule_params=np.array([-1.0, 1.0], np.float32),
-            breaker_logits=np.zeros(NUM_BREAKER_LOGITS, np.float32),
-            seed_scores=_scores(legality.seeds.shape[1], len(packet.seeds), choice.seed),
-            blueprint_scores=_scores(
-                len(legality.blueprints), len(candidate_ids(packet)), choice.blueprint
-            ),
-            graph_embedding=np.zeros(self._policy.gat_width, np.float32),
-        )
-
 
 def candidate_ids(packet: SystemStatePacket) -> tuple[str, ...]:
     """Ids of the blueprint nodes in the order of their rows: the active one, then the rest."""
     others = (one for one in packet.candidates if one != packet.blueprint_id)
     return (packet.blueprint_id, *others)
-
-
-def _legal(choice: Choice, legality: Legality) -> bool:
-    seeds = legality.seeds[choice.action]
-    return bool(
-        legality.actions[choice.action]
-        and (choice.seed is None or (choice.seed < len(seeds) and seeds[choice.seed]))
-    )
-
-
-def _scores(rows: int, real: int, chosen: int | None) -> np.ndarray:
-    """Scores f32[rows]: 1 for the chosen row, 0 for other real ones, -inf for padding."""
-    scores = np.full(rows, -np.inf, np.float32)
-    scores[:real] = 0.0
-    if chosen is not None:
-        scores[chosen] = 1.0
-    return scores

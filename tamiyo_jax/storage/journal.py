@@ -111,7 +111,7 @@ class Journal:
             recovered = merge(segments)
             if recovery == "strict" and recovered.corrupt:
                 raise PersistenceError(
-                    f"{home} is corrupt in {len(recovered.corrupt)} places, one of them"
+                    f"{home} is corrupt in {len(recovered.corrupt)} places, among them:"
                     f" {recovered.corrupt[0]}; open it with recovery='repair' to quarantine them"
                     " and go on",
                     corrupt=recovered.corrupt,

@@ -50,6 +50,12 @@ class Scar:
     length: int
     reason: GapReason
 
+    def __str__(self) -> str:
+        return (
+            f"{self.length} bytes at offset {self.offset} of {self.segment} hold no record "
+            f"({self.reason})"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Hole:
@@ -58,6 +64,11 @@ class Hole:
     first: int
     last: int
 
+    def __str__(self) -> str:
+        if self.first == self.last:
+            return f"record {self.first} is missing"
+        return f"records {self.first} to {self.last} are missing"
+
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
@@ -65,6 +76,9 @@ class Conflict:
 
     sequence: int
     segments: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"record {self.sequence} differs between {' and '.join(self.segments)}"
 
 
 Damage = Scar | Hole | Conflict

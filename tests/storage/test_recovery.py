@@ -103,6 +103,21 @@ def test_bad_bytes_are_torn_only_above_the_highest_synced(synced: int, torn: boo
     assert found.missing == (Hole(5, 5),)
 
 
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (Scar("s.wal", 100, 10, GapReason.DAMAGED), ("10 bytes", "offset 100", "s.wal", "damaged")),
+        (Hole(5, 5), ("record 5 is missing",)),
+        (Hole(5, 7), ("records 5 to 7 are missing",)),
+        (Conflict(3, ("a.wal", "b.wal")), ("record 3", "a.wal and b.wal")),
+    ],
+)
+def test_damage_says_what_and_where_it_is(
+    damage: Scar | Hole | Conflict, said: tuple[str, ...]
+) -> None:
+    assert all(words in str(damage) for words in said)
+
+
 TAILS = pytest.mark.parametrize("reason", [GapReason.SHORT, GapReason.ZEROS])
 
 
