@@ -96,7 +96,7 @@ soak: $(DEV)
 
 # `make notebooks NOTEBOOK_ARGS=--inplace` keeps what they print and draw.
 notebooks: .venv/.installed-notebooks
-	$(BIN)/jupyter-execute $(NOTEBOOK_ARGS) notebooks/*.ipynb
+	printf '%s\n' notebooks/*.ipynb | xargs -n 1 -P 2 $(BIN)/jupyter-execute $(NOTEBOOK_ARGS)
 
 # The .proto is named from the repository's root, so that its descriptor's name is unique.
 proto: $(DEV)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tamiyo_jax.errors import PersistenceError
@@ -171,7 +171,7 @@ class Ticket:
     """The durability of one record."""
 
     sequence: int
-    _commit: GroupCommit
+    _commit: GroupCommit = field(repr=False)
 
     @property
     def done(self) -> bool:
