@@ -11,7 +11,10 @@ head, and its message is ``Σ_k Σ_s P[t, k, s] · h_s W_k``. So three choices a
   in-degrees: list 32 against block 36 at 16 cells an edge (E = 256), 75 against 148 at 64
   (E = 256), 484 against 1830 at 256 (E = 1024); and with even in-degrees, one after the other,
   220 against 69 at 1 (E = 1024). Hence `CELLS_PER_EDGE`.
-- **Project before or after weighting**, on whichever side has fewer rows.
+- **Project before or after weighting**, on whichever side has fewer rows. Along a list, attention
+  that is projected afterwards moves K·D numbers an edge instead of C, which costs as much as to
+  project twice the rows: 10,000 nodes took 6 % less processor time with that, 658 nodes 11 %
+  (medians, in turns, on a busy machine). Hence `ROWS_PER_TARGET`.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ PLACES: tuple[Place, ...] = ("each", "all", "first")
 
 LAYERS = ("sage_0", "sage_1", "gat_0", "gat_1")
 CELLS_PER_EDGE = 16
+ROWS_PER_TARGET = 2
 _READ_BY_HEADS = frozenset({"global", "seed", "blueprint"})
 
 
@@ -130,5 +134,8 @@ def _route(layout: GraphLayout, one: Relation, *, attention: bool) -> Route:
         return Route(one, attends, place, rows, sources, None, dense=True, before=sources < rows)
     edges = layout.edges[one.key].capacity
     dense = targets * sources <= CELLS_PER_EDGE * edges
-    before = (sources if dense else min(sources, edges)) < targets
+    if dense:
+        before = sources < targets
+    else:
+        before = min(sources, edges) <= targets * (ROWS_PER_TARGET if attention else 1)
     return Route(one, attention, "each", targets, sources, edges, dense, before)
