@@ -68,8 +68,8 @@ bench: $(DEV) .venv/.redis
 	$(BIN)/python benchmarks/forward.py
 	$(BIN)/python benchmarks/monitor.py --sequences 4
 
-growth: .venv/.installed-demo
-	$(BIN)/python benchmarks/growth.py
+growth: $(DEV)
+	$(BIN)/python benchmarks/growth.py --plot docs/growing.png
 
 crash-campaign: $(DEV)
 	$(BIN)/python benchmarks/crash_campaign.py
