@@ -61,7 +61,7 @@ with warnings.catch_warnings():
     from peer import Inputs, PeerNetwork, batched, differences, hetero_data, inputs, our_params
 
 WIDTHS = {"reference": PolicyConfig.reference(), "small": PolicyConfig.small()}
-ROUNDS = {"toy": 60, "network": 4, "large": 5}
+ROUNDS = {"toy": 60, "network": 12, "large": 8}
 BATCHES = {1: 40, 16: 20, 256: 5}
 GROWTH = {100: 30, 1_000: 20, 10_000: 7, 100_000: 3}
 THREADS = 2

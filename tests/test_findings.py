@@ -212,7 +212,7 @@ def test_a_write_that_fails_is_told_and_raised_and_the_state_stands(
 
     sink = MemorySink()
     with open_tamiyo(tmp_path, sinks=(sink,)) as tamiyo:
-        tamiyo.step(make_packet())
+        assert tamiyo.step(make_packet()).ticket.wait()
         before = state_to_json(tamiyo.state)
         with monkeypatch.context() as disk:
             disk.setattr(os, "write", full)

@@ -228,17 +228,23 @@ def _softmax(
 ) -> jax.Array:
     """Attention of a complete relation: f32[T, K, S], 0 where the source is no node.
 
-    The largest logit of a target is that of the largest term of a source, since both the sum
-    and the leaky rectifier rise with it; so no block needs to be searched.
+    A logit is ``leaky(a_t + b_s)``, and the largest of a target is that of the largest ``b``. So
+    ``exp(logit - largest)`` is ``exp(b_s - b)`` where ``a_t + b_s`` is positive, and elsewhere
+    ``exp(0.2 (b_s - b))``, times ``exp(-0.8 (a_t + b))`` if ``a_t + b`` is positive: exponentials
+    of rows, none of cells, and none of a positive number.
     """
     source, target = route.relation.source, route.relation.target
     real = graph.real[source][:, None]
     sent = terms[source][:, one.terms(source).index((route, "source"))]
     sent = jnp.where(real, sent, jnp.finfo(sent.dtype).min)
     asked = terms[target][: route.rows, one.terms(target).index((route, "target"))]
-    peak = nn.leaky_relu(asked + jnp.max(sent, axis=0)[None], LEAKY_SLOPE)
-    logits = nn.leaky_relu(asked[:, :, None] + sent.T[None], LEAKY_SLOPE)
-    weights = jnp.where(real.T[None], jnp.exp(logits - peak[:, :, None]), 0.0)
+    largest = jnp.max(sent, axis=0)[None]
+    above, below = (
+        jnp.where(real, jnp.exp(slope * (sent - largest)), 0.0) for slope in (1.0, LEAKY_SLOPE)
+    )
+    fall = jnp.exp((LEAKY_SLOPE - 1.0) * nn.relu(asked + largest))
+    positive = asked[:, :, None] + sent.T[None] > 0.0
+    weights = jnp.where(positive, above.T[None], below.T[None] * fall[:, :, None])
     return weights / (jnp.sum(weights, axis=2, keepdims=True) + SOFTMAX_EPSILON)
 
 
