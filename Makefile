@@ -59,7 +59,12 @@ lint: $(DEV)
 docs: $(DEV)
 	$(BIN)/mkdocs build --strict
 
-bench: $(DEV) .venv/.redis
+# PyTorch is large; where a CPU is enough, name its index for CPUs in PIP_EXTRA_INDEX_URL.
+.venv/.installed-bench: $(DEV)
+	$(INSTALL) -e ".[bench]"
+	@touch $@
+
+bench: $(DEV) .venv/.redis peer
 	$(BIN)/python benchmarks/deadlines.py --repeats 10
 	$(BIN)/python benchmarks/isolation.py
 	$(BIN)/python benchmarks/journal.py
@@ -74,9 +79,7 @@ growth: $(DEV)
 crash-campaign: $(DEV)
 	$(BIN)/python benchmarks/crash_campaign.py
 
-# PyTorch is large; where a CPU is enough, name its index for CPUs in PIP_EXTRA_INDEX_URL.
-peer: $(DEV)
-	$(INSTALL) -e ".[bench]"
+peer: .venv/.installed-bench
 	$(BIN)/python benchmarks/forward_peer.py toy/reference network/reference large/reference
 	$(BIN)/python benchmarks/forward_peer.py batches
 	$(BIN)/python benchmarks/forward_peer.py growth

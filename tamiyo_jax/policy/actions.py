@@ -151,7 +151,7 @@ def legality(
 
     seeds = np.zeros((NUM_ACTIONS, max_seeds), np.bool_)
     if not seedless:
-        stages = [seed.stage for seed in packet.seeds[:max_seeds]]
+        stages = [int(seed.stage) for seed in packet.seeds[:max_seeds]]  # NumPy is slow with enums
         seeds[:, : len(stages)] = _STAGES.take(stages, axis=1)
     actions = np.logical_or.reduce(seeds, axis=1)
     if not blueprints.any():

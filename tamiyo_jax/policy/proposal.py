@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 
 from tamiyo_jax.config import PolicyConfig
@@ -91,7 +90,7 @@ def propose(
     Args:
       packet: the packet that was decided upon.
       candidates: the blueprints in the order of their nodes, the active one first.
-      outputs: the policy's outputs for it, without a batch axis.
+      outputs: the policy's outputs for it, on the host and without a batch axis.
       legality: what may be chosen.
       selection: what was chosen.
       config: names of the blending methods, and the meaning of the risk score.
@@ -101,7 +100,6 @@ def propose(
         outputs.
       NoLegalActionError: the selection is not legal.
     """
-    outputs = jax.device_get(outputs)
     _check_finite(outputs, seeds=len(packet.seeds), blueprints=len(candidates))
     action, seed, blueprint = _check_legal(selection, legality)
     rule = ACTIONS[action]
@@ -146,22 +144,22 @@ def propose(
 
 
 def _check_finite(outputs: PolicyOutputs, *, seeds: int, blueprints: int) -> None:
-    real = {"seed_scores": seeds, "blueprint_scores": blueprints}
-    bad = [
-        name
-        for name, array in outputs._asdict().items()
-        if not np.all(np.isfinite(array[: real[name]] if name in real else array))
-    ]
-    if bad:
-        raise NonFiniteOutputError(
-            f"the policy's outputs {', '.join(bad)} hold NaN or infinity; check the parameters "
-            "that were loaded",
-            outputs=bad,
-        )
+    real = outputs._replace(
+        seed_scores=outputs.seed_scores[:seeds],
+        blueprint_scores=outputs.blueprint_scores[:blueprints],
+    )
+    if np.isfinite(np.concatenate(real, axis=None)).all():
+        return
+    bad = [name for name, array in real._asdict().items() if not np.all(np.isfinite(array))]
+    raise NonFiniteOutputError(
+        f"the policy's outputs {', '.join(bad)} hold NaN or infinity; check the parameters "
+        "that were loaded",
+        outputs=bad,
+    )
 
 
 def _check_legal(selection: Selection, legality: Legality) -> tuple[Action, int | None, int | None]:
-    index, seed, blueprint = (int(one) for one in jax.device_get(selection))
+    index, seed, blueprint = map(int, selection)
     legal = 0 <= index < len(ACTIONS) and bool(legality.actions[index])
     if legal and ACTIONS[Action(index)].operations:
         legal = seed >= 0 and bool(legality.seeds[index, seed])

@@ -45,6 +45,9 @@ class BreakerState:
     cooldown_ns: int = 0
 
 
+_SOUND = BreakerState()
+
+
 def admit(breaker: BreakerState, now_ns: int, stage: Stage) -> BreakerState:
     """Ask for a call; after the cool-down it becomes a HALF_OPEN trial.
 
@@ -71,10 +74,9 @@ def admit(breaker: BreakerState, now_ns: int, stage: Stage) -> BreakerState:
 
 def succeed(breaker: BreakerState, stage: Stage) -> tuple[BreakerState, tuple[Event, ...]]:
     """A call went well: the count starts anew, and a trial closes the breaker (INFO)."""
-    closed = BreakerState()
     if breaker.state is _CLOSED:
-        return closed, ()
-    return closed, (_event(closed, stage, TelemetryLevel.INFO),)
+        return _SOUND, ()
+    return _SOUND, (_event(_SOUND, stage, TelemetryLevel.INFO),)
 
 
 def fail(

@@ -252,6 +252,8 @@ def _breaker(state: RiskState, stage: Stage) -> BreakerState:
 
 
 def _with_breaker(state: RiskState, stage: Stage, breaker: BreakerState) -> RiskState:
+    if breaker is _breaker(state, stage):
+        return state
     if stage == "inference":
         return replace(state, inference=breaker)
     return replace(state, metadata=breaker)

@@ -43,7 +43,7 @@ from tamiyo_jax.errors import (
     WorkerUnavailableError,
 )
 from tamiyo_jax.policy import ArrayPolicy
-from tamiyo_jax.risk import Stage, admit_call, call_succeeded
+from tamiyo_jax.risk import RiskState, Stage, admit_call, call_succeeded
 from tamiyo_jax.runtime.assembly import Parts
 from tamiyo_jax.runtime.decision import Decision, Latency
 from tamiyo_jax.runtime.packets import failure_packet, outcome_packet, status_packet
@@ -305,12 +305,12 @@ class Stepper:
     def _admit(self, attempt: _Attempt, stage: Stage) -> None:
         attempt.stage = stage
         risk = admit_call(attempt.state.risk, stage, self._clock())
-        attempt.state = replace(attempt.state, risk=risk)
+        attempt.state = _with_risk(attempt.state, risk)
 
     def _succeed(self, state: TamiyoState[Any], stage: Stage) -> TamiyoState[Any]:
         risk, events = call_succeeded(state.risk, stage)
         self.tell(events)
-        return replace(state, risk=risk)
+        return _with_risk(state, risk)
 
     def _fail(self, attempt: _Attempt, error: TamiyoError) -> NoReturn:
         """Put a failed step on record and raise; nothing else of the state changes."""
@@ -417,3 +417,7 @@ class Stepper:
             "metadata_timeout_budget_ms": f"{deadlines.metadata_ms:g}",
             "step_index": str(step_index),
         }
+
+
+def _with_risk(state: TamiyoState[Any], risk: RiskState) -> TamiyoState[Any]:
+    return state if risk is state.risk else replace(state, risk=risk)
