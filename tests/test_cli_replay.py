@@ -170,7 +170,7 @@ def test_a_journal_without_packets_has_nothing_to_ask_about(tmp_path: Path) -> N
 def test_a_run_that_is_not_the_demo_is_not_trained_again(run: Path) -> None:
     result: Result = invoke("replay", str(run))
     assert result.exit_code == 1
-    assert "tamiyo_jax.runtime.replay" in result.stderr
+    assert "tamiyo_jax.runtime.Replay" in result.stderr
 
 
 @pytest.mark.parametrize(

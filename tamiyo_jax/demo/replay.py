@@ -66,7 +66,7 @@ def replay_demo(
     if not result.is_file():
         raise PersistenceError(
             f"{directory} holds no demonstration that came to its end; make one with tamiyo-jax "
-            "demo. Replay another loop with tamiyo_jax.runtime.replay",
+            "demo. Replay another loop with tamiyo_jax.runtime.Replay",
             path=str(result),
         )
     ended = json.loads(result.read_text())

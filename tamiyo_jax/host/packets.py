@@ -92,8 +92,9 @@ def packet_from(
       hardware: from a `HardwareMeter`; None leaves what `identity` says of it.
 
     Returns:
-      The packet with ``loss``, ``gradient_norm``, ``grad_var`` (mean over layers),
-      ``grad_conflict_rate``, ``layer/<name>/{weight_norm,gradient_norm}`` and the metrics
+      The packet with ``loss`` and ``training_loss``, ``validation_loss`` where `identity` has
+      one, ``gradient_norm``, ``grad_var`` (mean over layers), ``grad_conflict_rate``,
+      ``layer/<name>/{weight_norm,gradient_norm}`` and the metrics
       of the hardware.
 
     Raises:
@@ -109,10 +110,13 @@ def packet_from(
         )
     training_metrics = {
         "loss": training_loss,
+        "training_loss": training_loss,
         "gradient_norm": float(np.linalg.norm(gradients)),
         "grad_var": float(np.mean(np.asarray(statistics.gradient_variance))),
         "grad_conflict_rate": float(statistics.conflict),
     }
+    if identity.validation_loss is not None:
+        training_metrics["validation_loss"] = identity.validation_loss
     weights = np.asarray(statistics.weight_norm)
     for layer, weight, gradient in zip(layers, weights.tolist(), gradients.tolist(), strict=True):
         training_metrics[f"layer/{layer}/weight_norm"] = weight

@@ -108,14 +108,15 @@ def is_live(stage: jax.Array) -> jax.Array:
     return jnp.any(stage == jnp.array(learning, jnp.int32))
 
 
-def enter(state: SlotState, stage: jax.Array) -> SlotState:
-    """Put the seed at the beginning of `stage` (i32[]), whether or not that is legal.
+def enter(state: SlotState, stage: jax.Array | SeedStage) -> SlotState:
+    """Put the seed at the beginning of `stage` (i32[], may be traced), legal or not.
 
     Alpha becomes 1 where the seed counts fully, and 0 everywhere else: a blend starts at 0.
     """
+    stage = jnp.asarray(stage, jnp.int32)
     full = (stage == SeedStage.PROBATIONARY) | (stage == SeedStage.FOSSILIZED)
     return state._replace(
-        stage=jnp.asarray(stage, jnp.int32),
+        stage=stage,
         alpha=full.astype(jnp.float32),
         stage_steps=jnp.zeros_like(state.stage_steps),
         age_steps=jnp.where(stage == SeedStage.DORMANT, 0, state.age_steps),

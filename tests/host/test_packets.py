@@ -21,15 +21,18 @@ STATISTICS = host.Statistics(
 READING = host.Hardware(HardwareContext("gpu", "0"), {"gpu_mem_free_gb": 1.5})
 
 
+ARGUMENTS = {
+    "layers": ("a", "b"),
+    "statistics": STATISTICS,
+    "training_loss": 0.7,
+    "seeds": [make_seed("s0")],
+    "metrics": {},
+}
+
+
 def packet(**changes):
-    arguments = {
-        "layers": ("a", "b"),
-        "statistics": STATISTICS,
-        "training_loss": 0.7,
-        "seeds": [make_seed("s0")],
-        "metrics": {},
-    }
-    return host.packet_from(make_packet(hardware=None), **{**arguments, **changes})
+    identity = make_packet(hardware=None, validation_loss=None)
+    return host.packet_from(identity, **{**ARGUMENTS, **changes})
 
 
 def test_the_metrics_are_those_that_the_specifications_name():
@@ -38,6 +41,7 @@ def test_the_metrics_are_those_that_the_specifications_name():
     assert made.training_loss == 0.7
     assert made.training_metrics == {
         "loss": 0.7,
+        "training_loss": 0.7,
         "gradient_norm": 5.0,
         "grad_var": 1.0,
         "grad_conflict_rate": 0.5,
@@ -48,6 +52,15 @@ def test_the_metrics_are_those_that_the_specifications_name():
     }
     assert [seed.seed_id for seed in made.seeds] == ["s0"]
     assert all(type(value) is float for value in made.training_metrics.values())
+
+
+def test_a_validation_loss_is_among_the_metrics_once_there_is_one():
+    def metrics(validation_loss):
+        identity = make_packet(validation_loss=validation_loss)
+        return host.packet_from(identity, **ARGUMENTS).training_metrics
+
+    assert metrics(0.5)["validation_loss"] == 0.5
+    assert "validation_loss" not in metrics(None)
 
 
 def test_statistics_on_a_device_make_the_same_packet():

@@ -31,7 +31,7 @@ TIMING = host.Timing(blend_steps=10, embargo_steps=3)
 @pytest.mark.parametrize("stage", list(SeedStage))
 @pytest.mark.parametrize("operation", list(SeedOperation))
 def test_an_operation_leads_where_the_table_says_and_every_other_is_refused(stage, operation):
-    state = host.enter(host.dormant(), jnp.int32(stage))
+    state = host.enter(host.dormant(), stage)
     if (stage, operation) in LEGAL:
         moved = host.transition(state, operation)
         assert int(moved.stage) == LEGAL[stage, operation]
@@ -48,7 +48,7 @@ def test_an_operation_leads_where_the_table_says_and_every_other_is_refused(stag
 
 
 def test_a_culled_seed_comes_home_on_the_hosts_clock_alone():
-    state = host.enter(host.dormant(), jnp.int32(SeedStage.CULLED))
+    state = host.enter(host.dormant(), SeedStage.CULLED)
     passed = []
     for _ in range(6):
         state = jax.jit(host.tick, static_argnums=1)(state, TIMING)
@@ -59,7 +59,7 @@ def test_a_culled_seed_comes_home_on_the_hosts_clock_alone():
 
 @pytest.mark.parametrize("stage", [SeedStage.GERMINATED, SeedStage.TRAINING, SeedStage.FOSSILIZED])
 def test_time_alone_moves_no_other_stage(stage):
-    state = host.enter(host.dormant(), jnp.int32(stage))
+    state = host.enter(host.dormant(), stage)
     for _ in range(50):
         state = host.tick(state, TIMING)
     assert int(state.stage) == stage
