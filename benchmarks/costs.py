@@ -12,10 +12,8 @@ The decisions are those of the demo's network; what is compared takes turns.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +27,7 @@ import jax
 import numpy as np
 import optax
 import psutil
-from harness import Timing, report
+from harness import Found, Timing, report_parts
 from isolation import PATIENT, packets
 from monitor import SECRET, Training
 
@@ -41,7 +39,6 @@ from tamiyo_jax.policy import init_params
 from tamiyo_jax.runtime import MemoryBlueprintLibrary, SqliteBlueprintLibrary, Tamiyo
 
 MB = 1e6
-Found = tuple[dict[str, Timing], dict[str, object]]
 
 
 @dataclass(frozen=True)
@@ -211,20 +208,5 @@ def start(root: Path) -> Found:
 PARTS = {"disk": disk, "machine": machine, "start": start}
 
 
-def main() -> None:
-    """Measure and print the parts that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=list(PARTS), help="all without")
-    parser.add_argument("--json", action="store_true")
-    rows: dict[str, Timing] = {}
-    facts: dict[str, object] = {}
-    for part in parser.parse_args().parts:
-        with tempfile.TemporaryDirectory() as root:
-            found = PARTS[part](Path(root))
-        rows |= found[0]
-        facts |= found[1]
-    report("costs", rows, facts)
-
-
 if __name__ == "__main__":
-    main()
+    report_parts("costs", PARTS, __doc__)

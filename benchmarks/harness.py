@@ -6,20 +6,23 @@ while is busy for all of them.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Timing", "in_turns", "report"]
+__all__ = ["Found", "Timing", "in_turns", "report", "report_parts"]
 
 
 @dataclass(frozen=True)
@@ -75,3 +78,24 @@ def report(title: str, rows: Mapping[str, Timing], facts: Mapping[str, object]) 
     console.print(table)
     for name, fact in facts.items():
         console.print(f"{name}: {fact}", highlight=False)
+
+
+Found = tuple[dict[str, Timing], dict[str, object]]
+"""Rows and facts for `report`."""
+
+
+def report_parts(
+    title: str, parts: Mapping[str, Callable[[Path], Found]], description: str | None
+) -> None:
+    """Measure the parts that the command line asks for, each in a directory of its own."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("parts", nargs="*", default=list(parts), help="all without")
+    parser.add_argument("--json", action="store_true")
+    rows: dict[str, Timing] = {}
+    facts: dict[str, object] = {}
+    for name in parser.parse_args().parts:
+        with tempfile.TemporaryDirectory() as root:
+            found = parts[name](Path(root))
+        rows |= found[0]
+        facts |= found[1]
+    report(title, rows, facts)

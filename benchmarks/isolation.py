@@ -58,15 +58,14 @@ class Case:
     graph: jraph.GraphsTuple | None = None
 
 
-def demo(policy: str, widths: PolicyConfig) -> Case:
-    """The demo's graph, and a run whose loss falls, with three seeds."""
-    task = digits_task(seed=0)
-    packets = [
+def packets(blueprint_id: str, candidates: tuple[str, ...]) -> list[SystemStatePacket]:
+    """Packets of a run whose loss falls, with three seeds."""
+    return [
         SystemStatePacket(
             packet_id=f"packet-{step}",
             training_run_id="benchmark",
-            blueprint_id=task.blueprint.blueprint_id,
-            candidate_blueprint_ids=tuple(one.blueprint_id for one in task.candidates),
+            blueprint_id=blueprint_id,
+            candidate_blueprint_ids=candidates,
             current_epoch=step,
             global_step=step * 33,
             validation_loss=1.0 / (1 + 0.01 * step),
@@ -80,8 +79,18 @@ def demo(policy: str, widths: PolicyConfig) -> Case:
         )
         for step in range(ROUNDS + 20)
     ]
-    config = TamiyoConfig(deadlines=PATIENT, policy=widths)
-    return Case(policy, config, (task.blueprint, *task.candidates), packets)
+
+
+def demo(policy: str, widths: PolicyConfig) -> Case:
+    """The demo's graph."""
+    task = digits_task(seed=0)
+    candidates = tuple(one.blueprint_id for one in task.candidates)
+    return Case(
+        policy,
+        TamiyoConfig(deadlines=PATIENT, policy=widths),
+        (task.blueprint, *task.candidates),
+        packets(task.blueprint.blueprint_id, candidates),
+    )
 
 
 def sized(name: str) -> Case:

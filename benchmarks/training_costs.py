@@ -14,8 +14,6 @@ What is compared takes turns.
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -28,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from harness import Timing, in_turns, report
+from harness import Found, in_turns, report_parts
 from monitor import DEPTH, LENGTH, VOCABULARY, WIDTH, Block, Training, loss
 
 from tamiyo_jax import host
@@ -38,7 +36,6 @@ from tamiyo_jax.plug import Plug
 SEQUENCES = 4
 MB = 1e6
 Mode = Literal["guard", "act"]
-Found = tuple[dict[str, Timing], dict[str, object]]
 
 
 def tokens() -> jax.Array:
@@ -231,20 +228,5 @@ def growth(root: Path) -> Found:
 PARTS = {"loop": loop, "growth": growth}
 
 
-def main() -> None:
-    """Measure and print the parts that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=list(PARTS), help="all without")
-    parser.add_argument("--json", action="store_true")
-    rows: dict[str, Timing] = {}
-    facts: dict[str, object] = {}
-    for part in parser.parse_args().parts:
-        with tempfile.TemporaryDirectory() as root:
-            found = PARTS[part](Path(root))
-        rows |= found[0]
-        facts |= found[1]
-    report("training costs", rows, facts)
-
-
 if __name__ == "__main__":
-    main()
+    report_parts("training costs", PARTS, __doc__)
