@@ -2,12 +2,12 @@
 
     .venv/bin/python benchmarks/isolation.py
 
-Two controllers, alike but for `isolation`, decide on the same recorded packets in turns: on the
-demo's graph, and on the graphs *toy* and *network* of `sizes`, there with the bare forward pass of
-the network among them. Prints whole steps and their inference alone, and the differences of the
-medians, which are what the boundary between the processes costs: two threads to wake, and the
-same Python on both sides. A policy that runs in this process evicts what the rest of the step
-needs from the caches, so that steps differ by less than their inference does.
+On the demo's graph two controllers, alike but for `isolation`, decide on the same recorded packets
+in turns. Prints whole steps and their inference alone, and the differences of the medians, which
+are what the boundary between the processes costs: two threads to wake, and the same Python on both
+sides. A policy that runs in this process evicts what the rest of the step needs from the caches,
+so that steps differ by less than their inference does. On the graphs *toy* and *network* of
+`sizes` steps in a worker take turns with the bare forward pass of the network.
 """
 
 from __future__ import annotations
@@ -141,16 +141,17 @@ def measure(case: Case) -> dict[str, Timing]:
             step()  # prepares the layout
             return step
 
-        calls: dict[str, Callable[[], object]] = {
-            "step, process": stepping("process"),
-            "step, inline": stepping("inline"),
-        }
-        if case.graph is not None and params is not None:
+        calls: dict[str, Callable[[], object]] = {"step, process": stepping("process")}
+        if case.graph is None or params is None:
+            calls["step, inline"] = stepping("inline")
+        else:
             calls["forward pass"] = forward(case, params)
         time.sleep(5.0)  # the spare warms up meanwhile
         rows = in_turns(calls, rounds=ROUNDS)
     return rows | {
-        f"inference, {where}": Timing.of(sample[-ROUNDS:]) for where, sample in inference.items()
+        f"inference, {where}": Timing.of(sample[-ROUNDS:])
+        for where, sample in inference.items()
+        if sample
     }
 
 
@@ -170,11 +171,12 @@ def main() -> None:
     for name in [name for name in CASES if name in sys.argv] or CASES:
         found = measure(CASES[name]())
         rows |= {f"{name}: {row}": timing for row, timing in found.items()}
+        if "forward pass" in found:
+            limits[name] = round(1.4 * found["forward pass"].median + 0.6, 3)
+            continue
         for part, costs in boundary.items():
             cost = found[f"{part}, process"].median - found[f"{part}, inline"].median
             costs[name] = round(cost, 3)
-        if "forward pass" in found:
-            limits[name] = round(1.4 * found["forward pass"].median + 0.6, 3)
     facts: dict[str, object] = {
         f"{part}: the boundary costs, ms at the median": boundary[part] for part in boundary
     }

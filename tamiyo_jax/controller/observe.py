@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 from tamiyo_jax.config import TamiyoConfig
@@ -11,6 +12,7 @@ from tamiyo_jax.contracts import Blueprint, Event, SystemStatePacket, TelemetryL
 from tamiyo_jax.controller.state import TamiyoState
 from tamiyo_jax.graph import (
     BlueprintArrays,
+    Completeness,
     Registries,
     blueprint_order,
     completeness,
@@ -26,36 +28,61 @@ __all__ = ["Situation", "observe", "observe_encoded"]
 PolicyState = TypeVar("PolicyState")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Situation:
     """What the controller knows before it asks the policy.
+
+    What the graph lacks is no part of the question, so it is found when it is first read.
 
     Attributes:
       observation: what the policy is given.
       blueprint: the active blueprint.
       nodes: the blueprints in the order of their node rows; the active one first.
       registries: the registries with this packet's additions.
-      coverage: share of expected input that is there, by node type and relation.
-      total_coverage: the same over all input.
-      missing: optional features that are missing.
-      truncated: what was cut, by type or relation.
-      events: what went missing, came back or was cut.
+      missing_before: optional features that were missing on the step before.
+      truncated_before: what was cut on the step before.
     """
 
     observation: Observation
     blueprint: Blueprint
     nodes: tuple[Blueprint, ...]
     registries: Registries
-    coverage: Mapping[str, float]
-    total_coverage: float
-    missing: frozenset[str]
-    truncated: tuple[tuple[str, int], ...]
-    events: tuple[Event, ...]
+    missing_before: frozenset[str]
+    truncated_before: tuple[tuple[str, int], ...]
 
     @property
     def packet(self) -> SystemStatePacket:
         """The packet."""
         return self.observation.packet
+
+    @property
+    def coverage(self) -> Mapping[str, float]:
+        """Share of expected input that is there, by node type and relation."""
+        return self._completeness.coverage
+
+    @property
+    def total_coverage(self) -> float:
+        """The same over all input."""
+        return self._completeness.total
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """Optional features that are missing."""
+        return self._completeness.missing
+
+    @cached_property
+    def truncated(self) -> tuple[tuple[str, int], ...]:
+        """What was cut, by type or relation."""
+        return tuple(sorted(self._completeness.truncated.items()))
+
+    @cached_property
+    def events(self) -> tuple[Event, ...]:
+        """What went missing, came back or was cut since the step before."""
+        return _events(self)
+
+    @cached_property
+    def _completeness(self) -> Completeness:
+        return completeness(self.observation.layout, self.observation.raw)
 
 
 def observe(
@@ -105,27 +132,19 @@ def observe_encoded(
     raw, registries = encode_packet(
         packet, arrays, candidates, state.registries, config=config.graph
     )
-    there = completeness(layout, raw)
-    cut = tuple(sorted(there.truncated.items()))
     return Situation(
         observation=Observation(packet, layout, raw, allowed),
         blueprint=blueprint,
         nodes=nodes,
         registries=registries,
-        coverage=there.coverage,
-        total_coverage=there.total,
-        missing=there.missing,
-        truncated=cut,
-        events=_events(state, there.missing, cut),
+        missing_before=state.missing_features,
+        truncated_before=state.truncated,
     )
 
 
-def _events(
-    state: TamiyoState[PolicyState],
-    missing: frozenset[str],
-    cut: tuple[tuple[str, int], ...],
-) -> tuple[Event, ...]:
-    gone, back = feature_changes(state.missing_features, missing)
+def _events(situation: Situation) -> tuple[Event, ...]:
+    gone, back = feature_changes(situation.missing_before, situation.missing)
+    cut = situation.truncated
     events: list[Event] = []
     if gone:
         events.append(
@@ -135,7 +154,7 @@ def _events(
         events.append(
             Event("feature_restored", TelemetryLevel.INFO, {"features": ",".join(sorted(back))})
         )
-    if cut and cut != state.truncated:
+    if cut and cut != situation.truncated_before:
         events.append(
             Event(
                 "graph_truncated",

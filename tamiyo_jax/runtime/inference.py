@@ -6,7 +6,7 @@ See `tamiyo_jax.runtime.process` for the one in a worker process, which can be e
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -31,9 +31,19 @@ class Runner(Protocol[PolicyState]):
         ...
 
     def run(
-        self, policy_state: PolicyState, observation: Observation, budget_ms: float
+        self,
+        policy_state: PolicyState,
+        observation: Observation,
+        budget_ms: float,
+        meanwhile: Callable[[], object] | None = None,
     ) -> Answer[PolicyState]:
         """Ask the policy.
+
+        Args:
+          policy_state: its state.
+          observation: what it decides upon, of a layout that `prepare` was called for.
+          budget_ms: milliseconds until this returns or raises.
+          meanwhile: what can be done while it is at work.
 
         Raises:
           DeadlineExceededError: there was no answer within `budget_ms`.
@@ -106,9 +116,15 @@ class InlineRunner(Generic[PolicyState]):
         return True
 
     def run(
-        self, policy_state: PolicyState, observation: Observation, budget_ms: float
+        self,
+        policy_state: PolicyState,
+        observation: Observation,
+        budget_ms: float,
+        meanwhile: Callable[[], object] | None = None,
     ) -> Answer[PolicyState]:
-        """See `Runner`."""
+        """See `Runner`; here it is done before."""
+        if meanwhile is not None:
+            meanwhile()
         started = time.perf_counter()
         exchange, packet = self._exchanges[observation.layout], observation.packet
         with _policy_failures(packet.packet_id):

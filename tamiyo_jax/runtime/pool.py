@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, NoReturn
 
 from tamiyo_jax.contracts import Metric
@@ -124,12 +124,15 @@ class WorkerPool:
             self._changed.notify_all()
         return answer
 
-    def call(self, message: object, budget_ms: float) -> Any:  # noqa: ANN401 - a reply
+    def call(
+        self, message: object, budget_ms: float, meanwhile: Callable[[], object] | None = None
+    ) -> Any:  # noqa: ANN401 - a reply
         """Ask a worker.
 
         Args:
           message: what its function is called with.
           budget_ms: milliseconds from now until this returns or raises.
+          meanwhile: what to do while the worker is at work; if it raises, the worker is ended.
 
         Raises:
           DeadlineExceededError: there was no answer in time; the worker is gone.
@@ -137,7 +140,7 @@ class WorkerPool:
           TamiyoError: the worker raised it; or, of the kind that the pool's `WorkerSpec`
             names, the worker crashed or raised something else.
         """
-        return self._call(message, budget_ms, f"{self._spec.stage}_ms")[0]
+        return self._call(message, budget_ms, f"{self._spec.stage}_ms", meanwhile)[0]
 
     def close(self) -> None:
         """End all workers; closing twice is harmless."""
@@ -155,7 +158,13 @@ class WorkerPool:
             self._ready.clear()
             self._ending.clear()
 
-    def _call(self, message: object, budget_ms: float, setting: str) -> tuple[Any, Worker]:
+    def _call(
+        self,
+        message: object,
+        budget_ms: float,
+        setting: str,
+        meanwhile: Callable[[], object] | None = None,
+    ) -> tuple[Any, Worker]:
         deadline = time.monotonic() + budget_ms / 1e3
         if not self._calls.acquire(timeout=max(0.0, budget_ms / 1e3)):
             self._late(budget_ms, "it never left the queue", setting)
@@ -163,7 +172,7 @@ class WorkerPool:
             worker = self._take()
             margin = min(self._margin_s, _MARGIN_SHARE * budget_ms / 1e3)
             try:
-                return worker.exchange(message, deadline - margin), worker
+                answer = worker.exchange(message, deadline - margin, meanwhile)
             except TimeoutError:
                 self._end(worker)
                 self._late(budget_ms, "its worker was ended", setting)
@@ -175,11 +184,10 @@ class WorkerPool:
                     stage=self._spec.stage,
                     status=worker.status,
                 ) from error
-            except TamiyoError:
-                raise  # an answer too
             except BaseException:  # interrupted: what the worker answers now has no taker
                 self._end(worker)
                 raise
+            return worker.opened(answer), worker
         finally:
             self._calls.release()
 
@@ -280,12 +288,15 @@ class WorkerPool:
 
     def _warm_up(self, worker: Worker) -> None:
         if not worker.loaded:
-            worker.exchange(self._load, time.monotonic() + self._spec.warmup_s)
+            self._told(worker, self._load)
             worker.loaded = True
         for key, message in list(self._warmups.items()):
             if key not in worker.warm:
-                worker.exchange(message, time.monotonic() + self._spec.warmup_s)
+                self._told(worker, message)
                 worker.warm.add(key)
+
+    def _told(self, worker: Worker, message: Encoded) -> None:
+        worker.opened(worker.exchange(message, time.monotonic() + self._spec.warmup_s))
 
     def _give_up(self, worker: Worker | None, error: Exception) -> None:
         if worker is not None:

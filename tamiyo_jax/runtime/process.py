@@ -107,7 +107,11 @@ class ProcessRunner(Generic[PolicyState]):
         return True
 
     def run(
-        self, policy_state: PolicyState, observation: Observation, budget_ms: float
+        self,
+        policy_state: PolicyState,
+        observation: Observation,
+        budget_ms: float,
+        meanwhile: Callable[[], object] | None = None,
     ) -> Answer[PolicyState]:
         """See `Runner`."""
         started = time.perf_counter()
@@ -115,7 +119,7 @@ class ProcessRunner(Generic[PolicyState]):
         asked = plan.questions.pack(question(policy_state, observation))
         packet = observation.packet if self._reads_packets else None
         ask: _Ask = number, plan.questions.to_plain(asked), packet
-        answered = plan.answers.from_plain(self._pool.call(ask, budget_ms))
+        answered = plan.answers.from_plain(self._pool.call(ask, budget_ms, meanwhile))
         answer = plan.answers.unpack(answered)
         return Answer(*answer, latency_ms=(time.perf_counter() - started) * 1e3)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tamiyo_jax.contracts import AdaptationCommand, FieldReport, SystemStatePacket
+from tamiyo_jax.contracts import AdaptationCommand, FieldReport
 from tamiyo_jax.controller import Mode, Outcome, TamiyoState, state_to_json
 from tamiyo_jax.runtime.decision import Decision, Latency
 from tamiyo_jax.storage import StepRecord, Ticket
@@ -21,8 +21,7 @@ def outcome_record(
     before: TamiyoState[Any],
     after: TamiyoState[Any],
     mode: Mode,
-    *,
-    with_packet: bool,
+    packet: bytes | None,
 ) -> StepRecord:
     """The record of a decided step.
 
@@ -32,13 +31,14 @@ def outcome_record(
       before: the state before the step.
       after: the state after it.
       mode: act, shadow or guard.
-      with_packet: keep what lets the journal be replayed: packet, masks and outputs.
+      packet: as the wire has it; None keeps nothing that lets the journal be replayed, which
+        are the masks and the outputs too.
     """
     replayable: dict[str, Any] = {}
-    if with_packet:
+    if packet is not None:
         outputs = outcome.outputs
         replayable = {
-            "packet": outcome.situation.packet,
+            "packet_bytes": packet,
             "mask": _named(outcome.situation.observation.legality._asdict()),
             "outputs": None if outputs is None else _named(outputs._asdict()),
         }
@@ -56,7 +56,7 @@ def outcome_record(
 
 
 def failure_record(
-    report: FieldReport, packet: SystemStatePacket | None, after: TamiyoState[Any], mode: Mode
+    report: FieldReport, packet: bytes | None, after: TamiyoState[Any], mode: Mode
 ) -> StepRecord:
     """The record of a step that raised; `packet` is None where it was invalid."""
     return StepRecord(
@@ -64,7 +64,7 @@ def failure_record(
         action="",
         mode=mode.value,
         state=state_to_json(after, registries=False),
-        packet=packet,
+        packet_bytes=packet,
     )
 
 

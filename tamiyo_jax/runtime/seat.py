@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -28,9 +28,15 @@ class Seat:
     choice: PolicyChoice
     runner: Runner[Any]
 
-    def ask(self, state: TamiyoState[Any], situation: Situation, budget_ms: float) -> Answer[Any]:
+    def ask(
+        self,
+        state: TamiyoState[Any],
+        situation: Situation,
+        budget_ms: float,
+        meanwhile: Callable[[], object],
+    ) -> Answer[Any]:
         """See `Runner.run`."""
-        return self.runner.run(state.policy_state, situation.observation, budget_ms)
+        return self.runner.run(state.policy_state, situation.observation, budget_ms, meanwhile)
 
     def prepare(self, state: TamiyoState[Any], situation: Situation) -> bool:
         """See `Runner.prepare`."""

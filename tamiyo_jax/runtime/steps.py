@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, NoReturn
 
 from tamiyo_jax.config import TamiyoConfig
@@ -21,6 +22,7 @@ from tamiyo_jax.contracts import (
     Secret,
     SystemStatePacket,
     TelemetryLevel,
+    encode_packet,
     sign,
     validate_packet,
 )
@@ -60,7 +62,7 @@ _COUNTED: Mapping[Stage, tuple[type[TamiyoError], ...]] = {
 }
 
 
-@dataclass(slots=True)
+@dataclass
 class _Attempt:
     """One step on its way, and what must be known should it fail.
 
@@ -81,6 +83,11 @@ class _Attempt:
     started: float = 0.0
     resolved: float = 0.0
     encoded: float = 0.0
+
+    @cached_property
+    def packet_bytes(self) -> bytes:
+        """The packet as the journal keeps it."""
+        return encode_packet(self.packet)
 
 
 class Stepper:
@@ -128,7 +135,8 @@ class Stepper:
                 self._admit(attempt, "inference")
                 self.prepare(situation, attempt.state)
                 budget_ms = self._config.deadlines.inference_ms
-                answer = self.seat.ask(attempt.state, situation, budget_ms)
+                aside = partial(self._prepare_record, attempt, situation)
+                answer = self.seat.ask(attempt.state, situation, budget_ms, aside)
             after, outcome = self._conclude(attempt.state, situation, answer)
             if answer is not None:
                 after = self._succeed(after, "inference")
@@ -192,6 +200,16 @@ class Stepper:
         if events:
             indicators = self._indicators(self.state.steps)
             self._parts.telemetry.emit(status_packet(events, indicators, self._clock()))
+
+    def _prepare_record(self, attempt: _Attempt, situation: Situation) -> None:
+        """Find, while the policy is at work, what `_conclude` and `_commit` read again."""
+        self._recorded_packet(attempt)
+        _ = situation.events
+
+    def _recorded_packet(self, attempt: _Attempt) -> bytes | None:
+        """The packet as the journal is to keep it, if it is to."""
+        kept = attempt.valid and self._config.storage.record_packets
+        return attempt.packet_bytes if kept else None
 
     def _begin(self, packet: SystemStatePacket, state: TamiyoState[Any]) -> _Attempt:
         return _Attempt(packet, state, state, started=time.perf_counter())
@@ -327,8 +345,7 @@ class Stepper:
             now_ns=self._clock(),
             report_id=f"fr-{self._new_id()}",
         )
-        record_packets = attempt.valid and self._config.storage.record_packets
-        packet = attempt.packet if record_packets else None
+        packet = self._recorded_packet(attempt)
         told = attempt.packet if attempt.valid else None
         indicators = self._indicators(self.state.steps, told)
         self._parts.telemetry.emit(failure_packet(failure, indicators))
@@ -364,7 +381,7 @@ class Stepper:
             self.state,
             after,
             self.mode,
-            with_packet=self._config.storage.record_packets,
+            self._recorded_packet(attempt),
         )
         ticket = self._record_step(record, after)
         before, self.state, self.last = self.state, after, outcome.situation

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,16 +112,31 @@ class Worker:
         """Exit status, negative for a signal; None while the process lives."""
         return self._process.returncode
 
-    def exchange(self, message: object, deadline: float) -> Any:  # noqa: ANN401 - a reply
-        """Ask and wait for the answer.
+    def exchange(
+        self, message: object, deadline: float, meanwhile: Callable[[], object] | None = None
+    ) -> object:
+        """Ask and wait for the answer, which `opened` opens.
+
+        Args:
+          message: anything that pickles.
+          deadline: on the clock of `time.monotonic`.
+          meanwhile: what to do while the worker is at work.
 
         Raises:
           TimeoutError: no answer by the deadline.
           ConnectionError: the process is gone.
-          TamiyoError: the worker raised.
         """
         send(self._connection, message, deadline)
-        answer = receive(self._connection, deadline)
+        if meanwhile is not None:
+            meanwhile()
+        return receive(self._connection, deadline)
+
+    def opened(self, answer: object) -> Any:  # noqa: ANN401 - a reply
+        """What an answer of `exchange` says.
+
+        Raises:
+          TamiyoError: the worker raised.
+        """
         if not isinstance(answer, Raised):
             return answer
         if answer.error is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -18,7 +19,6 @@ from tamiyo_jax.contracts import (
     decode_packet,
     decode_report,
     encode_command,
-    encode_packet,
     encode_report,
     validate_report,
 )
@@ -57,7 +57,7 @@ Arrays = Mapping[str, np.ndarray]
 _NO_FACTS = Facts()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StepRecord:
     """One step as the journal keeps it.
 
@@ -65,7 +65,8 @@ class StepRecord:
       report: the step's report.
       action: what was decided; empty for a step that failed.
       mode: act, shadow or guard.
-      packet: the packet; None if it was invalid or packets are not recorded.
+      packet_bytes: the packet as the wire has it; None if it was invalid or packets are not
+        recorded.
       command: the command; None for WAIT and for a step that failed.
       blueprint_revision: revision of the active blueprint; 0 where none was resolved.
       mask: the legality masks by name.
@@ -79,7 +80,7 @@ class StepRecord:
     action: str
     mode: str
     state: str
-    packet: SystemStatePacket | None = None
+    packet_bytes: bytes | None = None
     command: AdaptationCommand | None = None
     blueprint_revision: int = 0
     mask: Arrays | None = None
@@ -91,6 +92,11 @@ class StepRecord:
     def reports(self) -> tuple[FieldReport, ...]:
         """All reports of the record: the step's own, then those of the windows it closed."""
         return (self.report, *self.closed_windows)
+
+    @cached_property
+    def packet(self) -> SystemStatePacket | None:
+        """The packet, if it is on record."""
+        return None if self.packet_bytes is None else decode_packet(self.packet_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +156,8 @@ def encode_step(step: StepRecord) -> bytes:
         action=step.action,
         closed_windows=[encode_report(report) for report in step.closed_windows],
     )
-    if step.packet is not None:
-        message.packet = encode_packet(step.packet)
+    if step.packet_bytes is not None:
+        message.packet = step.packet_bytes
     if step.command is not None:
         message.command = encode_command(step.command)
     for arrays, field in ((step.mask, message.mask), (step.outputs, message.outputs)):
@@ -176,7 +182,7 @@ def decode_step(payload: bytes) -> StepRecord:
         action=message.action,
         mode=message.mode,
         state=message.state,
-        packet=decode_packet(message.packet) if message.HasField("packet") else None,
+        packet_bytes=message.packet if message.HasField("packet") else None,
         command=decode_command(message.command) if message.HasField("command") else None,
         blueprint_revision=message.blueprint_revision,
         mask=_arrays(message.mask),
