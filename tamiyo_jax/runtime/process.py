@@ -22,7 +22,7 @@ from tamiyo_jax.controller import (
     question,
 )
 from tamiyo_jax.controller.exchange import batch_size, stack, unstack
-from tamiyo_jax.errors import PolicyFailureError
+from tamiyo_jax.errors import ConfigurationError, PolicyFailureError
 from tamiyo_jax.graph import GraphLayout
 from tamiyo_jax.policy import ArrayPolicy, Observation
 from tamiyo_jax.runtime.framing import Load
@@ -65,11 +65,21 @@ class ProcessRunner(Generic[PolicyState]):
       config: the configuration.
       choice: the policy; the worker makes its own by the same name.
       environment: what the worker sees of the environment; see `worker_environment`.
+
+    Raises:
+      ConfigurationError: the policy is of the program that was started, which no other process
+        can import.
     """
 
     def __init__(
         self, config: TamiyoConfig, choice: PolicyChoice, environment: Mapping[str, str]
     ) -> None:
+        if choice.name.startswith("__main__:"):
+            raise ConfigurationError(
+                f"a worker process cannot import {choice.name!r}; put the factory into a module "
+                "of its own, or open with isolation='inline'",
+                policy=choice.name,
+            )
         deadlines = config.deadlines
         self._plans: dict[GraphLayout, tuple[int, Plan]] = {}
         self._batches: set[tuple[GraphLayout, int]] = set()

@@ -77,6 +77,18 @@ def checked_parameters(
             f"schema_digest is {update.schema_digest!r}, this build's is {schema_digest()}; learn "
             "the parameters with this version of tamiyo_jax",
         )
+    return _read_parameters(update, params)
+
+
+def _read_parameters(update: PolicyUpdate, params: Params) -> Params:
+    """The payload as parameters of the same shapes."""
+    if params is None:
+        _reject(
+            update,
+            "shape_mismatch",
+            "this controller was opened without parameters, so there are no shapes that an update "
+            "could have; open it with params=…",
+        )
     limit = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) + _HEADER_LIMIT
     if len(update.payload) > limit:
         _reject(update, "invalid_payload", f"{len(update.payload)} bytes, the limit is {limit}")

@@ -130,6 +130,15 @@ def test_an_update_is_refused_for_a_reason_and_the_live_policy_stays(
     assert not list((tmp_path / "policies").iterdir())
 
 
+def test_a_guard_without_parameters_says_why_it_takes_no_update(tmp_path: Path) -> None:
+    with (
+        graph_tamiyo(tmp_path, params=None, mode="guard") as tamiyo,
+        pytest.raises(PolicyUpdateRejectedError, match="open it with params") as raised,
+    ):
+        tamiyo.update_policy(make_update())
+    assert raised.value.reason == "shape_mismatch"
+
+
 def test_a_policy_that_fails_its_trial_never_decides(tmp_path: Path) -> None:
     with graph_tamiyo(tmp_path) as tamiyo:
         tamiyo.step(make_packet())

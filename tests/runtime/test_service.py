@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -262,6 +263,19 @@ def test_a_directory_has_one_owner_and_the_error_names_it(tmp_path: Path) -> Non
 def test_an_unknown_policy_says_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"package\.module:factory"):
         open_tamiyo(tmp_path, policy="best")
+
+
+def test_a_policy_of_the_main_program_is_for_this_process_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_policy(config: TamiyoConfig) -> HeuristicPolicy:
+        return HeuristicPolicy(config.heuristic, config.policy)
+
+    monkeypatch.setattr(sys.modules["__main__"], "make_policy", make_policy, raising=False)
+    with pytest.raises(ConfigurationError, match="module of its own, or open with isolation"):
+        open_tamiyo(tmp_path, policy="__main__:make_policy", isolation="process")
+    with open_tamiyo(tmp_path, policy="__main__:make_policy", isolation="inline") as tamiyo:
+        assert tamiyo.step(make_packet()).action == "WAIT"
 
 
 def graph_arguments() -> dict:
