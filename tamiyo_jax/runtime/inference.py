@@ -60,7 +60,11 @@ class Runner(Protocol[PolicyState]):
         ...
 
     def run_many(
-        self, policy_state: PolicyState, observations: Sequence[Observation], budget_ms: float
+        self,
+        policy_state: PolicyState,
+        observations: Sequence[Observation],
+        budget_ms: float,
+        meanwhile: Callable[[], object] | None = None,
     ) -> tuple[Answer[PolicyState], ...]:
         """Ask the policy as if one after another, each time with its state after the last.
 
@@ -68,6 +72,7 @@ class Runner(Protocol[PolicyState]):
           policy_state: its state before the first.
           observations: of one layout, for which `prepare_many` was called.
           budget_ms: for all of them together.
+          meanwhile: as for `run`.
 
         Raises:
           TamiyoError: as `run`; there is no answer to any of them then.
@@ -145,9 +150,15 @@ class InlineRunner(Generic[PolicyState]):
         return True
 
     def run_many(
-        self, policy_state: PolicyState, observations: Sequence[Observation], budget_ms: float
+        self,
+        policy_state: PolicyState,
+        observations: Sequence[Observation],
+        budget_ms: float,
+        meanwhile: Callable[[], object] | None = None,
     ) -> tuple[Answer[PolicyState], ...]:
-        """See `Runner`."""
+        """See `run`."""
+        if meanwhile is not None:
+            meanwhile()
         exchange = cast(CompiledExchange, self._exchanges[observations[0].layout])
         started = time.perf_counter()
         with _policy_failures(observations[0].packet.packet_id):

@@ -146,13 +146,17 @@ class ProcessRunner(Generic[PolicyState]):
         return True
 
     def run_many(
-        self, policy_state: PolicyState, observations: Sequence[Observation], budget_ms: float
+        self,
+        policy_state: PolicyState,
+        observations: Sequence[Observation],
+        budget_ms: float,
+        meanwhile: Callable[[], object] | None = None,
     ) -> tuple[Answer[PolicyState], ...]:
         """See `Runner`."""
         started = time.perf_counter()
         number, plan = self._plans[observations[0].layout]
         message = _AskMany(number, stack(plan, policy_state, observations))
-        answers = unstack(plan, self._pool.call(message, budget_ms))
+        answers = unstack(plan, self._pool.call(message, budget_ms, meanwhile))
         latency_ms = (time.perf_counter() - started) * 1e3
         return tuple(Answer(*answer, latency_ms=latency_ms) for answer in answers)
 

@@ -43,11 +43,15 @@ class Seat:
         return self.runner.prepare(state.policy_state, situation.observation)
 
     def ask_many(
-        self, state: TamiyoState[Any], situations: Sequence[Situation], budget_ms: float
+        self,
+        state: TamiyoState[Any],
+        situations: Sequence[Situation],
+        budget_ms: float,
+        meanwhile: Callable[[], object],
     ) -> tuple[Answer[Any], ...]:
         """See `Runner.run_many`."""
         observations = [one.observation for one in situations]
-        return self.runner.run_many(state.policy_state, observations, budget_ms)
+        return self.runner.run_many(state.policy_state, observations, budget_ms, meanwhile)
 
     def prepare_many(self, state: TamiyoState[Any], situations: Sequence[Situation]) -> bool:
         """See `Runner.prepare_many`."""

@@ -135,7 +135,7 @@ class Stepper:
                 self._admit(attempt, "inference")
                 self.prepare(situation, attempt.state)
                 budget_ms = self._config.deadlines.inference_ms
-                aside = partial(self._prepare_record, attempt, situation)
+                aside = partial(self._prepare_records, [(attempt, situation)])
                 answer = self.seat.ask(attempt.state, situation, budget_ms, aside)
             after, outcome = self._conclude(attempt.state, situation, answer)
             if answer is not None:
@@ -201,10 +201,11 @@ class Stepper:
             indicators = self._indicators(self.state.steps)
             self._parts.telemetry.emit(status_packet(events, indicators, self._clock()))
 
-    def _prepare_record(self, attempt: _Attempt, situation: Situation) -> None:
+    def _prepare_records(self, taken: Sequence[tuple[_Attempt, Situation]]) -> None:
         """Find, while the policy is at work, what `_conclude` and `_commit` read again."""
-        self._recorded_packet(attempt)
-        _ = situation.events
+        for attempt, situation in taken:
+            self._recorded_packet(attempt)
+            _ = situation.events
 
     def _recorded_packet(self, attempt: _Attempt) -> bytes | None:
         """The packet as the journal is to keep it, if it is to."""
@@ -279,7 +280,8 @@ class Stepper:
             if self.seat.prepare_many(first.state, situations):
                 self.tell((Event("batch_prepared", TelemetryLevel.INFO),))
             budget_ms = self._config.deadlines.inference_ms * len(taken)
-            answers = self.seat.ask_many(first.state, situations, budget_ms)
+            aside = partial(self._prepare_records, taken)
+            answers = self.seat.ask_many(first.state, situations, budget_ms, aside)
         except TamiyoError as error:
             failed = self._failed(first, error)  # the one call counts once
             return [failed, *(self._failed_behind(attempt, error) for attempt in attempts[1:])]

@@ -324,6 +324,25 @@ def test_an_answer_that_comes_late_is_never_anybodys_answer(tmp_path: Path) -> N
         assert pool.call(0.01, 60_000.0) == 0.01
 
 
+def test_what_is_done_meanwhile_takes_no_time_of_its_own(tmp_path: Path) -> None:
+    with pool_of("naps", tmp_path) as pool:
+        pool.wait_ready()
+        started = time.monotonic()
+        assert pool.call(0.5, 60_000.0, lambda: time.sleep(0.4)) == 0.5
+        assert time.monotonic() - started < 0.8
+
+
+def test_an_answer_is_nobodys_where_what_was_done_meanwhile_failed(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise NoLegalActionError("meanwhile")
+
+    with pool_of("naps", tmp_path, spares=1) as pool:
+        until(lambda: len(pool.pids()) == 2)
+        with pytest.raises(NoLegalActionError, match="meanwhile"):
+            pool.call(0.01, 60_000.0, fail)
+        assert pool.call(0.02, 60_000.0) == 0.02
+
+
 def test_a_worker_that_cannot_begin_says_why(tmp_path: Path) -> None:
     with pool_of("unwilling", tmp_path) as pool:
         with pytest.raises(WorkerUnavailableError, match="cannot begin") as raised:
