@@ -201,7 +201,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(rows, indent=1))
         return
-    Console().print(table(rows))
+    Console(width=110).print(table(rows))  # no line of Markdown may break
 
 
 if __name__ == "__main__":
