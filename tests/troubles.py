@@ -6,6 +6,7 @@ import ctypes
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,31 @@ def echo() -> Callable[[Any], Any]:
 
 def environment() -> Callable[[Any], Any]:
     return lambda _: dict(os.environ)
+
+
+@dataclass
+class Scaler:
+    """A dataclass whose constructor is no inverse of its fields."""
+
+    scale: float
+
+    def __post_init__(self) -> None:
+        self.scale *= 2.0
+
+
+def unreadable_at_home() -> Callable[[Any], Any]:
+    """Its answers unpickle in its own process alone, but for the text ``"ready"``."""
+    return lambda message: message if message == "ready" else _Homebound(os.getpid())
+
+
+class _Homebound:
+    def __init__(self, pid: int) -> None:
+        if os.getpid() != pid:
+            raise LookupError("far from home")
+        self._pid = pid
+
+    def __reduce__(self) -> tuple[type[_Homebound], tuple[int]]:
+        return _Homebound, (self._pid,)
 
 
 def naps() -> Callable[[float], float]:

@@ -11,6 +11,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar, cast
 
@@ -193,11 +194,13 @@ def _check_known(tree: type[BaseModel], section: str, field: str | None, origin:
         if field is None:
             return
         known, kind = section_of(tree, section).model_fields, f"settings of {section}"
-        where = f"{section}.{field}" if field else section
         if field in known:
             return
+        where = f"{section}.{field}" if field else "what follows the section's name"
+    likely = get_close_matches(field or section, known, 1)
+    hint = f"; did you mean {likely[0]}?" if likely else ""
     raise ConfigurationError(
-        f"configuration: {where} ({origin}) is not among the {kind}: {', '.join(known)}",
+        f"configuration: {where} ({origin}) is not among the {kind}: {', '.join(known)}{hint}",
         field=where,
         origins=(origin,),
     )

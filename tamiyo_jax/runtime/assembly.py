@@ -119,7 +119,8 @@ def assemble(
         environment = worker_environment(config.deadlines.device, cache)
         seating = Seating(config, choice, storage, isolation, environment)
         if state is not None:
-            current = seating.adopted(state, choice.params)
+            given = choice.params is not None
+            current = seating.adopted(state, choice.params) if given else state
             storage.append_restore(current, "state given to open")
         pool = _metadata_pool(config, library, isolation, cache)
         if pool is not None:

@@ -1,8 +1,8 @@
 """Messages between a controller and its workers, over a socket that nobody else holds.
 
 A message is one object, pickled; large arrays in it travel as raw buffers beside the pickle,
-and dataclasses as calls of their constructor, which is several times as fast as what they
-bring along. Both ends are processes of one user who runs the same program, so that pickle
+and dataclasses of this package as calls of their constructor, which is several times as fast as
+what they bring along. Both ends are processes of one user who runs the same program, so that pickle
 crosses no boundary of trust.
 """
 
@@ -156,7 +156,7 @@ def _padding(length: int) -> bytes:
 
 
 class _Pickler(pickle.Pickler):
-    """Dataclasses as calls of their constructor."""
+    """Dataclasses of this package as calls of their constructor."""
 
     def reducer_override(self, obj: Any) -> Any:  # noqa: ANN401 - as pickle has it
         """How an object is rebuilt, where that is not left to the object."""
@@ -168,7 +168,8 @@ class _Pickler(pickle.Pickler):
 @cache
 def _constructor_arguments(kind: type[Any]) -> Callable[[object], tuple[Any, ...]] | None:
     """What takes an instance's fields in the order of its constructor; None if nothing does."""
-    if not is_dataclass(kind) or "__reduce__" in vars(kind):
+    ours = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+    if not ours or not is_dataclass(kind) or "__reduce__" in vars(kind):
         return None
     names = [field.name for field in fields(kind) if field.init and not field.kw_only]
     if len(names) < len(fields(kind)):

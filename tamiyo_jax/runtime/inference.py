@@ -43,7 +43,8 @@ class Runner(Protocol[PolicyState]):
           policy_state: its state.
           observation: what it decides upon, of a layout that `prepare` was called for.
           budget_ms: milliseconds until this returns or raises.
-          meanwhile: what can be done while it is at work.
+          meanwhile: what can be done while it is at work; where it runs in this process that is
+            before, and outside the budget.
 
         Raises:
           DeadlineExceededError: there was no answer within `budget_ms`.

@@ -5,11 +5,17 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 from tamiyo_jax.config import GraphConfig
 from tamiyo_jax.contracts import Blueprint, Metric, SystemStatePacket
-from tamiyo_jax.errors import DeadlineExceededError, UnknownBlueprintError
+from tamiyo_jax.errors import (
+    DeadlineExceededError,
+    GraphCapacityError,
+    InvalidBlueprintError,
+    UnknownBlueprintError,
+)
 from tamiyo_jax.graph import BlueprintArrays, encode_blueprint, layout_for
 from tamiyo_jax.runtime.cache import Entry, Found
 from tamiyo_jax.runtime.library import BlueprintLibrary
@@ -55,7 +61,8 @@ def serve_library(
     module, _, name = factory.partition(":")
     library: BlueprintLibrary = getattr(importlib.import_module(module), name)(**arguments)
     for one in library.ids()[:1]:
-        library.get(one)  # connect and import now, not under a deadline
+        with suppress(InvalidBlueprintError, GraphCapacityError):  # it is for who asks for it
+            library.get(one)  # connect and import now, not under a deadline
     return lambda ids: {one: library.get(one) for one in ids}
 
 

@@ -22,7 +22,7 @@ from tamiyo_jax.errors import (
     WorkerUnavailableError,
 )
 from tamiyo_jax.runtime.framing import Encoded, encode
-from tamiyo_jax.runtime.worker import Worker, WorkerSpec
+from tamiyo_jax.runtime.worker import UnreadableAnswerError, Worker, WorkerSpec
 
 __all__ = ["WorkerPool"]
 
@@ -169,13 +169,18 @@ class WorkerPool:
         if not self._calls.acquire(timeout=max(0.0, budget_ms / 1e3)):
             self._late(budget_ms, "it never left the queue", setting)
         try:
-            worker = self._take()
             margin = min(self._margin_s, _MARGIN_SHARE * budget_ms / 1e3)
+            if time.monotonic() >= deadline - margin:
+                self._late(budget_ms, "it never left the queue", setting)
+            worker = self._take()
             try:
-                answer = worker.exchange(message, deadline - margin, meanwhile)
+                answer = worker.exchange(message, deadline, margin, meanwhile)
             except TimeoutError:
                 self._end(worker)
                 self._late(budget_ms, "its worker was ended", setting)
+            except UnreadableAnswerError as error:
+                self._end(worker)
+                raise self._unreadable(error) from error
             except ConnectionError as error:
                 worker.reap(min(_CRASH_S, max(0.0, deadline - time.monotonic())))
                 self._end(worker)
@@ -232,6 +237,12 @@ class WorkerPool:
             f"Raise deadlines.{setting}, or find out what takes so long",
             stage=stage,
             budget_ms=budget_ms,
+        )
+
+    def _unreadable(self, error: UnreadableAnswerError) -> TamiyoError:
+        return self._spec.failure(
+            f"the {self._spec.stage} worker's answer cannot be unpickled here: {error}",
+            stage=self._spec.stage,
         )
 
     def _unavailable(self) -> NoReturn:
@@ -302,7 +313,9 @@ class WorkerPool:
         if worker is not None:
             if not worker.kill():
                 self._ending.append(worker)
-            if isinstance(error, ConnectionError):
+            if isinstance(error, UnreadableAnswerError):
+                error = self._unreadable(error)
+            elif isinstance(error, ConnectionError):
                 error = self._spec.failure(f"it {worker.obituary()}", stage=self._spec.stage)
         with self._changed:
             self._coming, self._problem = None, error

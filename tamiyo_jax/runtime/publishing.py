@@ -183,6 +183,10 @@ class Publisher:
                 self._wake.clear()
         except PersistenceError:
             return  # told already; `publish` raises it, and so does the next step's own record
+        except BaseException as error:  # a bus that raises something else
+            attributes = {"error": type(error).__name__, "message": str(error)}
+            self._tell((Event("publisher_died", TelemetryLevel.CRITICAL, attributes),))
+            raise
 
     def _send_due(self) -> int:
         """One pass over the outbox; passes exclude each other, so no report is in two."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tamiyo_jax.contracts import AdaptationCommand, FieldReport
+from tamiyo_jax.contracts import AdaptationCommand, FieldReport, SystemStatePacket
 from tamiyo_jax.controller import Mode, Outcome, TamiyoState, state_to_json
 from tamiyo_jax.runtime.decision import Decision, Latency
 from tamiyo_jax.storage import StepRecord, Ticket
@@ -21,7 +21,8 @@ def outcome_record(
     before: TamiyoState[Any],
     after: TamiyoState[Any],
     mode: Mode,
-    packet: bytes | None,
+    *,
+    with_packet: bool,
 ) -> StepRecord:
     """The record of a decided step.
 
@@ -31,14 +32,13 @@ def outcome_record(
       before: the state before the step.
       after: the state after it.
       mode: act, shadow or guard.
-      packet: as the wire has it; None keeps nothing that lets the journal be replayed, which
-        are the masks and the outputs too.
+      with_packet: keep what lets the journal be replayed: packet, masks and outputs.
     """
     replayable: dict[str, Any] = {}
-    if packet is not None:
+    if with_packet:
         outputs = outcome.outputs
         replayable = {
-            "packet_bytes": packet,
+            "packet": outcome.situation.packet,
             "mask": _named(outcome.situation.observation.legality._asdict()),
             "outputs": None if outputs is None else _named(outputs._asdict()),
         }
@@ -56,7 +56,7 @@ def outcome_record(
 
 
 def failure_record(
-    report: FieldReport, packet: bytes | None, after: TamiyoState[Any], mode: Mode
+    report: FieldReport, packet: SystemStatePacket | None, after: TamiyoState[Any], mode: Mode
 ) -> StepRecord:
     """The record of a step that raised; `packet` is None where it was invalid."""
     return StepRecord(
@@ -64,7 +64,7 @@ def failure_record(
         action="",
         mode=mode.value,
         state=state_to_json(after, registries=False),
-        packet_bytes=packet,
+        packet=packet,
     )
 
 

@@ -129,7 +129,7 @@ class Seating:
         """A state taken over together with its live parameters, which are brought to disk.
 
         Where an update is in force, its parameters are these from now on; where none is, they
-        stand for what `open` was given, as long as this controller lives.
+        stand for what `open` was given, as long as this controller lives: see `based_on`.
 
         Raises:
           PersistenceError: the disk failed.
@@ -139,6 +139,10 @@ class Seating:
         *earlier, update = state.policies
         digest = self.storage.store_parameters(params_to_bytes(params))
         return replace(state, policies=(*earlier, replace(update, digest=digest)))
+
+    def based_on(self, params: object) -> Seating:
+        """The same with other parameters in front of all updates."""
+        return replace(self, base=replace(self.base, params=params))
 
     def live(self, state: TamiyoState[Any], params: object = None) -> PolicyChoice:
         """The policy that decides in a state: its live update, or else `params`, or else `base`.

@@ -125,7 +125,7 @@ class Tamiyo:
         """
         if isolation not in ("process", "inline"):
             raise ConfigurationError(f"isolation={isolation!r}; choose 'process' or 'inline'")
-        chosen_mode = Mode(mode)
+        chosen_mode = _mode_named(mode)
         secrets = resolve_secrets(config, secret)
         base = choose_policy(config, policy, params, chosen_mode)
         parts = assemble(
@@ -300,7 +300,7 @@ class Tamiyo:
             mode stays.
           TamiyoError: the policy cannot be started, or this could not be recorded; likewise.
         """
-        chosen = Mode(mode)
+        chosen = _mode_named(mode)
         with self._updating:
             self._check_open()
             before = self._steps.mode
@@ -333,7 +333,7 @@ class Tamiyo:
         Args:
           state: a state that `state` gave, of any run of the same policy.
           params: its live parameters; None takes those of its policy update from the run
-            directory, or those given to `open` where it has none.
+            directory, or where it has none those given to `open`, or to a `restore` since.
 
         Raises:
           PersistenceError: it could not be recorded, or parameters are missing; nothing
@@ -350,6 +350,8 @@ class Tamiyo:
                 self._steps.swap(
                     seat, state, lambda: self._storage.append_restore(state, "restore")
                 )
+            if params is not None and not state.policies:
+                self._seating = self._seating.based_on(params)
 
     def publish(self) -> int:
         """Publish every report that is due, and wait for it; returns how many were taken.
@@ -434,3 +436,11 @@ class Tamiyo:
         if self._steps.mode is Mode.GUARD:
             return self._seating.resting(choice)
         return self._seating.warm(choice, state, self._steps.last)
+
+
+def _mode_named(name: str) -> Mode:
+    try:
+        return Mode(name)
+    except ValueError as error:
+        choices = ", ".join(repr(one.value) for one in Mode)
+        raise ConfigurationError(f"mode={name!r}; choose one of {choices}", value=name) from error

@@ -204,13 +204,14 @@ class Stepper:
     def _prepare_records(self, taken: Sequence[tuple[_Attempt, Situation]]) -> None:
         """Find, while the policy is at work, what `_conclude` and `_commit` read again."""
         for attempt, situation in taken:
-            self._recorded_packet(attempt)
-            _ = situation.events
+            _ = self._packet_bytes(attempt), situation.events
 
-    def _recorded_packet(self, attempt: _Attempt) -> bytes | None:
-        """The packet as the journal is to keep it, if it is to."""
-        kept = attempt.valid and self._config.storage.record_packets
-        return attempt.packet_bytes if kept else None
+    def _packet_bytes(self, attempt: _Attempt) -> bytes | None:
+        """The packet as the journal keeps it, if it does."""
+        return attempt.packet_bytes if self._keeps_packet(attempt) else None
+
+    def _keeps_packet(self, attempt: _Attempt) -> bool:
+        return attempt.valid and self._config.storage.record_packets
 
     def _begin(self, packet: SystemStatePacket, state: TamiyoState[Any]) -> _Attempt:
         return _Attempt(packet, state, state, started=time.perf_counter())
@@ -347,11 +348,12 @@ class Stepper:
             now_ns=self._clock(),
             report_id=f"fr-{self._new_id()}",
         )
-        packet = self._recorded_packet(attempt)
+        packet = attempt.packet if self._keeps_packet(attempt) else None
         told = attempt.packet if attempt.valid else None
         indicators = self._indicators(self.state.steps, told)
         self._parts.telemetry.emit(failure_packet(failure, indicators))
-        self._record_step(failure_record(failure.report, packet, after, self.mode), after)
+        record = failure_record(failure.report, packet, after, self.mode)
+        self._record_step(attempt, record, after)
         self.state = after
         raise error
 
@@ -383,9 +385,9 @@ class Stepper:
             self.state,
             after,
             self.mode,
-            self._recorded_packet(attempt),
+            with_packet=self._keeps_packet(attempt),
         )
-        ticket = self._record_step(record, after)
+        ticket = self._record_step(attempt, record, after)
         before, self.state, self.last = self.state, after, outcome.situation
         now = time.perf_counter()
         latency = Latency(
@@ -402,8 +404,11 @@ class Stepper:
             self._parts.telemetry.emit(packet)
         return decision
 
-    def _record_step(self, record: StepRecord, after: TamiyoState[Any]) -> Ticket:
-        ticket = self.record(lambda: self._parts.storage.append_step(record, after))
+    def _record_step(
+        self, attempt: _Attempt, record: StepRecord, after: TamiyoState[Any]
+    ) -> Ticket:
+        packet = self._packet_bytes(attempt)
+        ticket = self.record(lambda: self._parts.storage.append_step(record, after, packet))
         if self._parts.publisher is not None:
             self._parts.publisher.notify()
         return ticket

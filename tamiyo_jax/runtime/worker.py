@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 from tamiyo_jax.errors import TamiyoError
 from tamiyo_jax.runtime.framing import Load, Raised, receive, send
 
-__all__ = ["Worker", "WorkerSpec", "worker_environment"]
+__all__ = ["UnreadableAnswerError", "Worker", "WorkerSpec", "worker_environment"]
 
 # What a worker may see of the environment: enough to find programs, libraries and devices,
 # and no secret.
@@ -30,6 +31,11 @@ _ALLOWED = (
 _REAP_S = 0.5  # a process that outlives SIGKILL for so long sits in the kernel
 _LEAVE_S = 2.0
 _LOG_TAIL = 2_000
+_GLANCE_S = 0.001  # what it takes to see whether an answer is there
+
+
+class UnreadableAnswerError(ConnectionError):
+    """An answer came, and cannot be unpickled here."""
 
 
 def worker_environment(device: str, cache: Path) -> dict[str, str]:
@@ -113,23 +119,36 @@ class Worker:
         return self._process.returncode
 
     def exchange(
-        self, message: object, deadline: float, meanwhile: Callable[[], object] | None = None
+        self,
+        message: object,
+        deadline: float,
+        margin: float = 0.0,
+        meanwhile: Callable[[], object] | None = None,
     ) -> object:
         """Ask and wait for the answer, which `opened` opens.
 
         Args:
           message: anything that pickles.
           deadline: on the clock of `time.monotonic`.
-          meanwhile: what to do while the worker is at work.
+          margin: how many seconds before that an answer must have come.
+          meanwhile: what to do while the worker is at work. If it takes all the time there is,
+            an answer that came is still an answer.
 
         Raises:
-          TimeoutError: no answer by the deadline.
-          ConnectionError: the process is gone.
+          TimeoutError: no answer in time.
+          ConnectionError: the process is gone, or its answer is an `UnreadableAnswerError`.
         """
-        send(self._connection, message, deadline)
+        limit = deadline - margin
+        send(self._connection, message, limit)
         if meanwhile is not None:
             meanwhile()
-        return receive(self._connection, deadline)
+            limit = max(limit, min(deadline, time.monotonic() + _GLANCE_S))
+        try:
+            return receive(self._connection, limit)
+        except OSError:
+            raise
+        except Exception as error:  # of whatever kind a class of the user's raises
+            raise UnreadableAnswerError(f"{type(error).__name__}: {error}") from error
 
     def opened(self, answer: object) -> Any:  # noqa: ANN401 - a reply
         """What an answer of `exchange` says.

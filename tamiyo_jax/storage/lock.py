@@ -25,20 +25,28 @@ class DirectoryLock:
     """
 
     def __init__(self, directory: Path) -> None:
+        self._fd = -1
         try:
             _make_durably(directory)
             self._fd = os.open(directory / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._take(directory)
         except OSError as error:
+            self.release()
             raise PersistenceError(
                 f"run directory {directory} cannot be used: {error.strerror}",
                 path=str(directory),
                 errno=error.errno,
             ) from error
+        except DirectoryLockedError:
+            self.release()
+            raise
+        _held.add(self)
+
+    def _take(self, directory: Path) -> None:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.read(self._fd, 32).decode("ascii", "replace").strip()
-            os.close(self._fd)
             raise DirectoryLockedError(
                 f"run directory {directory} belongs to process {holder or 'unknown'}; wait for "
                 "it to end or choose another directory",
@@ -47,7 +55,6 @@ class DirectoryLock:
             ) from error
         os.ftruncate(self._fd, 0)
         os.write(self._fd, f"{os.getpid()}\n".encode())
-        _held.add(self)
 
     def release(self) -> None:
         """Give the directory up; releasing twice is harmless."""

@@ -122,18 +122,19 @@ class StorageManager(Generic[PolicyState]):
                 parameters = ParameterFiles(directory, files)
                 _make_private(directory / "cache")
                 _make_private(directory / "cache" / "xla")
+            manager = cls(
+                directory,
+                config,
+                lock=lock,
+                journal=journal,
+                recovered=recovered,
+                state=state,
+                ledger=ledger,
+                clock=clock,
+                parameters=parameters,
+            )
             unless_open.pop_all()
-        return cls(
-            directory,
-            config,
-            lock=lock,
-            journal=journal,
-            recovered=recovered,
-            state=state,
-            ledger=ledger,
-            clock=clock,
-            parameters=parameters,
-        )
+        return manager
 
     @property
     def directory(self) -> Path:
@@ -178,11 +179,18 @@ class StorageManager(Generic[PolicyState]):
             self._state = state
             self._retain()
 
-    def append_step(self, step: StepRecord, state: TamiyoState[PolicyState]) -> Ticket:
+    def append_step(
+        self, step: StepRecord, state: TamiyoState[PolicyState], packet: bytes | None = None
+    ) -> Ticket:
         """Record a step, decided or failed, and the state after it.
 
         This and all that record something below return once the record is written, with
         durability ``"always"`` once it is on disk.
+
+        Args:
+          step: the step.
+          state: the state after it.
+          packet: as for `encode_step`.
 
         Raises:
           InvalidReportError: a report has no id or no time of issue; nothing was written.
@@ -190,7 +198,7 @@ class StorageManager(Generic[PolicyState]):
             large, which changes nothing.
           JournalSealedError: an earlier write or fsync failed.
         """
-        payload = encode_step(step)
+        payload = encode_step(step, packet)
         with self._recording():
             ticket = self._append(RecordType.STEP, payload)
             self._state = state

@@ -46,6 +46,7 @@ class ParameterFiles:
                 if self._files.read(path) == data:
                     return digest
                 self._files.unlink(path)
+            discard_unfinished(self._home, self._files)  # of one that was interrupted
             write_durably(path, data, self._files).close()
         return digest
 

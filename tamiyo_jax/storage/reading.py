@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tamiyo_jax.errors import InvalidReportError, PersistenceError
+from tamiyo_jax.errors import TamiyoError
 from tamiyo_jax.storage.frames import Record
 from tamiyo_jax.storage.records import Content, StepRecord, decode_record
 from tamiyo_jax.storage.recovery import Recovered
@@ -42,7 +42,7 @@ def read_entries(recovered: Recovered, *, since_ns: int = 0) -> Iterator[Entry]:
     for record in recovered.records:
         try:
             content = decode_record(record)
-        except (PersistenceError, InvalidReportError) as error:
+        except TamiyoError as error:
             yield Entry(record, Unreadable(str(error)))
             continue
         if isinstance(content, StepRecord) and not _any_since(content, since_ns):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -19,6 +18,7 @@ from tamiyo_jax.contracts import (
     decode_packet,
     decode_report,
     encode_command,
+    encode_packet,
     encode_report,
     validate_report,
 )
@@ -57,7 +57,7 @@ Arrays = Mapping[str, np.ndarray]
 _NO_FACTS = Facts()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StepRecord:
     """One step as the journal keeps it.
 
@@ -65,8 +65,7 @@ class StepRecord:
       report: the step's report.
       action: what was decided; empty for a step that failed.
       mode: act, shadow or guard.
-      packet_bytes: the packet as the wire has it; None if it was invalid or packets are not
-        recorded.
+      packet: the packet; None if it was invalid or packets are not recorded.
       command: the command; None for WAIT and for a step that failed.
       blueprint_revision: revision of the active blueprint; 0 where none was resolved.
       mask: the legality masks by name.
@@ -80,7 +79,7 @@ class StepRecord:
     action: str
     mode: str
     state: str
-    packet_bytes: bytes | None = None
+    packet: SystemStatePacket | None = None
     command: AdaptationCommand | None = None
     blueprint_revision: int = 0
     mask: Arrays | None = None
@@ -92,11 +91,6 @@ class StepRecord:
     def reports(self) -> tuple[FieldReport, ...]:
         """All reports of the record: the step's own, then those of the windows it closed."""
         return (self.report, *self.closed_windows)
-
-    @cached_property
-    def packet(self) -> SystemStatePacket | None:
-        """The packet, if it is on record."""
-        return None if self.packet_bytes is None else decode_packet(self.packet_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +133,12 @@ Content = (
 )
 
 
-def encode_step(step: StepRecord) -> bytes:
+def encode_step(step: StepRecord, packet: bytes | None = None) -> bytes:
     """Payload of a STEP record.
+
+    Args:
+      step: the step.
+      packet: its packet as the wire has it, where that is known already.
 
     Raises:
       InvalidReportError: a report has no id or no time of issue.
@@ -156,8 +154,8 @@ def encode_step(step: StepRecord) -> bytes:
         action=step.action,
         closed_windows=[encode_report(report) for report in step.closed_windows],
     )
-    if step.packet_bytes is not None:
-        message.packet = step.packet_bytes
+    if step.packet is not None:
+        message.packet = encode_packet(step.packet) if packet is None else packet
     if step.command is not None:
         message.command = encode_command(step.command)
     for arrays, field in ((step.mask, message.mask), (step.outputs, message.outputs)):
@@ -182,7 +180,7 @@ def decode_step(payload: bytes) -> StepRecord:
         action=message.action,
         mode=message.mode,
         state=message.state,
-        packet_bytes=message.packet if message.HasField("packet") else None,
+        packet=decode_packet(message.packet) if message.HasField("packet") else None,
         command=decode_command(message.command) if message.HasField("command") else None,
         blueprint_revision=message.blueprint_revision,
         mask=_arrays(message.mask),

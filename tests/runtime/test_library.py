@@ -36,6 +36,7 @@ from tamiyo_jax.runtime import library as library_module
 from tamiyo_jax.runtime import redis_library as redis_module
 from tamiyo_jax.runtime import sqlite_library as sqlite_module
 from tamiyo_jax.runtime.library import Change, ChangeKind, Connection
+from tamiyo_jax.runtime.metadata import serve_library
 
 NAMES = ("memory", "sqlite", "redis")
 SHARED = ("sqlite", "redis")
@@ -376,3 +377,18 @@ def test_without_redis_py_the_error_says_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "redis", None)
     with pytest.raises(ConfigurationError, match=r"tamiyo_jax\[redis\]"):
         RedisBlueprintLibrary("redis://127.0.0.1:1/0")
+
+
+def test_a_blueprint_too_large_for_this_reader_keeps_nobody_else_from_being_served(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "blueprints.db"
+    generous = SqliteBlueprintLibrary(path)
+    for name in ("a-large-one", "host"):
+        generous.put(make_blueprint(name, layers=make_blueprint().layers[: 3 - (name == "host")]))
+    connection = SqliteBlueprintLibrary(path, GraphConfig(max_layers=2)).connection()
+    assert connection is not None
+    serve = serve_library(connection.factory, connection.arguments)
+    assert serve(("host",))["host"] is not None
+    with pytest.raises(GraphCapacityError):
+        serve(("a-large-one",))

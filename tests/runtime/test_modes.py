@@ -14,7 +14,12 @@ from runtime.test_policy_update import FIRST, SECOND, graph_tamiyo, make_update,
 
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import Secret, TelemetryLevel, signature_of
-from tamiyo_jax.errors import MissingParametersError, PersistenceError, WorkerUnavailableError
+from tamiyo_jax.errors import (
+    ConfigurationError,
+    MissingParametersError,
+    PersistenceError,
+    WorkerUnavailableError,
+)
 from tamiyo_jax.policy import HeuristicPolicy
 from tamiyo_jax.runtime import Decision, MemorySink
 from tamiyo_jax.storage import OperatorRecord, StepRecord, read_entries, read_journal
@@ -187,7 +192,7 @@ def test_a_policy_that_cannot_be_started_leaves_the_guard_standing(tmp_path: Pat
 
 
 def test_what_does_not_exist_or_is_closed_is_refused(tmp_path: Path) -> None:
-    with open_tamiyo(tmp_path) as tamiyo, pytest.raises(ValueError, match="bold"):
+    with open_tamiyo(tmp_path) as tamiyo, pytest.raises(ConfigurationError, match="'shadow'"):
         tamiyo.set_mode("bold")
     with pytest.raises(PersistenceError, match="closed"):
         tamiyo.set_mode("guard")

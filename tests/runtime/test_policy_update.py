@@ -211,6 +211,31 @@ def test_a_restored_state_brings_its_policy_along(tmp_path: Path) -> None:
         assert value(tamiyo, 0) == second[0]
 
 
+def test_rolling_back_returns_to_parameters_that_came_with_a_restored_state(
+    tmp_path: Path,
+) -> None:
+    second = values_of(tmp_path / "b", SECOND, 1)
+    with graph_tamiyo(tmp_path / "run") as tamiyo:
+        start = tamiyo.state
+        tamiyo.restore(start, SECOND)
+        tamiyo.update_policy(make_update(params=THIRD))
+        tamiyo.rollback_policy()
+        assert value(tamiyo) == second[0]
+        tamiyo.restore(start)
+        assert value(tamiyo) == second[0]
+
+
+def test_a_guard_opened_with_a_state_keeps_the_parameters_of_its_update(tmp_path: Path) -> None:
+    second = values_of(tmp_path / "b", SECOND, 1)
+    with graph_tamiyo(tmp_path / "run") as tamiyo:
+        tamiyo.update_policy(make_update())
+        saved = tamiyo.state
+    with graph_tamiyo(tmp_path / "run", params=None, mode="guard", state=saved) as tamiyo:
+        assert tamiyo.state.policies == saved.policies
+    with graph_tamiyo(tmp_path / "run") as tamiyo:
+        assert value(tamiyo) == second[0]
+
+
 def test_parameters_given_with_a_restored_state_stay_after_a_restart(tmp_path: Path) -> None:
     third = values_of(tmp_path / "c", THIRD, 2)
     with graph_tamiyo(tmp_path / "elsewhere") as tamiyo:

@@ -238,6 +238,22 @@ def test_a_bus_that_always_fails_has_a_report_dropped_loudly_and_kept_in_the_jou
         assert not storage.facts.pending
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_bus_that_breaks_its_contract_ends_the_thread_and_is_told(tmp_path: Path) -> None:
+    class Broken(MemoryBus):
+        def publish(self, topic: str, payload: bytes, priority: Priority) -> None:
+            raise BrokenPipeError("the bus is gone")
+
+    with open_storage(tmp_path) as storage, publishing(storage, Broken()) as (publisher, told):
+        append(storage, "report-0")
+        publisher.notify()
+        wait_until(lambda: bool(told))
+        (event,) = told
+        assert (event.name, event.level) == ("publisher_died", TelemetryLevel.CRITICAL)
+        assert event.attributes == {"error": "BrokenPipeError", "message": "the bus is gone"}
+        assert [*storage.facts.pending] == ["report-0"]
+
+
 def test_schedules_survive_a_restart(tmp_path: Path) -> None:
     config = PublishingConfig(backoff_ms=1_000.0)
     now = [START_NS]

@@ -21,6 +21,7 @@ from making import SECRET, make_blueprint, make_config, make_packet, open_tamiyo
 from troubles import (
     TROUBLES,
     HungLibrary,
+    Scaler,
     complain,
     compute,
     crash,
@@ -332,6 +333,15 @@ def test_what_is_done_meanwhile_takes_no_time_of_its_own(tmp_path: Path) -> None
         assert time.monotonic() - started < 0.8
 
 
+def test_an_answer_that_came_is_taken_however_long_was_done_else_meanwhile(tmp_path: Path) -> None:
+    with pool_of("naps", tmp_path) as pool:
+        pool.wait_ready()
+        (pid,) = pool.pids()
+        pool._margin_s = 0.4
+        assert pool.call(0.0, 1_000.0, lambda: time.sleep(0.7)) == 0.0
+        assert pool.pids() == [pid]
+
+
 def test_an_answer_is_nobodys_where_what_was_done_meanwhile_failed(tmp_path: Path) -> None:
     def fail() -> None:
         raise NoLegalActionError("meanwhile")
@@ -341,6 +351,36 @@ def test_an_answer_is_nobodys_where_what_was_done_meanwhile_failed(tmp_path: Pat
         with pytest.raises(NoLegalActionError, match="meanwhile"):
             pool.call(0.01, 60_000.0, fail)
         assert pool.call(0.02, 60_000.0) == 0.02
+
+
+def test_a_call_that_leaves_the_queue_too_late_kills_nobody(tmp_path: Path) -> None:
+    with pool_of("naps", tmp_path) as pool:
+        pool.wait_ready()
+        (pid,) = pool.pids()
+        pool._margin_s = 0.4  # of a second, so the second call had to begin within 0.6 s
+        first = threading.Thread(target=pool.call, args=(0.9, 60_000.0))
+        first.start()
+        time.sleep(0.1)
+        with pytest.raises(DeadlineExceededError, match="never left the queue"):
+            pool.call(0.0, 1_000.0)
+        first.join()
+        assert pool.pids() == [pid]
+
+
+def test_an_answer_that_cannot_be_read_is_a_failure_and_the_pool_goes_on(tmp_path: Path) -> None:
+    with pool_of("unreadable_at_home", tmp_path, spares=1) as pool:
+        until(lambda: len(pool.pids()) == 2)
+        for _ in range(2):
+            with pytest.raises(PolicyFailureError, match="LookupError: far from home"):
+                pool.call("an object", 60_000.0)
+            until(lambda: len(pool.pids()) == 2)
+        assert pool.call("ready", 60_000.0) == "ready"
+
+
+def test_objects_of_other_packages_are_rebuilt_as_they_were(tmp_path: Path) -> None:
+    with pool_of("echo", tmp_path) as pool:
+        pool.wait_ready()
+        assert pool.call(Scaler(3.0), 60_000.0).scale == 6.0
 
 
 def test_a_worker_that_cannot_begin_says_why(tmp_path: Path) -> None:

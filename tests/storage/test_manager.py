@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from storage.campaign import (
     summarise,
 )
 
+from tamiyo_jax.contracts import encode_report
 from tamiyo_jax.controller import AppliedPolicy, initial_state, state_to_json
 from tamiyo_jax.errors import (
     CheckpointMismatchError,
@@ -43,8 +46,10 @@ from tamiyo_jax.storage import (
     read_entries,
     read_journal,
 )
+from tamiyo_jax.storage import records_pb2 as pb
 from tamiyo_jax.storage.facts import Ledger
 from tamiyo_jax.storage.files import PosixFileSystem
+from tamiyo_jax.storage.lock import DirectoryLock
 
 REPOSITORY = Path(__file__).parents[2]
 Manager = StorageManager[np.ndarray]
@@ -263,6 +268,8 @@ def test_parameters_that_were_being_written_do_not_stand_in_the_way(tmp_path: Pa
     path.rename(path.with_suffix(".tmp"))
     with begin(tmp_path, clock) as manager:
         assert manager.store_parameters(b"weights") == digest
+        path.rename(path.with_suffix(".tmp"))  # interrupted while the directory is open
+        assert manager.store_parameters(b"weights") == digest
 
 
 def test_a_publisher_and_the_steps_share_the_journal(tmp_path: Path) -> None:
@@ -331,6 +338,18 @@ def test_a_directory_has_one_owner_also_after_an_opening_that_failed(tmp_path: P
     begin(tmp_path, clock).close()
 
 
+def test_a_lock_that_cannot_be_written_is_let_go(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # a disk that takes nothing
+    try:
+        with pytest.raises(PersistenceError, match="cannot be used") as raised:
+            DirectoryLock(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert raised.value.errno == errno.EFBIG
+    DirectoryLock(tmp_path).release()
+
+
 def test_reading_needs_no_lock_filters_by_time_and_skips_what_says_nothing(tmp_path: Path) -> None:
     clock = Clock()
     with begin(tmp_path, clock) as manager:
@@ -349,9 +368,11 @@ def test_reading_needs_no_lock_filters_by_time_and_skips_what_says_nothing(tmp_p
         recent = [entry.content for entry in read_entries(found, since_ns=clock())]
         reports = [one.report.report_id for one in recent if isinstance(one, StepRecord)]
         assert reports == ["young"]
-        strange = Record(5, 0, RecordType.STEP, b"\xff")
-        longer = replace(found, records=(*found.records, strange))
-        assert isinstance([*read_entries(longer)][-1].content, Unreadable)
+        report = encode_report(make_report("strange", clock()))
+        for payload in (b"\xff", pb.Step(report=report, command=b"\xff").SerializeToString()):
+            strange = Record(5, 0, RecordType.STEP, payload)
+            longer = replace(found, records=(*found.records, strange))
+            assert isinstance([*read_entries(longer)][-1].content, Unreadable)
 
 
 def test_the_generated_code_is_that_of_the_messages(tmp_path: Path) -> None:
