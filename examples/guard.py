@@ -3,7 +3,8 @@
     python examples/guard.py
 
 Trains a linear classifier on real digits. At step 200 a batch is broken and the
-parameters turn NaN; the guard asks for a rollback, and the loop restores its last good state.
+parameters turn NaN; the guard asks for a rollback, and the applier verifies that the command is
+the controller's and restores the last good state.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import optax
 from sklearn.datasets import load_digits
 
 import tamiyo_jax as tj
-from tamiyo_jax.contracts import LayerSpec
+from tamiyo_jax import host
+from tamiyo_jax.contracts import LayerSpec, NonceLedger, Secret, Verifier
 from tamiyo_jax.runtime import SqliteBlueprintLibrary
 
 BLUEPRINT = tj.Blueprint(
@@ -27,7 +29,7 @@ BLUEPRINT = tj.Blueprint(
 CONFIG = tj.TamiyoConfig(packet={"seedless": True})
 inputs, labels = load_digits(return_X_y=True)
 x, y = jnp.asarray(inputs / 16, jnp.float32), jnp.asarray(labels)
-optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
+optimizer = optax.chain(optax.sgd(0.5), host.tamiyo_scale())
 
 
 def loss_of(params: jax.Array, x: jax.Array) -> jax.Array:
@@ -48,12 +50,20 @@ def train_step(
 def main() -> None:
     """Train for 300 steps and say what Tamiyo did."""
     params = jnp.zeros((64, 10), jnp.float32)
-    opt_state, good = optimizer.init(params), (params, optimizer.init(params))
+    opt_state = optimizer.init(params)
+    secret, checkpoints = os.urandom(32), host.MemoryCheckpoints()
+    applier = host.CommandApplier(
+        Verifier((Secret(secret),), NonceLedger(time.time_ns()), CONFIG.security),
+        clock=time.time_ns,
+        optimizer_id="sgd",
+        checkpointer=checkpoints,
+    )
+    checkpoints.save("last-good", (params, opt_state))
     with tempfile.TemporaryDirectory() as run:
         library = SqliteBlueprintLibrary(f"{run}/blueprints.db")
         library.put(BLUEPRINT)
         with tj.Tamiyo.open(
-            CONFIG, directory=f"{run}/tamiyo", library=library, mode="guard", secret=os.urandom(32)
+            CONFIG, directory=f"{run}/tamiyo", library=library, mode="guard", secret=secret
         ) as tamiyo:
             for step in range(300):
                 batch = x * (jnp.nan if step == 200 else 1.0)
@@ -71,21 +81,16 @@ def main() -> None:
                 )
                 try:
                     decision = tamiyo.step(packet)
+                    params, opt_state = applier((params, opt_state), decision)
                 except tj.TamiyoError as error:
                     print(f"step {step}: {error}")  # train on without Tamiyo for this step
                     continue
-                command = decision.command
-                if command is None:
-                    good = (params, opt_state)
+                if decision.command is None:
+                    checkpoints.save("last-good", (params, opt_state))
                     continue
                 print(f"step {step}: loss {loss:.3g}, {decision.action} ({decision.reason})")
-                if command.command_type is tj.CommandType.ROLLBACK:
-                    params, opt_state = good
-                elif command.command_type is tj.CommandType.OPTIMIZER:
-                    factor = 1 + command.payload.hyperparameters["lr_delta"]
-                    opt_state.hyperparams["learning_rate"] *= factor
     accuracy = jnp.mean(jnp.argmax(x @ params, axis=-1) == y)
-    print(f"accuracy {accuracy:.3f}, learning rate {opt_state.hyperparams['learning_rate']:.3f}")
+    print(f"accuracy {accuracy:.3f}, learning rate {0.5 * host.scale_of(opt_state):.3f}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ data follows from the step, so that a run resumed at a boundary goes on bit for 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tamiyo_jax.contracts import HardwareContext, SeedStage, SeedState, SystemStatePacket
 from tamiyo_jax.errors import ConfigurationError, TamiyoError
@@ -82,7 +82,6 @@ class Record:
       decision: the answer; None without a controller, or where `error` says why.
       error: what the controller raised; training goes on without it for this boundary.
       decision_ms: time that the controller took; None without one.
-      state: the run after the decision was applied.
     """
 
     packet: SystemStatePacket
@@ -90,7 +89,6 @@ class Record:
     decision: Decided | None
     error: TamiyoError | None
     decision_ms: float | None
-    state: LoopState
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +150,7 @@ def run(
     applier: Callable[[HostState, Decided], HostState] | None = None,
     deterministic: bool = False,
     checkpoints: HostCheckpoints | None = None,
-    on_step: Callable[[Record], None] | None = None,
+    on_step: Callable[[Record, LoopState], None] | None = None,
 ) -> RunResult:
     """Train a task, with or without a controller.
 
@@ -167,9 +165,11 @@ def run(
       run_id: of the run, in its packets.
       applier: applies decisions; required with a controller.
       deterministic: packets carry no measured times, so equal runs send equal packets.
-      checkpoints: keeps the host of the last epoch with a finite validation loss, which
-        packets name as the one to roll back to.
-      on_step: called with every record.
+      checkpoints: keeps the host of the last epoch in which all was finite: validation loss,
+        training loss, and the statistics of the host and of its seeds. Packets name it as the
+        one to roll back to.
+      on_step: called with every record and the run after its decision was applied. The
+        history holds no such states, so their memory is free again unless this keeps them.
 
     Returns:
       The history from `state` on, the final state and its test accuracy.
@@ -194,9 +194,9 @@ def run(
         decision, error, decision_ms = _ask(controller, packet)
         if decision is not None and applier is not None:
             state = state._replace(host=applier(host, decision))
-        history.append(Record(packet, live, decision, error, decision_ms, state))
+        history.append(Record(packet, live, decision, error, decision_ms))
         if on_step is not None:
-            on_step(history[-1])
+            on_step(history[-1], state)
     return RunResult(
         history=tuple(history),
         state=state,
@@ -329,6 +329,7 @@ class _Reporter:
         """Keep a good host; the name of the newest one kept, None where there is none."""
         if self._checkpoints is None:
             return None
-        if math.isfinite(measured.validation_loss):
+        figures = jax.tree.leaves((measured.step, measured.validation_loss))
+        if all(np.isfinite(figure).all() for figure in figures):
             self._checkpoints.save(f"step-{int(state.host.step):08d}", state.host)
         return max(self._checkpoints.names(), default=None)

@@ -13,6 +13,7 @@ applies the answer. A controller that cannot answer leaves the state as it is.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ import numpy as np
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import Blueprint, SeedState, SystemStatePacket
 from tamiyo_jax.contracts.signing import NonceLedger, Secret, Verifier
-from tamiyo_jax.errors import ConfigurationError, TamiyoError
+from tamiyo_jax.errors import ConfigurationError, PersistenceError, TamiyoError
 from tamiyo_jax.host import (
     CommandApplier,
     HardwareMeter,
@@ -94,7 +95,6 @@ class Plug:
     ) -> None:
         if every < 1:
             raise ConfigurationError(f"every is {every}; ask after each so many steps, at least 1")
-        self.directory = Path(directory) / time.strftime("%Y%m%d-%H%M%S")
         self._layers = layers
         self._judge = judge
         self._every = every
@@ -116,7 +116,7 @@ class Plug:
             checkpointer=self._checkpoints,
             parameter_budget=self._budget,
         )
-        self.directory.mkdir(parents=True)
+        self.directory = _new_run(Path(directory))
         # Nothing is put later, so no worker need watch the file; `tamiyo-jax` reads it.
         library = MemoryBlueprintLibrary(config.graph)
         kept = SqliteBlueprintLibrary(self.directory / "blueprints.db", config.graph)
@@ -148,9 +148,11 @@ class Plug:
         """For a loop that does not grow its network.
 
         Args:
-          directory: of runs; this one gets a directory of its own in it, named by the time.
+          directory: of runs; this one gets a directory of its own in it, named by the time, and
+            a number where others began in the same second.
           model: the parameters that the monitored optimiser updates, or a model that is a
-            pytree of them; leaves that are no floating arrays are taken as they are.
+            pytree of them, of JAX or NumPy; leaves that are no floating arrays are taken as they
+            are.
           forward: ``(model, example)``, the network or its loss; traced, never run.
           example: an input of it.
           mode: as for `Tamiyo.open`.
@@ -161,6 +163,7 @@ class Plug:
 
         Raises:
           ConfigurationError: `every` is less than 1.
+          PersistenceError: `directory` cannot be made or written.
           TamiyoError: as `host.blueprint_of` and `Tamiyo.open` do.
         """
         params, whole = _parts(model)
@@ -207,6 +210,7 @@ class Plug:
 
         Raises:
           ConfigurationError: `every` is less than 1.
+          PersistenceError: `directory` cannot be made or written.
           TamiyoError: as `host.blueprint_of` and `Tamiyo.open` do.
         """
 
@@ -323,11 +327,42 @@ class Plug:
         ]
 
 
+def _new_run(directory: Path) -> Path:
+    """A new directory in `directory`: the time, with -2, -3, … where others began just then.
+
+    Making it claims the name, which no other thread, process or host can have then.
+
+    Raises:
+      PersistenceError: it cannot be made.
+    """
+    name = time.strftime("%Y%m%d-%H%M%S")
+    further = (f"{name}-{number}" for number in itertools.count(2))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return next(filter(_claimed, (directory / one for one in itertools.chain([name], further))))
+    except OSError as error:
+        raise PersistenceError(
+            f"directory {directory} cannot hold runs: {error.strerror}; name one that can be "
+            "made and written",
+            path=str(directory),
+            errno=error.errno,
+        ) from error
+
+
+def _claimed(path: Path) -> bool:
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
 def _parts(model: Any) -> tuple[Params, Callable[[Params], Any]]:  # noqa: ANN401
     """A model's floating arrays, and what makes a model of such arrays again."""
 
     def is_learned(leaf: object) -> bool:
-        return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+        is_array = isinstance(leaf, jax.Array | np.ndarray)
+        return is_array and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
     leaves, structure = jax.tree.flatten(model)
     params = jax.tree.map(lambda leaf: leaf if is_learned(leaf) else None, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -112,6 +113,27 @@ def test_a_payload_that_says_nothing_is_corrupt_though_its_checksums_hold(run: P
     assert result.exit_code == 1
     assert "not a Snapshot" in result.stdout
     assert "unreadable" in invoke("journal", "dump", str(run), "--last", "1").stdout
+
+
+def test_the_directory_above_the_journal_s_is_a_run_directory_too(tmp_path: Path) -> None:
+    inner = tmp_path / "tamiyo"
+    with open_tamiyo(inner) as tamiyo:
+        for packet in story(2):
+            tamiyo.step(packet)
+    for command in (("verify",), ("dump", "--json"), ("verify", "--json")):
+        outer = invoke("journal", *command, str(tmp_path))
+        assert outer.exit_code == 0, outer.stderr
+        assert outer == invoke("journal", *command, str(inner))
+    assert invoke("journal", "compact", str(tmp_path)).exit_code == 0
+
+
+def test_what_was_looked_for_is_said_where_there_is_no_journal(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with contextlib.chdir(tmp_path):
+        result = invoke("journal", "verify", "x")
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.replace("│", " ").split())
+    assert "there is neither x/journal nor x/tamiyo/journal" in said
 
 
 def test_verifying_and_dumping_change_nothing(run: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from making import make_blueprint, make_config, make_packet, open_tamiyo, story
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.host import load_tree
 from tamiyo_jax.loop import accuracy, init_loop
-from tamiyo_jax.policy import export_params, init_params
+from tamiyo_jax.policy import HeuristicPolicy, export_params, init_params
 from tamiyo_jax.runtime import SqliteBlueprintLibrary
 
 EPOCHS = 40
@@ -47,10 +49,35 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def seedless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on guard as the Plug makes it: no seeds, and the controller in ``tamiyo``."""
+    root = tmp_path_factory.mktemp("seedless")
+    SqliteBlueprintLibrary(root / "blueprints.db").put(make_blueprint("host"))
+    config = make_config(packet={"seedless": True})
+    with open_tamiyo(root / "tamiyo", config=config, mode="guard") as tamiyo:
+        for packet in story(18):
+            tamiyo.step(replace(packet, seeds=(), candidate_blueprint_ids=()))
+    return root
+
+
 def what_if(directory: Path, *arguments: str) -> dict[str, Any]:
     result = invoke("replay", str(directory), "--what-if", "--json", *arguments)
     assert result.exit_code == 0, result.stderr
     return json.loads(result.stdout)
+
+
+class Broken:
+    """A policy that never answers."""
+
+    def __init__(self, config: TamiyoConfig) -> None:
+        self._inner = HeuristicPolicy(config.heuristic, config.policy)
+
+    def initial_state(self) -> Any:
+        return self._inner.initial_state()
+
+    def decide(self, params: Any, policy_state: Any, observation: Any) -> Any:
+        raise RuntimeError("broken here")
 
 
 def files_of(directory: Path) -> dict[Path, bytes]:
@@ -72,6 +99,8 @@ def test_the_demo_grows_again_bit_for_bit_and_its_network_is_kept(
     assert (told["decisions"], told["unused"], told["differing"]) == (EPOCHS, 0, {})
     assert told["test_accuracy"]["now"] == told["test_accuracy"]["recorded"]
     assert files_of(demo) == before
+    inner = invoke("replay", str(demo / "tamiyo"), "--json")
+    assert json.loads(inner.stdout) == told
     task = digits_task(1)
     state = load_tree(tmp_path / "again" / "loop", init_loop(task, 1))
     assert float(accuracy(task, state.host, task.test)) == told["test_accuracy"]["now"]
@@ -146,6 +175,46 @@ def test_a_policy_that_is_named_is_asked_about_a_run_on_guard_too(tmp_path: Path
             tamiyo.step(packet)
     assert what_if(tmp_path)["differ"] == 0
     assert "ADVANCE" in what_if(tmp_path, "--policy", "heuristic")["actions"]
+
+
+def test_a_run_without_seeds_is_asked_about_as_that_of_a_seedless_host(seedless: Path) -> None:
+    same = what_if(seedless)
+    assert (same["steps"], same["differ"]) == (18, 0)
+    assert len(same["actions"]) > 1
+    told = what_if(seedless, "--policy", "heuristic")
+    assert "WAIT" in told["actions"]
+    assert not any(one["instead"]["failed"] for one in told["differences"])
+
+
+@pytest.mark.parametrize("named", ["", "tamiyo"], ids=["above", "own"])
+def test_either_directory_of_a_run_can_be_named(seedless: Path, named: str) -> None:
+    assert what_if(seedless / named)["steps"] == 18
+
+
+def test_a_run_can_be_named_from_inside(seedless: Path) -> None:
+    with contextlib.chdir(seedless / "tamiyo"):
+        assert what_if(Path())["steps"] == 18
+
+
+def test_where_blueprints_were_looked_for_is_said(seedless: Path, tmp_path: Path) -> None:
+    alone = shutil.copytree(seedless / "tamiyo", tmp_path / "a" / "tamiyo")
+    result = invoke("replay", str(tmp_path / "a"), "--what-if")
+    assert result.exit_code == 2
+    said = result.stderr.replace("│", " ").replace(" ", "").replace("\n", "")
+    assert f"{alone}/blueprints.db" in said
+    assert f"{tmp_path}/a/blueprints.db" in said
+    assert "--library" in said
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["people", "program"])
+def test_errors_alone_are_no_answer(run: Path, options: tuple[str, ...]) -> None:
+    asked = ("--policy", f"{__name__}:Broken", *options)
+    result = invoke("replay", str(run), "--what-if", *asked)
+    assert result.exit_code == 1
+    assert "every answer is an error" in result.stderr
+    assert "broken here" in result.stderr
+    if options:
+        assert json.loads(result.stdout)["actions"]["PolicyFailureError"]["instead"] > 0
 
 
 def test_another_revision_of_a_blueprint_is_pointed_out(run: Path, tmp_path: Path) -> None:

@@ -191,6 +191,37 @@ def test_packets_name_the_newest_good_checkpoint(task, tmp_path):
     assert len(checkpoints.names()) == 2
 
 
+def test_a_state_with_a_broken_seed_is_no_checkpoint_though_the_network_is_sound(task, tmp_path):
+    state = loop.init_loop(task, 0)
+    slot = state.host.slots["seed-0"]
+    broken = slot._replace(
+        state=host.enter(slot.state, SeedStage.TRAINING),
+        params=jax.tree.map(lambda leaf: leaf * np.float32(np.nan), slot.params),
+    )
+    slots = {**state.host.slots, "seed-0": broken}
+    told = Scripted({})
+    checkpoints = host.HostCheckpoints(tmp_path)
+    spoilt = state._replace(host=state.host._replace(slots=slots))
+    train(task, told, 1, spoilt, checkpoints=checkpoints)
+    (packet,) = told.packets
+    validate_packet(packet)
+    assert packet.validation_loss is not None
+    assert np.isfinite(packet.validation_loss)
+    assert packet.restorable_checkpoint is None
+    assert not checkpoints.names()
+
+
+def test_a_run_takes_no_more_device_memory_the_longer_it_is(task):
+    held: list[int] = []
+
+    def measure(record: loop.Record, state: loop.LoopState) -> None:
+        assert int(state.epochs) == record.packet.current_epoch
+        held.append(sum(array.nbytes for array in jax.live_arrays()))
+
+    train(task, Scripted({}), 6, on_step=measure)
+    assert held[-1] == held[1]
+
+
 def test_all_slots_can_be_grown_from_the_start(task):
     state = loop.grow_all(loop.init_loop(task, 0), "mlp-wide")
     stages = {int(slot.state.stage) for slot in state.host.slots.values()}

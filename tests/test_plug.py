@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from host.tiny_host import BANK, SEED_ID, batch, make_host, make_state
+from making import make_blueprint
 
 from tamiyo_jax import host
-from tamiyo_jax.errors import CommandRejectedError, ConfigurationError
+from tamiyo_jax.contracts import SeedStage
+from tamiyo_jax.errors import CommandRejectedError, ConfigurationError, PersistenceError
 from tamiyo_jax.plug import Plug
 from tamiyo_jax.runtime.history import read_history
 
@@ -75,6 +79,31 @@ def test_a_step_that_breaks_is_undone_even_where_steps_are_donated(tmp_path: Pat
     assert told[0] == "step 15: ROLLBACK (nonfinite_loss)"
 
 
+@pytest.mark.parametrize(
+    "stage",
+    [SeedStage.TRAINING, SeedStage.BLENDING, SeedStage.PROBATIONARY, SeedStage.FOSSILIZED],
+)
+def test_a_step_that_breaks_is_undone_whatever_a_seed_is_doing(tmp_path: Path, stage: SeedStage):
+    made = make_host()
+    step = jax.jit(partial(host.train_step, made))
+    state = make_state(made)
+    slot = state.slots[SEED_ID]
+    grown = slot._replace(state=host.enter(slot.state, stage))
+    state = state._replace(slots={SEED_ID: grown})
+    told: list[str] = []
+    candidates = [make_blueprint(name) for name in BANK]
+    settings = {"mode": "guard", "every": 2, "tell": told.append}
+    x, y = batch(0)
+    with Plug.grow(tmp_path, state, made, candidates, (x, y), **settings) as tamiyo:
+        for index in range(6):
+            state, metrics = step(state, (x * jnp.float32(np.nan if index == 3 else 1), y))
+            state = tamiyo(state, metrics)
+    assert "step 4: ROLLBACK (nonfinite_loss)" in told
+    assert not any("without Tamiyo" in line for line in told)
+    assert int(state.step) == 4  # two of six were undone
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
 def test_a_run_in_which_nothing_happens_is_the_run_without_tamiyo(tmp_path: Path):
     told: list[str] = []
     with plug(tmp_path, told) as tamiyo:
@@ -132,6 +161,47 @@ def test_an_optimiser_that_was_not_prepared_is_refused(tmp_path: Path, tx: Any, 
     params = start()[0]
     with plug(tmp_path, [], every=1) as tamiyo, pytest.raises(error, match="optimiser"):
         tamiyo((params, tx.init(params)), jnp.float32(1))
+
+
+def test_parameters_without_the_optimisers_state_are_refused_with_what_is_missing(tmp_path: Path):
+    with plug(tmp_path, []) as tamiyo, pytest.raises(ConfigurationError, match="parameters alone"):
+        tamiyo(start()[0], jnp.float32(1))
+
+
+def test_parameters_of_numpy_are_parameters(tmp_path: Path):
+    params = jax.device_get(start()[0])
+    settings = {"mode": "guard", "every": 5, "tell": print}
+    with Plug.open(tmp_path, params, loss_fn, X, **settings) as tamiyo:
+        train(tamiyo, 5)
+        (step,) = read_history(tamiyo.directory / "tamiyo")
+    assert "layer/dense/weight_norm" in step.packet.training_metrics
+
+
+def test_runs_that_begin_in_the_same_second_have_names_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tamiyo_jax.plug.time.strftime", lambda *_: "20250101-120000")
+    with ThreadPoolExecutor(4) as threads:
+        plugs = list(threads.map(lambda _: plug(tmp_path, []), range(4)))
+    names = [tamiyo.directory.name for tamiyo in plugs]
+    runs = set()
+    for tamiyo in plugs:
+        train(tamiyo, 5)
+        tamiyo.close()
+        (step,) = read_history(tamiyo.directory / "tamiyo")
+        runs.add((step.packet.training_run_id, step.packet.packet_id))
+    assert sorted(names) == ["20250101-120000", *(f"20250101-120000-{n}" for n in (2, 3, 4))]
+    assert runs == {(name, f"{name}-1") for name in names}
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "gone/below", "/proc/none"])
+def test_a_directory_that_cannot_hold_runs_is_an_error_that_names_it(tmp_path: Path, place: str):
+    (tmp_path / "file").touch()
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere" / "at all")
+    settings = {"mode": "guard", "every": 5, "tell": print}
+    with pytest.raises(PersistenceError, match=place) as raised:
+        Plug.open(tmp_path / place, start()[0], loss_fn, X, **settings)
+    assert raised.value.path == str(tmp_path / place)
 
 
 @pytest.mark.parametrize("every", [0, -1])

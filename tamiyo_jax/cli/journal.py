@@ -10,6 +10,7 @@ import typer
 
 from tamiyo_jax.cli.compaction import compact_directory
 from tamiyo_jax.cli.config import ConfigFile
+from tamiyo_jax.cli.directory import journal_home
 from tamiyo_jax.cli.output import Json, print_json, print_lines, problems
 from tamiyo_jax.cli.records import as_json, as_text
 from tamiyo_jax.config import TamiyoConfig
@@ -44,7 +45,13 @@ def _record_type(name: str) -> RecordType:
 
 Directory = Annotated[
     Path,
-    typer.Argument(metavar="DIR", exists=True, file_okay=False, help="A run directory."),
+    typer.Argument(
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        callback=journal_home,
+        help="A run directory; its journal is in it, or in its directory tamiyo.",
+    ),
 ]
 
 
@@ -57,7 +64,7 @@ def verify(directory: Directory, as_json_: Json = False) -> None:
 
     Example: tamiyo-jax journal verify run
     """
-    found = _read(directory)
+    found = read_journal(directory)
     corrupt = [_described(one) for one in found.corrupt]
     corrupt += [
         {"sequences": _range(entry.record.sequence), "reason": entry.content.reason}
@@ -111,7 +118,7 @@ def dump(
 
     Example: tamiyo-jax journal dump run --type step --last 3
     """
-    found = _read(directory)
+    found = read_journal(directory)
     wanted = types or list(RecordType)
     records = tuple(record for record in found.records if record.type in wanted)
     chosen = replace(found, records=records if last is None else records[-last:])
@@ -133,7 +140,7 @@ def compact(directory: Directory, config: ConfigFile = None, as_json_: Json = Fa
     Example: tamiyo-jax journal compact run
     """
     storage = TamiyoConfig.load(config).storage
-    found = _read(directory)
+    found = read_journal(directory)
     if not found.records:
         raise typer.BadParameter(f"the journal of {directory} is empty")
     sizes = [_size(directory)]
@@ -167,7 +174,7 @@ def republish_dropped(
 
     Example: tamiyo-jax journal republish run --bus redis://localhost
     """
-    found = _read(directory)
+    found = read_journal(directory)
     security = {} if secret_env is None else {"secret_env": secret_env}
     secret, *_ = resolve_secrets(TamiyoConfig.load(security=security), None)
     opened = RedisBus(bus)
@@ -192,12 +199,6 @@ def _size(directory: Path) -> tuple[int, int]:
     """Number of segments and their bytes."""
     sizes = [path.stat().st_size for path in (directory / "journal").iterdir()]
     return len(sizes), sum(sizes)
-
-
-def _read(directory: Path) -> Recovered:
-    if not (directory / "journal").is_dir():
-        raise typer.BadParameter(f"{directory} holds no journal; name a run directory")
-    return read_journal(directory)
 
 
 def _warn_of_damage(found: Recovered) -> None:

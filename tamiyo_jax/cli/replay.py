@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tamiyo_jax.cli.config import ConfigFile
+from tamiyo_jax.cli.directory import blueprints_of, journal_home
 from tamiyo_jax.cli.output import Json, console, print_json, print_lines, problems
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import (
@@ -39,7 +40,8 @@ def replay(
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help="What tamiyo-jax demo left behind; for --what-if any run directory too.",
+            help="What tamiyo-jax demo left behind; for --what-if any run directory too. Its "
+            "journal is in it, or in its directory tamiyo.",
         ),
     ],
     keep: Annotated[
@@ -70,7 +72,8 @@ def replay(
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="The blueprints of the run, a SQLite file; by default DIR/blueprints.db.",
+            help="The blueprints of the run, a SQLite file; by default blueprints.db beside its "
+            "journal, or one directory above.",
         ),
     ] = None,
     as_json: Json = False,
@@ -79,7 +82,9 @@ def replay(
 
     Exit status 0 only if every packet and the accuracy are identical.
     With --what-if: the steps at which another policy, mode or configuration would have decided
-    otherwise upon the same packets. DIR is only read.
+    otherwise upon the same packets. DIR is only read. A packet without seeds is asked about with
+    packet.seedless on: without it, it would not have been decided upon. Exit status 1 if every
+    answer is an error.
     Example: tamiyo-jax replay runs/first --what-if --mode guard
     """
     others = {"--policy": policy, "--params": params, "--mode": mode}
@@ -91,12 +96,8 @@ def replay(
             raise typer.BadParameter(f"{', '.join(given)}: only with --what-if")
         _again(directory, keep, as_json)
         return
-    run = directory if (directory / "journal").is_dir() else directory / "tamiyo"
-    if not (run / "journal").is_dir():
-        raise typer.BadParameter(f"{directory} holds no journal; name a run directory")
-    blueprints = library or directory / "blueprints.db"
-    if not blueprints.is_file():
-        raise typer.BadParameter(f"there is no {blueprints}; name the run's --library")
+    run = journal_home(directory)
+    blueprints = library or blueprints_of(run)
     settings = TamiyoConfig.load(config)
     asked = mode or (policy and "act")
     chosen_mode = Mode(asked) if asked else None
@@ -112,11 +113,13 @@ def replay(
 
 
 def _again(directory: Path, keep: Path | None, as_json: bool) -> None:
-    from tamiyo_jax.demo import EpochProgress, replay_demo
+    from tamiyo_jax.demo import RESULT, EpochProgress, replay_demo
 
+    homes = (directory, directory.resolve().parent)
+    root = next((home for home in homes if (home / RESULT).is_file()), directory)
     with EpochProgress(console if not as_json else problems) as progress:
         done = replay_demo(
-            directory, keep, lambda row, epochs: progress.show("grown by the journal", row, epochs)
+            root, keep, lambda row, epochs: progress.show("grown by the journal", row, epochs)
         )
     if as_json:
         print_json(
@@ -142,6 +145,19 @@ def _again(directory: Path, keep: Path | None, as_json: bool) -> None:
 
 
 def _compare(compared: Sequence[Comparison], as_json: bool) -> None:
+    _show(compared, as_json)
+    if compared and all(one.instead.failed for one in compared):
+        first = compared[0].instead
+        problems.print(
+            f"[red]every answer is an error[/red], the first {first.action}: "
+            f"{escape(first.reason)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(1)
+
+
+def _show(compared: Sequence[Comparison], as_json: bool) -> None:
     differing = [one for one in compared if not one.agrees]
     recorded = Counter(one.recorded.action for one in compared)
     instead = Counter(one.instead.action for one in compared)

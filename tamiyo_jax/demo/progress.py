@@ -11,7 +11,10 @@ __all__ = ["EpochProgress"]
 
 
 class EpochProgress:
-    """A bar over the epochs of each network, and a line for each decision that does something."""
+    """A bar over the epochs of each network, and a line for each decision that does something.
+
+    Nothing is printed before the first epoch, so that a refusal stands alone.
+    """
 
     def __init__(self, target: Console) -> None:
         self._progress = Progress(
@@ -25,14 +28,15 @@ class EpochProgress:
         self._bars: dict[str, TaskID] = {}
 
     def __enter__(self) -> EpochProgress:
-        self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._bars:
+            self._progress.stop()
 
     def show(self, name: str, row: Row, epochs: int) -> None:
         """Take one epoch of one network."""
+        self._progress.start()
         if name not in self._bars:
             self._bars[name] = self._progress.add_task(name, total=epochs, facts="")
         facts = f"accuracy {row.validation_accuracy:.3f}  {row.live_parameters:,} parameters"

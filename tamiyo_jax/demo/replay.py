@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -12,11 +11,12 @@ from pathlib import Path
 
 from tamiyo_jax.config import SecurityConfig
 from tamiyo_jax.contracts import NonceLedger, Secret, Verifier
-from tamiyo_jax.demo.run import RESULT, Row, row_of
+from tamiyo_jax.demo.begun import RESULT, read_result
+from tamiyo_jax.demo.run import Row, row_of
 from tamiyo_jax.digits import digits_task
 from tamiyo_jax.errors import PersistenceError, ReplayDivergedError
 from tamiyo_jax.host import CommandApplier, HostCheckpoints, save_tree
-from tamiyo_jax.loop import Record, init_loop, run
+from tamiyo_jax.loop import LoopState, Record, init_loop, run
 from tamiyo_jax.runtime.replay import Replay, ReplayedDecision
 
 __all__ = ["DemoReplay", "replay_demo"]
@@ -69,19 +69,26 @@ def replay_demo(
             "demo. Replay another loop with tamiyo_jax.runtime.Replay",
             path=str(result),
         )
-    ended = json.loads(result.read_text())
+    ended = read_result(directory)
+    steps, accuracy = ended.steps, ended.test_accuracy
+    if steps is None or accuracy is None:
+        raise PersistenceError(
+            f"the demonstration in {directory} has not come to its end; go on with it by "
+            "tamiyo-jax demo --resume",
+            path=str(result),
+        )
     secret = os.urandom(32)
     replay = Replay.open(directory / "tamiyo", secret=secret)
-    task = digits_task(ended["seed"])
+    task = digits_task(ended.seed)
     differing: dict[int, tuple[str, ...]] = {}
 
-    def watch(record: Record) -> None:
+    def watch(record: Record, _: LoopState) -> None:
         if isinstance(record.error, ReplayDivergedError):
             raise record.error
         decision = record.decision
         if isinstance(decision, ReplayedDecision) and decision.differences:
             differing[record.packet.current_epoch] = decision.differences
-        on_row(row_of(record), ended["steps"] // task.steps_per_epoch)
+        on_row(row_of(record), steps // task.steps_per_epoch)
 
     with tempfile.TemporaryDirectory() as scratch:
         checkpoints = HostCheckpoints(scratch)
@@ -90,9 +97,9 @@ def replay_demo(
         outcome = run(
             task,
             replay,
-            steps=ended["steps"],
-            state=init_loop(task, ended["seed"]),
-            run_id=f"replay-of-digits-{ended['seed']}",
+            steps=steps,
+            state=init_loop(task, ended.seed),
+            run_id=f"replay-of-digits-{ended.seed}",
             applier=CommandApplier(
                 verifier,
                 clock=time.time_ns,
@@ -109,5 +116,5 @@ def replay_demo(
         differing=differing,
         unused=replay.remaining,
         test_accuracy=outcome.test_accuracy,
-        recorded_accuracy=ended["test_accuracy"],
+        recorded_accuracy=accuracy,
     )

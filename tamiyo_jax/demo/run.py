@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -23,6 +23,7 @@ from orbax.checkpoint import v1 as ocp
 from tamiyo_jax.config import DeadlineConfig, TamiyoConfig
 from tamiyo_jax.contracts import AdaptationCommand, NonceLedger, Secret, Verifier
 from tamiyo_jax.controller import TamiyoState, state_from_json, state_to_json
+from tamiyo_jax.demo.begun import Begun, DemoPolicy, begun_with, write_result
 from tamiyo_jax.digits import digits_task
 from tamiyo_jax.errors import ConfigurationError, PersistenceError
 from tamiyo_jax.host import CommandApplier, HostCheckpoints, load_tree, save_tree
@@ -33,7 +34,6 @@ from tamiyo_jax.runtime.replay import ReplayedDecision
 
 __all__ = [
     "CHECKPOINT_EPOCHS",
-    "RESULT",
     "DemoSettings",
     "DemoSummary",
     "Row",
@@ -45,7 +45,6 @@ __all__ = [
 CHECKPOINT_EPOCHS = 5
 KEPT_CHECKPOINTS = 2
 UNHURRIED_MS = 600_000.0
-RESULT = "demo.json"  # what a replay must know of a run that has ended
 _NAMES = "epoch-" + 6 * "[0-9]"  # Orbax's unfinished directories have longer names
 
 
@@ -66,7 +65,7 @@ class DemoSettings:
     directory: Path
     steps: int
     seed: int
-    policy: Literal["heuristic", "graph"]
+    policy: DemoPolicy
     resume: bool
     deterministic: bool
 
@@ -141,14 +140,22 @@ def run_demo(settings: DemoSettings, on_row: Progress) -> DemoSummary:
     """Run the three networks; `on_row` is told the variant, each epoch, and how many there are.
 
     Raises:
-      ConfigurationError: scikit-learn is missing, or the directory holds a run already.
+      ConfigurationError: scikit-learn is missing, the directory holds a run already or one that
+        was begun otherwise, or the steps are too few.
       PersistenceError: there is nothing to resume.
     """
+    begun = begun_with(
+        settings.directory,
+        resume=settings.resume,
+        seed=settings.seed,
+        policy=settings.policy,
+        deterministic=settings.deterministic,
+    )
     task = digits_task(settings.seed)
+    _check_steps(settings.steps, task.steps_per_epoch, "one epoch")
     start = init_loop(task, settings.seed)
-    rows, resumed_at, grown = _grow(task, start, settings, on_row)
-    ended = {"seed": settings.seed, "steps": settings.steps, "test_accuracy": grown.test_accuracy}
-    (settings.directory / RESULT).write_text(json.dumps(ended, indent=1))
+    rows, resumed_at, grown = _grow(task, start, settings, begun, on_row)
+    write_result(settings.directory, begun, steps=settings.steps, test_accuracy=grown.test_accuracy)
     fully = grow_all(start, task.candidates[0].blueprint_id)
     counted = Counter(row.action for row in rows)
     levels = Counter(level for row in rows for level in row.levels)
@@ -168,7 +175,7 @@ def _compare(
 ) -> Variant:
     rows: list[Row] = []
 
-    def keep(record: Record) -> None:
+    def keep(record: Record, _: LoopState) -> None:
         rows.append(row_of(record))
         on_row(name, rows[-1], settings.steps // task.steps_per_epoch)
 
@@ -177,7 +184,7 @@ def _compare(
 
 
 def _grow(
-    task: Task, start: LoopState, settings: DemoSettings, on_row: Progress
+    task: Task, start: LoopState, settings: DemoSettings, begun: Begun, on_row: Progress
 ) -> tuple[list[Row], int | None, RunResult]:
     root = settings.directory
     config = TamiyoConfig()
@@ -188,7 +195,8 @@ def _grow(
     secret = os.urandom(32)
     verifier = Verifier((Secret(secret),), NonceLedger(time.time_ns()), config.security)
     keeper = HostCheckpoints(root / "host")
-    rows, state, restored = _begin(start, settings, config, keeper)
+    rows, state, restored = _begin(task, start, settings, config, keeper)
+    write_result(root, begun)
     params = (
         init_params(config.policy, jax.random.key(settings.seed))
         if settings.policy == "graph"
@@ -209,11 +217,11 @@ def _grow(
         state=restored,
     ) as tamiyo:
 
-        def keep(record: Record) -> None:
+        def keep(record: Record, state: LoopState) -> None:
             rows.append(row_of(record))
             on_row("grown by Tamiyo", rows[-1], settings.steps // task.steps_per_epoch)
             if rows[-1].epoch % CHECKPOINT_EPOCHS == 0:
-                _save(root, rows, record, tamiyo.state, keeper)
+                _save(root, rows, state, record.packet.restorable_checkpoint, tamiyo.state, keeper)
 
         result = run(
             task,
@@ -234,18 +242,26 @@ def _grow(
     return rows, int(state.epochs) if settings.resume else None, result
 
 
+def _check_steps(steps: int, least: int, what: str) -> None:
+    if steps < least:
+        raise ConfigurationError(
+            f"steps is {steps}, and {what} takes {least}; give --steps {least} or more",
+            field="steps",
+            value=steps,
+            limit=least,
+        )
+
+
 def _begin(
-    start: LoopState, settings: DemoSettings, config: TamiyoConfig, keeper: HostCheckpoints
+    task: Task,
+    start: LoopState,
+    settings: DemoSettings,
+    config: TamiyoConfig,
+    keeper: HostCheckpoints,
 ) -> tuple[list[Row], LoopState, TamiyoState[Any] | None]:
     """A new run, or the last checkpoint of the directory's."""
     home = settings.directory / "checkpoints"
     if not settings.resume:
-        if (settings.directory / "tamiyo").exists():
-            raise ConfigurationError(
-                f"{settings.directory} holds a run already; give --resume to go on with it, or "
-                "another --directory",
-                directory=str(settings.directory),
-            )
         return [], start, None
     found = sorted(path for path in home.glob(_NAMES) if ocp.is_orbax_checkpoint(str(path)))
     if not found:
@@ -256,6 +272,8 @@ def _begin(
         )
     like = {"loop": start, "tamiyo": str, "rows": str, "good": start.host, "good_name": str}
     tree = load_tree(found[-1], like)
+    trained = int(tree["loop"].epochs) * task.steps_per_epoch
+    _check_steps(settings.steps, trained, f"the checkpoint {found[-1]}")
     if tree["good_name"]:
         keeper.rewind(tree["good_name"], tree["good"])
     policy = (
@@ -270,18 +288,18 @@ def _begin(
 def _save(
     root: Path,
     rows: Sequence[Row],
-    record: Record,
+    state: LoopState,
+    good: str | None,
     tamiyo: TamiyoState[Any],
     keeper: HostCheckpoints,
 ) -> None:
     """Write everything that a resumed run needs, what it could roll back to included."""
     home = root / "checkpoints"
-    host, good = record.state.host, record.packet.restorable_checkpoint
     tree = {
-        "loop": record.state,
+        "loop": state,
         "tamiyo": state_to_json(tamiyo),
         "rows": json.dumps([asdict(row) for row in rows]),
-        "good": host if good is None else keeper.restore(good, host),
+        "good": state.host if good is None else keeper.restore(good, state.host),
         "good_name": good or "",
     }
     path = home / f"epoch-{rows[-1].epoch:06d}"

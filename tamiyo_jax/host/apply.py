@@ -22,6 +22,7 @@ from tamiyo_jax.contracts.signing import Verifier
 from tamiyo_jax.errors import CommandRejectedError
 from tamiyo_jax.host.blending import METHODS, BlendSchedule
 from tamiyo_jax.host.budget import live_parameters
+from tamiyo_jax.host.placement import placed_like
 from tamiyo_jax.host.scale import LIMITS, scale_by
 from tamiyo_jax.host.seeds import SlotState, transition
 from tamiyo_jax.host.training import HostState
@@ -93,7 +94,8 @@ class CommandApplier:
 
         A pause lasts until the next decision that is no pause and no shadow; apart from
         that, WAIT leaves the state as it is. ROLLBACK brings everything back as it was, with
-        the one exception of the breaker: who commanded it does not forget that either.
+        the one exception of the breaker: who commanded it does not forget that either. Arrays
+        stay where the state has them, so a jitted step is compiled for no command.
 
         Raises:
           SignatureError: the command is unsigned or was changed.
@@ -109,11 +111,11 @@ class CommandApplier:
             return train_state
         command = decision.command
         if command is None:
-            return _set(train_state, paused=False)
+            return placed_like(_set(train_state, paused=False), train_state)
         self._verifier = self._verifier.verify(command, now_ns=self._clock())
-        if command.command_type is CommandType.PAUSE:
-            return _set(train_state, paused=True)
-        return _set(self._act(train_state, command), paused=False)
+        paused = command.command_type is CommandType.PAUSE
+        after = train_state if paused else self._act(train_state, command)
+        return placed_like(_set(after, paused=paused), train_state)
 
     def _act(self, state: State, command: AdaptationCommand) -> State:
         match command.command_type, command.payload:

@@ -13,6 +13,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from tamiyo_jax.errors import CheckpointMismatchError, PersistenceError
+from tamiyo_jax.host.placement import placed_like
 from tamiyo_jax.host.training import HostState
 
 __all__ = ["HostCheckpoints", "load_tree", "save_tree"]
@@ -40,10 +41,11 @@ def save_tree(path: str | os.PathLike[str], tree: object) -> None:
 
 
 def load_tree(path: str | os.PathLike[str], like: Tree) -> Tree:
-    """Read a pytree that `save_tree` wrote, onto the default device.
+    """Read a pytree that `save_tree` wrote, each array to where `like` has it.
 
-    The arrays are as free to move as those of a new run. Orbax by itself commits what it loads
-    to a device, and a program that was compiled for the one kind compiles anew for the other.
+    An array that `like` has committed to devices gets the same sharding; every other one goes to
+    the default device, as free to move as those of a new run. Orbax by itself commits all that it
+    loads, and a program that was compiled for the one kind compiles anew for the other.
 
     Args:
       path: where it was written.
@@ -68,7 +70,8 @@ def load_tree(path: str | os.PathLike[str], like: Tree) -> Tree:
         loaded = ocp.load(str(source), template)
     except (OSError, ValueError) as error:
         raise _damaged(source, error) from error
-    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, str) else jnp.asarray(leaf), loaded)
+    placed = placed_like(loaded, like)
+    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, str) else jnp.asarray(leaf), placed)
 
 
 def _damaged(source: Path, why: object) -> PersistenceError:
@@ -135,7 +138,7 @@ class HostCheckpoints:
         self.save(name, train_state)
 
     def restore(self, name: str, train_state: HostState) -> HostState:
-        """The state saved under `name`, in the shape of `train_state`.
+        """The state saved under `name`, in the shape and on the devices of `train_state`.
 
         Raises:
           PersistenceError: there is none.

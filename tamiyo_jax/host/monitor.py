@@ -73,11 +73,6 @@ class Statistics(NamedTuple):
     gradient_variance: jax.Array
     conflict: jax.Array
 
-    @property
-    def total_gradient_norm(self) -> jax.Array:
-        """f32[], the norm of the whole gradient."""
-        return jnp.linalg.norm(self.gradient_norm)
-
 
 class MonitorState(NamedTuple):
     """State of `monitor`.
@@ -148,8 +143,14 @@ def statistics(opt_state: object) -> Statistics:
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, MonitorState))
     found = [node for node in nodes if isinstance(node, MonitorState)]
     if len(found) != 1:
+        remedy = (
+            "wrap it once"
+            if found
+            else "wrap it, monitor(tx), and give a state that holds the one that its init made: "
+            "parameters alone hold none"
+        )
         raise ConfigurationError(
-            f"the optimiser is not monitored once but {len(found)} times; wrap it: monitor(tx)",
+            f"the optimiser is not monitored once but {len(found)} times; {remedy}",
             monitors=len(found),
         )
     return Statistics(*jax.tree.leaves(found[0].statistics))  # NNX boxes an optimiser's arrays

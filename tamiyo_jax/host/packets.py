@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -29,7 +30,8 @@ class SeedMeasurements:
     """What a host knows about a seed besides its state.
 
     Attributes:
-      gradient_norm: norm of the seed's own gradient, 0 where it does not learn.
+      gradient_norm: norm of the seed's own gradient, 0 where it does not learn; NaN or infinite
+        after a broken batch.
       contribution: loss with the seed off minus on.
       learning_rate: of its optimiser; None where nobody knows it.
       layer_depth: index of the layer that its slot follows; likewise.
@@ -49,7 +51,12 @@ def seed_state(
     timing: Timing,
     steps_per_epoch: int,
 ) -> SeedState:
-    """A slot's state as the packet tells it; the contribution only of a seed that has learned."""
+    """A slot's state as the packet tells it.
+
+    The contribution is told only of a seed that has learned. A gradient norm that is not finite
+    is told as None: a packet may hold no such one, and it is the losses that say that a batch
+    was broken.
+    """
     stage = SeedStage(int(state.stage))
     blending = stage is SeedStage.BLENDING
     metrics = {
@@ -62,7 +69,7 @@ def seed_state(
     return SeedState(
         seed_id=seed_id,
         stage=stage,
-        gradient_norm=measured.gradient_norm,
+        gradient_norm=measured.gradient_norm if math.isfinite(measured.gradient_norm) else None,
         learning_rate=measured.learning_rate,
         layer_depth=measured.layer_depth,
         age_epochs=int(state.age_steps) // steps_per_epoch,

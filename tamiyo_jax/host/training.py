@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from tamiyo_jax.contracts.packet import SeedStage
+from tamiyo_jax.errors import ConfigurationError
 from tamiyo_jax.host.monitor import Statistics, statistics
 from tamiyo_jax.host.seeds import SlotState, Timing, dormant, is_live, tick
 from tamiyo_jax.host.slot import Gate
@@ -113,8 +114,14 @@ def init_host(host: Host, params: Params, key: jax.Array) -> HostState:
     Args:
       host: what to train.
       params: the host's initial parameters.
-      key: key of the run.
+      key: key of the run, of either kind: `jax.random.key` or `jax.random.PRNGKey`. The state
+        holds its data, and `host.init_seeds` is given that.
+
+    Raises:
+      ConfigurationError: a `jax.random.key` of another generator than JAX's default one, which
+        its data alone could not bring back.
     """
+    key = _key_data(key)
     seeds = host.init_seeds(key)
     slots = {
         name: Slot(dormant(), bank, host.seed_optimizer.init(bank)) for name, bank in seeds.items()
@@ -128,6 +135,20 @@ def init_host(host: Host, params: Params, key: jax.Array) -> HostState:
         paused=jnp.bool_(False),
         breaker_open=jnp.bool_(False),
     )
+
+
+def _key_data(key: jax.Array) -> jax.Array:
+    """u32[2], a key as `jax.random.PRNGKey` makes it."""
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    made, default = jax.random.key_impl(key), jax.random.key_impl(jax.random.key(0))
+    if made != default:
+        raise ConfigurationError(
+            f"key is of the generator {made}, and JAX's default is {default}; make it with "
+            "jax.random.key(seed), or set jax_default_prng_impl",
+            key=made,
+        )
+    return jax.random.key_data(key)
 
 
 def gates_of(slots: Mapping[str, Slot]) -> dict[str, Gate]:

@@ -3,6 +3,9 @@
 The other controller watches the run that there was. Its own state goes on as if its answers
 had been given; the packets stay what they were, so it sees seeds that it would have culled
 live on. Nothing is signed, written or sent.
+
+A packet without seeds is only ever decided upon where the host was declared seedless
+(``packet.seedless``), so it is asked about as that host's, whatever the configuration says.
 """
 
 from __future__ import annotations
@@ -52,12 +55,14 @@ class Reply:
       seed_id: the seed to act upon; None where there is none.
       payload: what to do exactly.
       reason: why; the error's message where it raised.
+      failed: it raised.
     """
 
     action: str
     seed_id: str | None
     payload: Payload | None
     reason: str
+    failed: bool = False
 
     def agrees(self, other: Reply) -> bool:
         """Whether the host would do the same, for whatever reason."""
@@ -101,7 +106,7 @@ def what_if(
     worker can be late.
 
     Args:
-      config: of the other controller.
+      config: of the other controller; `packet.seedless` is on for packets without seeds.
       history: as `read_history` gives it.
       library: holds the blueprints that the packets name.
       choice: the policy; not asked in guard mode.
@@ -113,6 +118,7 @@ def what_if(
     state: _State = initial_state(choice.policy.initial_state())
     runner = InlineRunner[Any](choice)
     find = _finder(library)
+    seedless = _seedless(config)
     for happening in history:
         if isinstance(happening, OperatorRecord):
             state = _by_hand(state, happening)
@@ -123,14 +129,15 @@ def what_if(
             continue
         active, candidates = find(packet.blueprint_id), tuple(map(find, packet.candidates))
         here = Mode(happening.mode) if mode is None else mode
+        asked = config if packet.seeds else seedless
         try:
-            situation = observe(config, state, packet, active, candidates)
+            situation = observe(asked, state, packet, active, candidates)
             answer = None
             if here is not Mode.GUARD:
                 runner.prepare(state.policy_state, situation.observation)
                 answer = runner.run(state.policy_state, situation.observation, math.inf)
             state, outcome = conclude(
-                config,
+                asked,
                 state,
                 situation,
                 answer,
@@ -142,13 +149,18 @@ def what_if(
             )
             instead = _reply(outcome)
         except TamiyoError as error:
-            instead = Reply(type(error).__name__, None, None, str(error))
+            instead = Reply(type(error).__name__, None, None, str(error), failed=True)
         yield Comparison(
             packet,
             _made(happening.action, happening.command, happening.report.notes),
             instead,
             revised=active.revision != happening.blueprint_revision,
         )
+
+
+def _seedless(config: TamiyoConfig) -> TamiyoConfig:
+    packet = config.packet.model_copy(update={"seedless": True})
+    return config.model_copy(update={"packet": packet})
 
 
 def _finder(library: BlueprintLibrary) -> Callable[[str], Blueprint]:

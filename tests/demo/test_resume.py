@@ -18,7 +18,7 @@ import pytest
 from tamiyo_jax.storage import RecordType, StepRecord, decode_step, read_journal
 
 STEPS = 825  # 25 epochs
-COMMAND = (sys.executable, "-m", "tamiyo_jax", "demo", "--deterministic", f"--steps={STEPS}")
+EPOCH = 33
 
 
 def environment(cache: Path) -> dict[str, str]:
@@ -31,11 +31,28 @@ def environment(cache: Path) -> dict[str, str]:
     }
 
 
-def demo(directory: Path, cache: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    command = (*COMMAND, "--json", f"--directory={directory}", *arguments)
+def start(directory: Path, cache: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    command = (sys.executable, "-m", "tamiyo_jax", "demo", "--json", f"--directory={directory}")
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(cache)
+        (*command, *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(cache),
     )
+
+
+def demo(directory: Path, cache: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    return start(directory, cache, "--deterministic", f"--steps={STEPS}", *arguments)
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    return sorted((directory / "checkpoints").glob("epoch-" + 6 * "[0-9]"))
+
+
+def wait_for_checkpoint(directory: Path, process: subprocess.Popen[bytes]) -> None:
+    while not checkpoints(directory):
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.01)
 
 
 def finish(process: subprocess.Popen[bytes]) -> dict[str, Any]:
@@ -79,9 +96,7 @@ def test_a_killed_run_resumes_bit_identically(tmp_path: Path, policy: str) -> No
     whole = finish(demo(tmp_path / "whole", cache, chosen))
     broken = tmp_path / "broken"
     process = demo(broken, cache, chosen)
-    while not any((broken / "checkpoints").glob("epoch-" + 6 * "[0-9]")):
-        assert process.poll() is None, process.communicate()[1].decode()
-        time.sleep(0.01)
+    wait_for_checkpoint(broken, process)
     time.sleep(random.Random(policy).uniform(0.05, 0.6))
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -96,3 +111,35 @@ def test_a_killed_run_resumes_bit_identically(tmp_path: Path, policy: str) -> No
     assert resumed["grown"]["test_accuracy"] == whole["grown"]["test_accuracy"]
     records = read_journal(broken / "tamiyo").records
     assert RecordType.RESTORE in {one.type for one in records}
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_resumed_as_it_was_begun_and_only_so(tmp_path: Path) -> None:
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    begun = {"seed": 1, "policy": "heuristic", "deterministic": True}
+    process = start(run, cache, "--seed=1", "--deterministic", f"--steps={1000 * EPOCH}")
+    wait_for_checkpoint(run, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert json.loads((run / "demo.json").read_text()).items() >= begun.items()
+
+    other = start(run, cache, "--resume", "--seed=0", f"--steps={1000 * EPOCH}")
+    refused = other.communicate()[1].decode()
+    assert other.returncode == 1
+    assert refused.startswith("ConfigurationError: seed is 0")
+    assert "seed 1" in refused
+
+    trained = int(checkpoints(run)[-1].name.removeprefix("epoch-"))
+    short = start(run, cache, "--resume", f"--steps={(trained - 1) * EPOCH}")
+    refused = short.communicate()[1].decode()
+    assert short.returncode == 1
+    assert f"--steps {trained * EPOCH} or more" in refused
+
+    steps = (trained + 1) * EPOCH
+    resumed = finish(start(run, cache, "--resume", f"--steps={steps}"))
+    assert resumed["resumed_at"] == trained
+    kept = json.loads((run / "demo.json").read_text())
+    assert kept.items() >= {**begun, "steps": steps}.items()
+    packets = [step.packet for step in decided(run).values() if step.packet is not None]
+    assert {packet.training_run_id for packet in packets} == {"digits-1"}
+    assert not any("samples_per_s" in packet.training_metrics for packet in packets)

@@ -75,9 +75,11 @@ def test_the_monitor_is_found_inside_other_transformations():
 
 
 def test_an_unmonitored_or_twice_monitored_optimiser_and_absent_parameters_are_told():
-    with pytest.raises(ConfigurationError, match="not monitored once but 0"):
-        host.statistics(optax.sgd(0.1).init(PARAMS))
-    with pytest.raises(ConfigurationError, match="2 times"):
+    both_causes = r"not monitored once but 0 .*monitor\(tx\).*parameters alone"
+    for nowhere in (optax.sgd(0.1).init(PARAMS), PARAMS):
+        with pytest.raises(ConfigurationError, match=both_causes):
+            host.statistics(nowhere)
+    with pytest.raises(ConfigurationError, match="2 times; wrap it once"):
         host.statistics(
             optax.chain(host.monitor(optax.sgd(0.1)), host.monitor(optax.sgd(0.1))).init(PARAMS)
         )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from making import make_packet, make_seed
 
 from tamiyo_jax import host
-from tamiyo_jax.contracts import HardwareContext, validate_packet
+from tamiyo_jax.contracts import HardwareContext, SeedStage, validate_packet
 from tamiyo_jax.errors import ConfigurationError
 
 STATISTICS = host.Statistics(
@@ -72,6 +74,23 @@ def test_a_reading_of_the_hardware_goes_into_its_field_and_the_metrics():
     assert made.hardware == READING.context
     assert made.training_metrics["gpu_mem_free_gb"] == 1.5
     assert packet().hardware is None
+
+
+@pytest.mark.parametrize("norm", [np.nan, np.inf])
+def test_a_gradient_norm_that_is_not_finite_is_told_as_none_in_a_valid_packet(norm):
+    def seed(norm):
+        return host.seed_state(
+            "s0",
+            host.enter(host.dormant(), SeedStage.TRAINING),
+            host.SeedMeasurements(gradient_norm=norm, contribution=norm),
+            timing=host.Timing(5, 5),
+            steps_per_epoch=1,
+        )
+
+    assert seed(0.5).gradient_norm == 0.5
+    broken = seed(norm)
+    assert broken == replace(broken, gradient_norm=None)
+    validate_packet(packet(seeds=[broken], training_loss=np.nan))
 
 
 def test_the_callers_metrics_win():

@@ -10,6 +10,7 @@ from host.tiny_host import SEED_ID, batch, loss, make_host, make_state, operate
 
 from tamiyo_jax import host
 from tamiyo_jax.contracts import SeedOperation, SeedStage
+from tamiyo_jax.errors import ConfigurationError
 
 OP = SeedOperation
 UP_TO_FOSSIL = (OP.GERMINATE, OP.START_TRAINING, OP.START_GRAFTING, OP.STABILIZE, OP.FOSSILIZE)
@@ -34,6 +35,24 @@ def assert_identical(left, right) -> None:
         left,
         right,
     )
+
+
+def test_a_key_of_either_kind_makes_the_same_run_and_its_checkpoint_comes_back(tmp_path):
+    params = make_state(MADE).params
+    old, new = (
+        host.init_host(MADE, params, make(7)) for make in (jax.random.PRNGKey, jax.random.key)
+    )
+    jax.tree.map(np.testing.assert_array_equal, STEP(new, batch(0)), STEP(old, batch(0)))
+    assert (new.rng.shape, new.rng.dtype) == ((2,), jnp.uint32)
+    checkpoints = host.HostCheckpoints(tmp_path)
+    checkpoints.save("good", new)
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore("good", new), old)
+
+
+def test_a_key_of_another_generator_is_refused_and_named():
+    key = jax.random.key(0, impl="rbg")
+    with pytest.raises(ConfigurationError, match=r"rbg.*threefry2x32"):
+        host.init_host(MADE, make_state(MADE).params, key)
 
 
 def test_a_seed_culled_before_it_blends_leaves_the_host_bit_for_bit_as_without_it():
