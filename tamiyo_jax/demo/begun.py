@@ -44,15 +44,15 @@ class DemoFile:
 
     Attributes:
       seed: as in `Begun`.
-      policy: as in `Begun`; None in a file of an earlier version.
-      deterministic: as in `Begun`; None in a file of an earlier version.
+      policy: as in `Begun`.
+      deterministic: as in `Begun`.
       steps: optimiser steps of a run that has ended; None while it has not.
       test_accuracy: of its network, in [0, 1]; None while it has not ended.
     """
 
     seed: int
-    policy: DemoPolicy | None = None
-    deterministic: bool | None = None
+    policy: DemoPolicy
+    deterministic: bool
     steps: int | None = None
     test_accuracy: float | None = None
 
@@ -104,7 +104,7 @@ def begun_with(
                 value=value,
                 begun=begun,
             )
-    known = {name: kept[name] for name in given if kept.get(name) is not None}
+    known = {name: kept[name] for name in given if name in kept}
     return Begun(**(chosen | known))  # pyright: ignore[reportArgumentType] - of DemoFile's types
 
 

@@ -24,7 +24,7 @@ def placed_like(tree: Tree, like: object) -> Tree:
       tree: arrays, of JAX or NumPy; other leaves are left alone.
       like: a pytree of the same structure.
     """
-    return jax.tree.map(_placed, tree, like)
+    return tree if tree is like else jax.tree.map(_placed, tree, like)
 
 
 def _placed(leaf: object, like: object) -> object:
