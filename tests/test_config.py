@@ -112,6 +112,16 @@ def test_unknown_keywords_are_named() -> None:
         TamiyoConfig.load(deadline={"inference_ms": 1.0})
     with pytest.raises(ConfigurationError, match=r"deadlines\.inference"):
         TamiyoConfig.load(deadlines={"inference": 1.0})
+    with pytest.raises(ConfigurationError, match=r"did you mean loss_spike\?"):
+        TamiyoConfig.load(risk={"los_spike": 1.0})
+
+
+def test_a_section_without_a_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMIYO__RISK", "0.3")
+    with pytest.raises(ConfigurationError, match="risk alone") as caught:
+        TamiyoConfig.load()
+    assert caught.value.field == "risk"
+    assert "did you mean" not in str(caught.value)
 
 
 def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path: Path) -> None:

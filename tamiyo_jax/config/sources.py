@@ -189,18 +189,19 @@ def _settings(tree: type[BaseModel], parts: Mapping[str, tuple[object, Origin]])
 def _check_known(tree: type[BaseModel], section: str, field: str | None, origin: Origin) -> None:
     """Refuse a section or, unless it is None, a field that does not exist."""
     known: Iterable[str] = tree.model_fields
-    where, kind = section, "sections"
+    where, told, kind, asked = section, section, "sections", section
     if section in tree.model_fields:
         if field is None:
             return
         known, kind = section_of(tree, section).model_fields, f"settings of {section}"
         if field in known:
             return
-        where = f"{section}.{field}" if field else "what follows the section's name"
-    likely = get_close_matches(field or section, known, 1)
+        where = f"{section}.{field}" if field else section
+        told, asked = where if field else f"{section} alone", field
+    likely = get_close_matches(asked, known, 1)
     hint = f"; did you mean {likely[0]}?" if likely else ""
     raise ConfigurationError(
-        f"configuration: {where} ({origin}) is not among the {kind}: {', '.join(known)}{hint}",
+        f"configuration: {told} ({origin}) is not among the {kind}: {', '.join(known)}{hint}",
         field=where,
         origins=(origin,),
     )

@@ -95,14 +95,13 @@ def begun_with(
     given = {"seed": seed, "policy": policy, "deterministic": deterministic}
     chosen = {name: value for name, value in given.items() if value is not None}
     for name, value in chosen.items():
-        begun = kept.get(name)
-        if begun is not None and begun != value:
+        if name in kept and kept[name] != value:
             raise ConfigurationError(
-                f"{name} is {value}, but the run in {directory} was begun with {name} {begun}; "
-                f"leave --{name} out to go on with it, or begin another --directory",
+                f"{name} is {value}, but the run in {directory} was begun with {name} "
+                f"{kept[name]}; leave --{name} out to go on with it, or begin another --directory",
                 field=name,
                 value=value,
-                begun=begun,
+                begun=kept[name],
             )
     known = {name: kept[name] for name in given if name in kept}
     return Begun(**(chosen | known))  # pyright: ignore[reportArgumentType] - of DemoFile's types
