@@ -34,9 +34,10 @@ from monitor import SECRET, Training
 from tamiyo_jax import host
 from tamiyo_jax.config import StorageConfig, TamiyoConfig
 from tamiyo_jax.contracts import SystemStatePacket
-from tamiyo_jax.digits import digits_task
+from tamiyo_jax.demo import digits_task
+from tamiyo_jax.library import MemoryBlueprintLibrary, SqliteBlueprintLibrary
 from tamiyo_jax.policy import init_params
-from tamiyo_jax.runtime import MemoryBlueprintLibrary, SqliteBlueprintLibrary, Tamiyo
+from tamiyo_jax.service import Tamiyo
 
 MB = 1e6
 
@@ -142,7 +143,7 @@ def machine(root: Path) -> Found:
         with way.opener(root / name, TamiyoConfig(deadlines=PATIENT))() as tamiyo:
             for packet in told:
                 tamiyo.step(packet)
-            inference = getattr(tamiyo._steps.seat.runner, "pool", None)  # they are the subject
+            inference = getattr(tamiyo._steps.deployed.runner, "pool", None)  # they are the subject
             for pool in (inference, tamiyo._parts.metadata):
                 while pool is not None and len(pool.pids()) < 2:
                     time.sleep(0.05)
@@ -162,7 +163,7 @@ import time, psutil
 import jax, flax, flax.nnx, optax, orbax.checkpoint
 jax.devices()
 before, started = psutil.Process().memory_info().rss, time.perf_counter()
-import tamiyo_jax.plug
+import tamiyo_jax.training
 print(time.perf_counter() - started, psutil.Process().memory_info().rss - before)
 """
 
@@ -197,7 +198,7 @@ def start(root: Path) -> Found:
                 timed(f"{name}: close", tamiyo.close)
     seconds, resident = zip(*imports, strict=True)
     return {name: Timing.of(sample) for name, sample in taken.items()}, {
-        "import tamiyo_jax.plug after JAX, Flax, Optax and Orbax, s": round(median(seconds), 2),
+        "import tamiyo_jax.training after JAX, Flax, Optax and Orbax, s": round(median(seconds), 2),
         "the same, MB": round(median(resident) / MB),
         "compiled programs of the graph policy, MB": round(
             size_of(root / "graph-0" / "tamiyo" / "cache") / MB, 1

@@ -31,12 +31,13 @@ from rich.console import Console
 
 from tamiyo_jax.config import DeadlineConfig, TamiyoConfig
 from tamiyo_jax.contracts import NonceLedger, Secret, Verifier
-from tamiyo_jax.demo.run import row_of
-from tamiyo_jax.digits import digits_task
-from tamiyo_jax.host import CommandApplier, Gate
-from tamiyo_jax.loop import init_loop, run
-from tamiyo_jax.runtime import MemoryBlueprintLibrary, Tamiyo
-from tamiyo_jax.task import Data, Task
+from tamiyo_jax.demo import digits_task
+from tamiyo_jax.demo._run import row_of
+from tamiyo_jax.growth import Gate
+from tamiyo_jax.host import CommandApplier
+from tamiyo_jax.library import MemoryBlueprintLibrary
+from tamiyo_jax.service import Tamiyo
+from tamiyo_jax.training import Data, Task, init_loop, run
 
 Params = Any
 

@@ -48,7 +48,8 @@ from tamiyo_jax.contracts import (
     Verifier,
 )
 from tamiyo_jax.errors import TamiyoError
-from tamiyo_jax.runtime import MemoryBlueprintLibrary, Tamiyo
+from tamiyo_jax.library import MemoryBlueprintLibrary
+from tamiyo_jax.service import Tamiyo
 
 WIDTH, DEPTH, HEADS, VOCABULARY, LENGTH = 384, 5, 6, 3072, 256
 STEPS = 2

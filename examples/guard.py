@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 import tamiyo_jax as tj
 from tamiyo_jax import host
 from tamiyo_jax.contracts import LayerSpec, NonceLedger, Secret, Verifier
-from tamiyo_jax.runtime import SqliteBlueprintLibrary
+from tamiyo_jax.library import SqliteBlueprintLibrary
 
 BLUEPRINT = tj.Blueprint(
     "linear", risk=0.1, layers=(LayerSpec("readout", "dense", 0, parameter_count=650),), chain=True

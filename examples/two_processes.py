@@ -27,8 +27,8 @@ from sklearn.datasets import load_digits
 
 import tamiyo_jax as tj
 from tamiyo_jax.contracts import LayerSpec, NonceLedger, Secret, Verifier
-from tamiyo_jax.runtime import MemoryBlueprintLibrary
-from tamiyo_jax.runtime.multihost import MultihostTamiyo
+from tamiyo_jax.library import MemoryBlueprintLibrary
+from tamiyo_jax.service._multihost import MultihostTamiyo
 
 BLUEPRINT = tj.Blueprint(
     "linear", risk=0.1, layers=(LayerSpec("readout", "dense", 0, parameter_count=640),), chain=True

@@ -17,7 +17,8 @@ from tamiyo_jax.contracts import (
     SeedState,
     SystemStatePacket,
 )
-from tamiyo_jax.runtime import MemoryBlueprintLibrary, Tamiyo
+from tamiyo_jax.library import MemoryBlueprintLibrary
+from tamiyo_jax.service import Tamiyo
 
 SECRET = b"a secret of tests, long enough"
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from making import make_packet, make_seed, open_tamiyo
 
+from tamiyo_jax.bus import MemoryBus
 from tamiyo_jax.contracts import Metric, TelemetryPacket
 from tamiyo_jax.errors import UnknownBlueprintError
-from tamiyo_jax.runtime import MemoryBus, MemorySink, Sink
+from tamiyo_jax.telemetry import MemorySink, Sink
 
 DECIDED = 12
 FAILED_AT = 1_000

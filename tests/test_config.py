@@ -24,8 +24,8 @@ from tamiyo_jax.config import (
     settings_markdown,
 )
 from tamiyo_jax.contracts import Secret, signature_of
+from tamiyo_jax.decision import Decision
 from tamiyo_jax.errors import ConfigurationError
-from tamiyo_jax.runtime import Decision
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import Blueprint
 from tamiyo_jax.errors import NoLegalActionError
+from tamiyo_jax.library import SqliteBlueprintLibrary
+from tamiyo_jax.library._sqlite import connect
 from tamiyo_jax.policy import HeuristicPolicy, Observation, PolicyOutputs
-from tamiyo_jax.runtime import SqliteBlueprintLibrary
-from tamiyo_jax.runtime.sqlite_library import connect
 
 
 def sleep() -> None:

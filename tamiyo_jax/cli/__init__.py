@@ -8,15 +8,15 @@ from __future__ import annotations
 import typer
 from rich.markup import escape
 
-from tamiyo_jax.cli import blueprint, config, journal
-from tamiyo_jax.cli.conformance import conformance
-from tamiyo_jax.cli.demo import DEMO_STEPS, demo
-from tamiyo_jax.cli.import_torch import import_torch
-from tamiyo_jax.cli.output import problems
-from tamiyo_jax.cli.replay import replay
+from tamiyo_jax.cli import _blueprint, _config, _journal
+from tamiyo_jax.cli._conformance import conformance
+from tamiyo_jax.cli._demo import demo
+from tamiyo_jax.cli._import_torch import import_torch
+from tamiyo_jax.cli._output import problems
+from tamiyo_jax.cli._replay import replay
 from tamiyo_jax.errors import TamiyoError
 
-__all__ = ["DEMO_STEPS", "app", "main"]
+__all__ = ["app", "main"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,9 +28,9 @@ app.command()(demo)
 app.command()(replay)
 app.command()(conformance)
 app.command("import-torch")(import_torch)
-app.add_typer(journal.app, name="journal")
-app.add_typer(blueprint.app, name="blueprint")
-app.add_typer(config.app, name="config")
+app.add_typer(_journal.app, name="journal")
+app.add_typer(_blueprint.app, name="blueprint")
+app.add_typer(_config.app, name="config")
 
 
 def main() -> None:

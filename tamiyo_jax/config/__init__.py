@@ -5,7 +5,7 @@
 `resolve()` does the same and tells where every value comes from.
 """
 
-from tamiyo_jax.config.sections import (
+from tamiyo_jax.config._sections import (
     BreakerConfig,
     DeadlineConfig,
     GraphConfig,
@@ -19,8 +19,8 @@ from tamiyo_jax.config.sections import (
     SecurityConfig,
     StorageConfig,
 )
-from tamiyo_jax.config.sources import Origin
-from tamiyo_jax.config.tree import Resolved, TamiyoConfig, resolve, settings_markdown
+from tamiyo_jax.config._sources import Origin
+from tamiyo_jax.config._tree import Resolved, TamiyoConfig, resolve, settings_markdown
 
 __all__ = [
     "BreakerConfig",

@@ -3,9 +3,9 @@
 Pure Python without arrays: state in, state out.
 """
 
-from tamiyo_jax.risk.breaker import BreakerState, Stage
-from tamiyo_jax.risk.conditions import Condition
-from tamiyo_jax.risk.gate import (
+from tamiyo_jax.risk._breaker import BreakerState, Stage
+from tamiyo_jax.risk._conditions import Condition
+from tamiyo_jax.risk._gate import (
     POLICY_REASON,
     RESTRICTION,
     Verdict,
@@ -13,21 +13,14 @@ from tamiyo_jax.risk.gate import (
     gate,
     guard,
 )
-from tamiyo_jax.risk.outcome import health, priority, report_outcome
-from tamiyo_jax.risk.rules import (
-    RULES,
-    Effect,
-    HeldRule,
-    Rule,
-    rules_markdown,
-    rules_that_hold,
-)
-from tamiyo_jax.risk.signals import Signals, read_signals
-from tamiyo_jax.risk.state import (
+from tamiyo_jax.risk._outcome import health, priority, report_outcome
+from tamiyo_jax.risk._rules import RULES, Effect, HeldRule, Rule, rules_markdown, rules_that_hold
+from tamiyo_jax.risk._signals import Signals, read_signals
+from tamiyo_jax.risk._state import (
     ConservativeMode,
     RiskState,
     admit_call,
-    after_verdict,
+    apply_verdict,
     call_failed,
     call_succeeded,
     enter_by_hand,
@@ -53,7 +46,7 @@ __all__ = [
     "Stage",
     "Verdict",
     "admit_call",
-    "after_verdict",
+    "apply_verdict",
     "call_failed",
     "call_succeeded",
     "downgraded_lr_delta",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from message_strategies import packets
 
 from tamiyo_jax.contracts import HardwareContext, SeedStage, SeedState, SystemStatePacket
-from tamiyo_jax.contracts.checks import Checks, conforming
+from tamiyo_jax.contracts._checks import Checks, conforming
 from tamiyo_jax.errors import InvalidPacketError
 
 CHECK = Checks(InvalidPacketError)

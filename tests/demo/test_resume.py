@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tamiyo_jax.storage import RecordType, StepRecord, decode_step, read_journal
+from tamiyo_jax.journal import RecordType, read_journal
+from tamiyo_jax.storage import StepRecord, decode_step
 
 STEPS = 825  # 25 epochs
 EPOCH = 33

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from tamiyo_jax.config import GraphConfig
-from tamiyo_jax.conformance.edges import compare_edges
-from tamiyo_jax.contracts.blueprint import LayerEdge, MonitoredLayer
-from tamiyo_jax.contracts.packet import SeedStage
+from tamiyo_jax.conformance._edges import compare_edges
+from tamiyo_jax.contracts import LayerEdge, MonitoredLayer, SeedStage
 from tamiyo_jax.errors import GraphCapacityError, GraphSchemaError
 from tamiyo_jax.graph import (
     RELATIONS,

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tamiyo_jax.config import GraphConfig
-from tamiyo_jax.contracts.blueprint import (
+from tamiyo_jax.contracts import (
     ActivationSpec,
     HandlingClass,
     HazardBand,
     LayerSpec,
     ParameterSpec,
     SafetySheet,
+    SeedStage,
 )
-from tamiyo_jax.contracts.packet import SeedStage
 from tamiyo_jax.errors import (
     GraphSchemaError,
     InvalidPacketError,
@@ -41,7 +41,7 @@ from tamiyo_jax.graph import (
     relation_group,
     total_coverage,
 )
-from tamiyo_jax.graph.schema import node_type, relation
+from tamiyo_jax.graph._schema import node_type, relation
 
 CONFIG = GraphConfig()
 LENIENT = GraphConfig(strict_features=False)

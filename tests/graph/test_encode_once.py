@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamiyo_jax.config import GraphConfig
-from tamiyo_jax.contracts.blueprint import LayerSpec, MonitoredLayer
-from tamiyo_jax.contracts.packet import SeedStage
+from tamiyo_jax.contracts import LayerSpec, MonitoredLayer, SeedStage
 from tamiyo_jax.graph import (
     Registries,
     completeness,

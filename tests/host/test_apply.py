@@ -22,13 +22,16 @@ from tamiyo_jax.contracts import (
     CircuitBreakerAdjustment,
     CircuitBreakerState,
     CommandType,
+    NonceLedger,
     OptimizerAdjustment,
     Rollback,
+    Secret,
     SeedAdjustment,
     SeedOperation,
     SeedStage,
+    Verifier,
+    sign,
 )
-from tamiyo_jax.contracts.signing import NonceLedger, Secret, Verifier, sign
 from tamiyo_jax.errors import (
     CheckpointMismatchError,
     CommandRejectedError,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tamiyo_jax import host
 from tamiyo_jax.errors import CommandRejectedError, ConfigurationError
-from tamiyo_jax.host.monitor import CONFLICT_COSINE, RATE, SAMPLE
+from tamiyo_jax.host._monitor import CONFLICT_COSINE, RATE, SAMPLE
 
 PARAMS = {
     "a": {"w": jnp.arange(6, dtype=jnp.float32).reshape(2, 3), "b": jnp.ones(3, jnp.float32)},

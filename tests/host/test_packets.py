@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from making import make_packet, make_seed
 
-from tamiyo_jax import host
+from tamiyo_jax import growth, host
 from tamiyo_jax.contracts import HardwareContext, SeedStage, validate_packet
 from tamiyo_jax.errors import ConfigurationError
 
@@ -81,9 +81,9 @@ def test_a_gradient_norm_that_is_not_finite_is_told_as_none_in_a_valid_packet(no
     def seed(norm):
         return host.seed_state(
             "s0",
-            host.enter(host.dormant(), SeedStage.TRAINING),
+            growth.enter(growth.dormant(), SeedStage.TRAINING),
             host.SeedMeasurements(gradient_norm=norm, contribution=norm),
-            timing=host.Timing(5, 5),
+            timing=growth.Timing(5, 5),
             steps_per_epoch=1,
         )
 

@@ -13,9 +13,15 @@ from policy.worlds import packet as packet_of
 from policy.worlds import seed as seed_of
 
 from tamiyo_jax.config import PolicyConfig
-from tamiyo_jax.contracts.blueprint import HandlingClass, HazardBand, SafetySheet
-from tamiyo_jax.contracts.command import CircuitBreakerState, CommandType, SeedOperation
-from tamiyo_jax.contracts.packet import SeedStage
+from tamiyo_jax.contracts import (
+    CircuitBreakerState,
+    CommandType,
+    HandlingClass,
+    HazardBand,
+    SafetySheet,
+    SeedOperation,
+    SeedStage,
+)
 from tamiyo_jax.errors import NoLegalActionError, NonFiniteOutputError, NoSeedCandidatesError
 from tamiyo_jax.policy import (
     NUM_ACTIONS,

@@ -8,7 +8,7 @@ import pytest
 from policy.worlds import ACTIVE, GROWN, OTHER, observation, packet, seed
 
 from tamiyo_jax.config import PolicyConfig
-from tamiyo_jax.contracts.packet import SeedStage
+from tamiyo_jax.contracts import SeedStage
 from tamiyo_jax.policy import Action, Choice, Proposal, first_legal, outputs_for, propose, select
 
 POLICY = PolicyConfig.small()

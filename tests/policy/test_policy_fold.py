@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from policy.worlds import FULL, LAYOUT, observation, packet, raw_graph, seed, written_out
 
 from tamiyo_jax.config import GraphConfig, PolicyConfig
-from tamiyo_jax.contracts.packet import SeedStage
-from tamiyo_jax.graph import GraphLayout, RawGraph, init_normalizer
-from tamiyo_jax.graph.raw import blank
-from tamiyo_jax.graph.schema import NODE_TYPES, RELATIONS
+from tamiyo_jax.contracts import SeedStage
+from tamiyo_jax.graph import NODE_TYPES, RELATIONS, GraphLayout, RawGraph, init_normalizer
+from tamiyo_jax.graph._raw import blank
 from tamiyo_jax.policy import GraphPolicy, PolicyOutputs, fold, init_params, policy_step
-from tamiyo_jax.policy.routes import LAYERS, plan
+from tamiyo_jax.policy._routes import LAYERS, plan
 
 CONFIG = PolicyConfig.small()
 step = jax.jit(policy_step, static_argnames=("layout", "rate"))
@@ -196,7 +195,7 @@ def test_a_policy_folds_once_for_its_parameters_and_again_for_new_ones(params, m
         folds.append(layout)
         return fold(params, layout)
 
-    monkeypatch.setattr("tamiyo_jax.policy.graph_policy.fold", counted)
+    monkeypatch.setattr("tamiyo_jax.policy._graph_policy.fold", counted)
     policy = GraphPolicy(GraphConfig())
     state, seen = policy.initial_state(), observation(packet(seed("s", SeedStage.DORMANT)))
     first = [policy.decide(params, state, seen)[1].value for _ in range(3)]

@@ -10,7 +10,7 @@ import pytest
 from policy.worlds import ACTIVE, GROWN, OTHER, observation, packet, seed
 
 from tamiyo_jax.config import HeuristicConfig, PolicyConfig
-from tamiyo_jax.contracts.packet import SeedStage
+from tamiyo_jax.contracts import SeedStage
 from tamiyo_jax.policy import Action, HeuristicPolicy, HeuristicState, propose, select
 
 POLICY = PolicyConfig.small()

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from policy.worlds import FULL, LAYOUT, observation, packet, raw_graph, seed, written_out
 
 from tamiyo_jax.config import GraphConfig, PolicyConfig
-from tamiyo_jax.conformance.policy import compare_policy
-from tamiyo_jax.contracts.packet import SeedStage
+from tamiyo_jax.conformance._policy import compare_policy
+from tamiyo_jax.contracts import SeedStage
 from tamiyo_jax.errors import GraphSchemaError
-from tamiyo_jax.graph import GraphLayout, RawGraph, build, init_normalizer
-from tamiyo_jax.graph.schema import RELATIONS
+from tamiyo_jax.graph import RELATIONS, GraphLayout, RawGraph, build, init_normalizer
 from tamiyo_jax.policy import (
     GraphPolicy,
     PolicyNetwork,

@@ -6,13 +6,27 @@ from dataclasses import replace
 
 import numpy as np
 
-from tamiyo_jax.contracts.blueprint import ActivationSpec, Blueprint, LayerSpec, ParameterSpec
-from tamiyo_jax.contracts.command import CircuitBreakerState
-from tamiyo_jax.contracts.packet import SeedStage, SeedState, SystemStatePacket
-from tamiyo_jax.graph import GraphLayout, RawGraph, expanded
-from tamiyo_jax.graph.edges import complete_attributes, complete_rows
-from tamiyo_jax.graph.raw import blank
-from tamiyo_jax.graph.schema import NODE_TYPES, RELATIONS, node_type
+from tamiyo_jax.contracts import (
+    ActivationSpec,
+    Blueprint,
+    CircuitBreakerState,
+    LayerSpec,
+    ParameterSpec,
+    SeedStage,
+    SeedState,
+    SystemStatePacket,
+)
+from tamiyo_jax.graph import (
+    NODE_TYPES,
+    RELATIONS,
+    GraphLayout,
+    RawGraph,
+    complete_attributes,
+    complete_rows,
+    expanded,
+)
+from tamiyo_jax.graph._raw import blank
+from tamiyo_jax.graph._schema import node_type
 from tamiyo_jax.policy import Legality, Observation, legality
 
 MAX_SEEDS, MAX_BLUEPRINTS = 3, 3

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tamiyo_jax.config import RiskConfig
-from tamiyo_jax.conformance.risk import compare_risk
+from tamiyo_jax.conformance._risk import compare_risk
 from tamiyo_jax.contracts import (
     Blueprint,
     CommandType,

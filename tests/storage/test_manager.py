@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from storage.campaign import (
+from journal.campaign import (
     EPOCH,
     POLICY_STATE,
     SECOND,
@@ -37,19 +37,10 @@ from tamiyo_jax.errors import (
     JournalSealedError,
     PersistenceError,
 )
-from tamiyo_jax.storage import (
-    Record,
-    RecordType,
-    StepRecord,
-    StorageManager,
-    Unreadable,
-    read_entries,
-    read_journal,
-)
+from tamiyo_jax.journal import PosixFileSystem, Record, RecordType, read_journal
+from tamiyo_jax.storage import DirectoryLock, StepRecord, StorageManager, Unreadable, read_entries
 from tamiyo_jax.storage import records_pb2 as pb
-from tamiyo_jax.storage.facts import Ledger
-from tamiyo_jax.storage.files import PosixFileSystem
-from tamiyo_jax.storage.lock import DirectoryLock
+from tamiyo_jax.storage._facts import Ledger
 
 REPOSITORY = Path(__file__).parents[2]
 Manager = StorageManager[np.ndarray]

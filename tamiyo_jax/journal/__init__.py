@@ -1,0 +1,27 @@
+"""The append-only log: record frames, segments, group commit and recovery."""
+
+from tamiyo_jax.journal._files import FileSystem, PosixFileSystem
+from tamiyo_jax.journal._frames import Record, RecordType
+from tamiyo_jax.journal._group_commit import Ticket
+from tamiyo_jax.journal._journal import Journal, read_journal
+from tamiyo_jax.journal._recovery import Conflict, Damage, Hole, Recovered, Scar, decode_repair
+from tamiyo_jax.journal._segments import discard_unfinished, reporting, write_durably
+
+__all__ = [
+    "Conflict",
+    "Damage",
+    "FileSystem",
+    "Hole",
+    "Journal",
+    "PosixFileSystem",
+    "Record",
+    "RecordType",
+    "Recovered",
+    "Scar",
+    "Ticket",
+    "decode_repair",
+    "discard_unfinished",
+    "read_journal",
+    "reporting",
+    "write_durably",
+]

@@ -1,0 +1,29 @@
+"""Outcomes as telemetry packets, and the sinks that receive them."""
+
+from tamiyo_jax.telemetry._bus_sink import TELEMETRY, BusSink
+from tamiyo_jax.telemetry._dispatch import JsonLinesSink, MemorySink, Sink, Telemetry
+from tamiyo_jax.telemetry._opentelemetry import OpenTelemetrySink
+from tamiyo_jax.telemetry._packets import (
+    damage_events,
+    failure_packet,
+    outcome_packet,
+    status_packet,
+)
+from tamiyo_jax.telemetry._prometheus import PrometheusSink
+from tamiyo_jax.telemetry._tensorboard import TensorBoardSink
+
+__all__ = [
+    "TELEMETRY",
+    "BusSink",
+    "JsonLinesSink",
+    "MemorySink",
+    "OpenTelemetrySink",
+    "PrometheusSink",
+    "Sink",
+    "Telemetry",
+    "TensorBoardSink",
+    "damage_events",
+    "failure_packet",
+    "outcome_packet",
+    "status_packet",
+]
