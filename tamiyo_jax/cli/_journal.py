@@ -167,8 +167,12 @@ def republish_dropped(
     Example: tamiyo-jax journal republish run --bus redis://localhost
     """
     found = read_journal(directory)
-    security = {} if secret_env is None else {"secret_env": secret_env}
-    secret, *_ = resolve_secrets(TamiyoConfig.load(security=security), None)
+    config = (
+        TamiyoConfig.load()
+        if secret_env is None
+        else TamiyoConfig.load(security={"secret_env": secret_env})
+    )
+    secret, *_ = resolve_secrets(config, None)
     opened = RedisBus(bus)
     _warn_of_damage(found)
     dropped = dropped_reports(read_entries(found))

@@ -6,8 +6,9 @@ import inspect
 import json
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
+from tamiyo_jax.config._dicts import Sections
 from tamiyo_jax.config._sections import (
     BreakerConfig,
     DeadlineConfig,
@@ -52,8 +53,14 @@ class TamiyoConfig(Section, frozen=True):
     publishing: PublishingConfig = PublishingConfig()
     security: SecurityConfig = SecurityConfig()
 
+    if TYPE_CHECKING:
+
+        def __init__(self, **sections: Unpack[Sections]) -> None: ...
+
     @classmethod
-    def load(cls, path: str | os.PathLike[str] | None = None, **overrides: object) -> TamiyoConfig:
+    def load(
+        cls, path: str | os.PathLike[str] | None = None, **overrides: Unpack[Sections]
+    ) -> TamiyoConfig:
         """Resolve a TOML file, ``TAMIYO__SECTION__FIELD`` variables and keyword overrides.
 
         Later sources win, field by field. Unknown sections and fields are errors. A variable
@@ -76,7 +83,7 @@ class Resolved(NamedTuple):
     origins: Mapping[str, Origin]
 
 
-def resolve(path: str | os.PathLike[str] | None = None, **overrides: object) -> Resolved:
+def resolve(path: str | os.PathLike[str] | None = None, **overrides: Unpack[Sections]) -> Resolved:
     """Resolve as `TamiyoConfig.load`, and return where every value comes from."""
     settings = {
         **({} if path is None else from_file(TamiyoConfig, path)),
