@@ -1,4 +1,4 @@
-"""The optional redis-py: a client that answers soon, and URLs that may be told."""
+"""Clients of the optional redis-py, with short timeouts and no credentials in messages."""
 
 # The types of redis-py are partial.
 # pyright: reportUnknownMemberType=false
@@ -19,7 +19,7 @@ _ANSWER_SECONDS = 2.0
 
 
 def open_client(url: str, *, purpose: str, decode_responses: bool) -> tuple[Redis, type[Exception]]:
-    """A client of a server, which is not asked for anything yet.
+    """Create a client of a server; nothing is sent yet.
 
     Args:
       url: ``redis://``, ``rediss://`` or ``unix://``, as redis-py reads it.
@@ -39,7 +39,7 @@ def open_client(url: str, *, purpose: str, decode_responses: bool) -> tuple[Redi
     except ImportError as error:
         raise ConfigurationError(f"{purpose} needs redis-py; install tamiyo_jax[redis]") from error
     try:
-        # A call that failed is told, not repeated: whoever called knows how long it may wait.
+        # A call that failed raises and is not repeated: the caller knows how long it may wait.
         client = redis.Redis.from_url(
             url,
             decode_responses=decode_responses,

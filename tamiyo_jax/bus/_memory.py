@@ -1,7 +1,7 @@
 """Buses: signed messages from one part of the training stack to others.
 
 A bus moves envelopes and knows nothing of what is in them. The sender seals a payload, which
-signs it together with its topic; the receiver opens the envelope before it believes a word.
+signs it together with its topic; the receiver verifies the envelope before it uses the payload.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _SIGNATURE_BYTES = 44  # HMAC-SHA256 in base64
 
 
 def seal(topic: str, payload: bytes, secret: Secret) -> bytes:
-    """The envelope of a payload: its signature, 44 characters of base64, then the payload.
+    """Sign a payload; returns the signature, 44 characters of base64, followed by the payload.
 
-    The signature covers the topic too, so that a message cannot be moved to another one.
+    The signature covers the topic too, so that a message cannot be moved to another topic.
     """
-    return sign_bytes(_signed(topic, payload), secret).encode("ascii") + payload
+    return sign_bytes(_message_to_sign(topic, payload), secret).encode("ascii") + payload
 
 
 def open_envelope(topic: str, envelope: bytes, secrets: Sequence[Secret]) -> bytes:
-    """The payload of an envelope that came by `topic`.
+    """Verify an envelope received on `topic` and return its payload.
 
     Args:
       topic: where it was received.
@@ -38,14 +38,14 @@ def open_envelope(topic: str, envelope: bytes, secrets: Sequence[Secret]) -> byt
       secrets: the current key, and previous ones while they are being rotated out.
 
     Raises:
-      SignatureError: nobody who knows a secret sealed this for this topic.
+      SignatureError: no secret made this signature for this topic.
     """
     signature, payload = envelope[:_SIGNATURE_BYTES], envelope[_SIGNATURE_BYTES:]
-    verify_bytes(_signed(topic, payload), signature.decode("latin-1"), secrets)
+    verify_bytes(_message_to_sign(topic, payload), signature.decode("latin-1"), secrets)
     return payload
 
 
-def _signed(topic: str, payload: bytes) -> bytes:
+def _message_to_sign(topic: str, payload: bytes) -> bytes:
     return topic.encode() + b"\0" + payload
 
 
@@ -53,37 +53,37 @@ class Bus(Protocol):
     """Takes messages at least once, and hands each to every group of consumers."""
 
     def publish(self, topic: str, payload: bytes, priority: Priority) -> None:
-        """Take a message; once this returns, the message is the bus's to deliver.
+        """Accept a message; once this returns, the bus delivers it.
 
         HIGH and CRITICAL messages overtake others of their topic.
 
         Raises:
-          PublishError: the bus did not take it, or cannot tell; publish it again.
+          PublishError: the bus did not accept it, or does not know; publish it again.
         """
         ...
 
     def consume(self, topic: str, group: str, handler: Handler) -> int:
-        """Hand the messages that wait for a group to a handler, one after the other.
+        """Hand the messages that wait for a group to a handler, in turn.
 
         Consumers of one group share its messages; every group gets all of them. A message is
-        acknowledged when the handler has returned. What the handler raises is raised here, and
+        acknowledged when the handler has returned. An error of the handler is raised here, and
         its message waits for the group again.
 
         Returns:
-          How many were acknowledged; 0 where none waits.
+          The number of acknowledged messages; 0 if none was waiting.
         """
         ...
 
 
 class MemoryBus:
-    """A bus within one process, safe to share between threads.
+    """A bus within a process, safe to share between threads.
 
-    Messages that come before their topic has a group wait for the first one; a later group
-    gets what comes after its first `consume`.
+    Messages published before their topic has a group wait for the first group; a later group
+    receives what is published after its first `consume`.
 
     Args:
       capacity: messages of one topic that may wait for a group; beyond it `publish` refuses,
-        for a consumer that is too slow must not cost the training its memory.
+        so that a slow consumer does not exhaust the memory of the training process.
     """
 
     def __init__(self, capacity: int = 65_536) -> None:
@@ -93,9 +93,9 @@ class MemoryBus:
         self._lock = threading.Lock()
 
     def publish(self, topic: str, payload: bytes, priority: Priority) -> None:
-        """See `Bus`."""
+        """Implement `Bus`."""
         with self._lock:
-            queues = self._topics.setdefault(topic, {_NOBODY: []})
+            queues = self._topics.setdefault(topic, {_NO_GROUP: []})
             for group, queue in queues.items():
                 if len(queue) >= self._capacity:
                     raise PublishError(
@@ -111,7 +111,7 @@ class MemoryBus:
             self._published += 1
 
     def consume(self, topic: str, group: str, handler: Handler) -> int:
-        """See `Bus`."""
+        """Implement `Bus`."""
         acknowledged = 0
         while (message := self._take(topic, group)) is not None:
             try:
@@ -126,7 +126,7 @@ class MemoryBus:
         with self._lock:
             queues = self._topics.setdefault(topic, {})
             if group not in queues:
-                queues[group] = queues.pop(_NOBODY, [])
+                queues[group] = queues.pop(_NO_GROUP, [])
             queue = queues[group]
             return heapq.heappop(queue) if queue else None
 
@@ -137,4 +137,4 @@ class MemoryBus:
 
 _Message = tuple[int, int, bytes]  # urgent ones first, then in the order of publishing
 _Queue = list[_Message]
-_NOBODY = None  # the group of what no group has asked for yet
+_NO_GROUP = None  # the group of what no group has asked for yet

@@ -1,8 +1,8 @@
-"""Reports on their way to a bus: at least once from here, each once to who reads them there.
+"""Publish field reports to a bus at least once, and read each of them once.
 
-What is still to be published, and when, stands in the outbox, which is the journal's; nothing
-here has to be remembered. A crash between publishing and acknowledging sends a report twice,
-and `ReportReader` hands it on once.
+The outbox is kept in the journal: it says which reports are pending and when each is due, so this
+module keeps no state of its own. A crash between publishing and acknowledging sends a report
+twice, and `ReportReader` hands it on once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tamiyo_jax.contracts import (
 from tamiyo_jax.errors import InvalidReportError, PersistenceError, PublishError, SignatureError
 from tamiyo_jax.storage import Facts, Pending
 
-__all__ = ["FIELD_REPORTS", "Outbox", "Publisher", "ReportReader", "Retry", "after_failure"]
+__all__ = ["FIELD_REPORTS", "Outbox", "Publisher", "ReportReader", "Retry", "schedule_retry"]
 
 FIELD_REPORTS = "tamiyo.field_reports"
 """The topic of field reports."""
@@ -47,23 +47,23 @@ class Retry:
     attempts: int
 
 
-def after_failure(
+def schedule_retry(
     config: PublishingConfig, attempts: int, now_ns: int, chance: float
 ) -> Retry | None:
-    """What to do about a report that could not be published.
+    """Schedule the next attempt for a report that could not be published.
 
     Exponential backoff with full jitter (Brooker, *Exponential Backoff And Jitter*, AWS
     Architecture Blog, 2015): a uniform share of ``backoff_ms · multiplier^attempts``, and
     never more than a day.
 
     Args:
-      config: backoff, multiplier and how many retries there are.
-      attempts: how often publishing it had failed before.
+      config: bound of the first wait, its multiplier and the number of retries.
+      attempts: number of earlier attempts that failed.
       now_ns: nanoseconds since the epoch.
-      chance: a random number in [0, 1).
+      chance: a random number, uniform in [0, 1).
 
     Returns:
-      The next attempt, or None to drop the report: its retries are used up.
+      The next attempt, or None if the retries are used up and the report is to be dropped.
     """
     if attempts >= config.max_retries:
         return None
@@ -75,40 +75,40 @@ def after_failure(
 
 
 class Outbox(Protocol):
-    """Where reports wait; `tamiyo_jax.storage.StorageManager` is one. Safe between threads.
+    """Where reports wait, as `tamiyo_jax.storage.StorageManager` implements it. Thread-safe.
 
-    Each of the three that write raises `PersistenceError` where it cannot.
+    The three methods that write raise `PersistenceError` if they cannot.
     """
 
     @property
     def facts(self) -> Facts:
-        """Holds the pending reports by id, oldest first."""
+        """The pending reports by id, oldest first, among other facts."""
         ...
 
     def acknowledge(self, report_id: str) -> object:
-        """The bus has taken the report."""
+        """Record that the bus has accepted the report."""
         ...
 
     def retry(self, report_id: str, attempts: int, not_before_ns: int) -> object:
-        """Publishing has failed `attempts` times; it is tried again from `not_before_ns` on."""
+        """Record that publishing failed `attempts` times; `not_before_ns` is the next attempt."""
         ...
 
     def drop(self, report_id: str) -> object:
-        """The report is not tried again."""
+        """Record that the report is not tried again."""
         ...
 
 
 class Publisher:
-    """Publishes what stands in an outbox, in a thread of its own; no step waits for it.
+    """Publishes the reports of an outbox in a thread of its own; no step waits for it.
 
     Args:
-      outbox: the reports, and what became of them.
-      bus: where they go.
-      secret: signs their envelopes.
+      outbox: where reports wait, and where their fate is recorded.
+      bus: where reports are published.
+      secret: signs the envelopes.
       config: the schedule of retries.
-      emit: takes the events, from any thread.
-      clock: nanoseconds since the epoch.
-      chance: random numbers in [0, 1) for the jitter.
+      emit: called with events, from any thread.
+      clock: returns nanoseconds since the epoch.
+      chance: returns random numbers in [0, 1) for the jitter.
     """
 
     def __init__(
@@ -138,18 +138,18 @@ class Publisher:
         self._thread.start()
 
     def notify(self) -> None:
-        """Say that reports were appended; returns at once."""
+        """Wake the thread because reports were appended; returns at once."""
         self._wake.set()
 
     def publish(self) -> int:
-        """Try every report that is due now, and wait until that is done.
+        """Publish every report that is due now, and wait for the result.
 
         Returns:
-          How many the bus took from this call; the thread may have published others before.
+          The number of reports that the bus accepted from this call.
 
         Raises:
-          PersistenceError: what became of a report could not be recorded, now or earlier;
-            nothing is published any more.
+          PersistenceError: the fate of a report could not be recorded, now or earlier; nothing
+            is published any more.
         """
         return self._send_due()
 
@@ -182,14 +182,14 @@ class Publisher:
                 self._wake.wait(self._seconds_to_next())
                 self._wake.clear()
         except PersistenceError:
-            return  # told already; `publish` raises it, and so does the next step's own record
+            return  # already emitted; `publish` raises it, and so does the next step's own record
         except BaseException as error:  # a bus that raises something else
             attributes = {"error": type(error).__name__, "message": str(error)}
             self._emit((Event("publisher_died", TelemetryLevel.CRITICAL, attributes),))
             raise
 
     def _send_due(self) -> int:
-        """One pass over the outbox; passes exclude each other, so no report is in two."""
+        """Run a pass over the outbox; passes exclude each other, so no report is in two."""
         with self._sending:
             if self._failure is not None:
                 raise self._failure
@@ -204,12 +204,12 @@ class Publisher:
     def _due(self) -> list[Pending]:
         now_ns = self._clock()
         pending = self._outbox.facts.pending.values()
-        return [one for one in pending if one.not_before_ns <= now_ns]
+        return [report for report in pending if report.not_before_ns <= now_ns]
 
     def _seconds_to_next(self) -> float | None:
-        """Until something is due, at most a day; None where only news can change that."""
+        """Seconds until a report is due, at most a day; None if no report is pending."""
         pending = self._outbox.facts.pending.values()
-        next_ns = min((one.not_before_ns for one in pending), default=None)
+        next_ns = min((report.not_before_ns for report in pending), default=None)
         if next_ns is None:
             return None
         wait_ms = (next_ns - self._clock()) / _NS_PER_MS
@@ -231,7 +231,7 @@ class Publisher:
 
     def _postpone(self, pending: Pending, error: PublishError) -> None:
         report_id = pending.report.report_id
-        retry = after_failure(self._config, pending.attempts, self._clock(), self._chance())
+        retry = schedule_retry(self._config, pending.attempts, self._clock(), self._chance())
         if retry is not None:
             self._outbox.retry(report_id, retry.attempts, retry.not_before_ns)
             self._retries += 1
@@ -247,19 +247,19 @@ class Publisher:
 
 
 class ReportReader:
-    """The consuming end: a handler of envelopes made of a handler of reports.
+    """Turns a handler of reports into a handler of envelopes, for the consumer of a bus.
 
     ``bus.consume(FIELD_REPORTS, group, ReportReader(handle, ...))`` hands each report id on
     once. An id counts as seen when `handle` has returned, so a report whose handling failed
-    comes again. For one thread at a time. What was seen is held in memory: a consumer that must
-    be exact across its own restarts keys its store by report_id.
+    comes again. Not thread-safe. The ids seen are held in memory: a consumer that must be exact
+    across its own restarts keys its store by report_id.
 
     Args:
-      handle: takes a report.
+      handle: called with each report.
       secrets: the current key, and previous ones while they are being rotated out.
-      refuse: takes the error of an envelope that is forged or holds no report; it is not
-        handed on, and does not come again.
-      remember: how many of the latest ids are known.
+      refuse: called with the error of an envelope that is forged or holds no report; the
+        envelope is not handed on, and does not come again.
+      remember: number of the latest ids that are remembered.
     """
 
     def __init__(

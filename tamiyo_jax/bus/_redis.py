@@ -19,11 +19,11 @@ __all__ = ["RedisBus"]
 _PAYLOAD = b"payload"
 _BEGINNING = "0-0"
 
-# Redis has a name for each consumer of a group. Whose message is abandoned is told by how long
-# it has been out alone, so all share one name, and the dead leave none behind.
+# Redis names each consumer of a group. Whether a message is abandoned depends only on how long
+# it has been out, so all consumers share a name, and dead consumers leave no names behind.
 _CONSUMER = "tamiyo"
 
-# A group that joins begins with all that is there, so nothing is removed while one does.
+# A new group begins with everything in the stream, so nothing is removed while a group joins.
 _TRIM = """
 if #redis.call('XINFO', 'GROUPS', KEYS[1]) == tonumber(ARGV[1]) then
   redis.call('XTRIM', KEYS[1], 'MINID', ARGV[2])
@@ -34,22 +34,24 @@ end
 class RedisBus:
     """A bus on a Redis server of version 7 or later, shared by several machines.
 
-    A topic is two streams, and consumers read the emergency one first, where HIGH and CRITICAL
-    messages are. A message stays until every group has acknowledged it; a new group begins with
-    what is there. One that never comes back holds up messages for ever: ``XGROUP DESTROY`` it.
+    A topic is two streams, and consumers read the emergency stream first, where HIGH and
+    CRITICAL messages are. A message stays until every group has acknowledged it; a new group
+    begins with what is there. A group that never returns holds messages for ever:
+    ``XGROUP DESTROY`` it.
 
-    What `publish` took is as safe as the server keeps it: ``appendonly yes`` for a restart,
+    What `publish` accepted is as durable as the server makes it: ``appendonly yes`` for a restart,
     ``appendfsync always`` for a loss of power, and no eviction. A server that is full refuses.
 
-    Nothing is asked of the server before the first call, so that training starts without it;
-    a call that it does not answer within 2 s fails. Safe to share between threads. Needs
+    The server is not contacted before the first call, so that training starts without it; a
+    call that it does not answer within 2 s fails. Safe to share between threads. Needs
     ``tamiyo_jax[redis]``.
 
     Args:
       url: ``redis://``, ``rediss://`` or ``unix://``, as redis-py reads it. A password in it
-        is told to nobody but the server.
+        is sent to the server only.
       claim_after_s: seconds after which a message that was handed to a consumer and not
-        acknowledged goes to another, for the first may be dead. Longer than any handler takes.
+        acknowledged goes to another, because the first may be dead. Set it longer than any
+        handler takes.
 
     Raises:
       ConfigurationError: redis-py is not installed, or cannot read the URL.
@@ -63,20 +65,20 @@ class RedisBus:
         )
 
     def publish(self, topic: str, payload: bytes, priority: Priority) -> None:
-        """See `Bus`."""
+        """Implement `Bus`."""
         urgent, ordinary = _streams(topic)
         stream = urgent if priority >= Priority.HIGH else ordinary
         fields: dict[Any, Any] = {_PAYLOAD: payload}
-        with self._told(topic):
+        with self._raise_publish_error(topic):
             self._redis.xadd(stream, fields)
 
     def consume(self, topic: str, group: str, handler: Handler) -> int:
-        """See `Bus`.
+        """Implement `Bus`.
 
         Raises:
           PublishError: the server failed; what was not acknowledged waits for the group again.
         """
-        with self._told(topic):
+        with self._raise_publish_error(topic):
             for stream in _streams(topic):
                 self._join(stream, group)
         acknowledged = 0
@@ -86,11 +88,11 @@ class RedisBus:
             except BaseException:
                 self._release(group, message)
                 raise
-            with self._told(topic):
+            with self._raise_publish_error(topic):
                 self._redis.xack(message.stream, group, message.entry)
             acknowledged += 1
         if acknowledged:
-            with self._told(topic):
+            with self._raise_publish_error(topic):
                 for stream in _streams(topic):
                     self._trim(stream)
         return acknowledged
@@ -110,9 +112,9 @@ class RedisBus:
                 raise
 
     def _messages(self, topic: str, group: str) -> Iterator[_Message]:
-        """What waits for a group, one at a time: while one is handled, others share the rest."""
+        """Yield the messages that wait for a group; other consumers share the rest meanwhile."""
         while True:
-            with self._told(topic):
+            with self._raise_publish_error(topic):
                 message = self._take(topic, group)
             if message is None:
                 return
@@ -120,16 +122,16 @@ class RedisBus:
 
     def _take(self, topic: str, group: str) -> _Message | None:
         for stream in _streams(topic):
-            message = self._abandoned(stream, group) or self._new(stream, group)
+            message = self._claim_abandoned(stream, group) or self._read_new(stream, group)
             if message is not None:
                 return message
         return None
 
-    def _abandoned(self, stream: str, group: str) -> _Message | None:
-        """The oldest message that was handed out so long ago that it is another's turn."""
+    def _claim_abandoned(self, stream: str, group: str) -> _Message | None:
+        """Claim the oldest message that was handed out and not acknowledged for too long."""
         cursor: str | bytes = _BEGINNING
         while True:
-            # One call looks at no more than ten of the messages that are out.
+            # A call looks at no more than ten of the messages that are out.
             cursor, entries, *_ = cast(
                 "tuple[bytes, list[_Entry], list[bytes]]",
                 self._redis.xautoclaim(
@@ -141,7 +143,7 @@ class RedisBus:
             if cursor == _BEGINNING.encode():
                 return None
 
-    def _new(self, stream: str, group: str) -> _Message | None:
+    def _read_new(self, stream: str, group: str) -> _Message | None:
         reply = cast(
             "list[tuple[bytes, list[_Entry]]]",
             self._redis.xreadgroup(group, _CONSUMER, {stream: ">"}, count=1),
@@ -149,8 +151,8 @@ class RedisBus:
         return _message(stream, reply[0][1]) if reply else None
 
     def _release(self, group: str, message: _Message) -> None:
-        """Let any consumer of the group have a message at once, as if it were abandoned."""
-        # If the server is away, the message is released by waiting long enough.
+        """Return a message to its group at once, as if it had been abandoned."""
+        # If the server is away, the message is released after `claim_after_s`.
         with suppress(self._error):
             self._redis.xclaim(
                 message.stream,
@@ -165,13 +167,13 @@ class RedisBus:
     def _trim(self, stream: str) -> None:
         """Remove what every group has acknowledged."""
         groups = cast("list[dict[str, Any]]", self._redis.xinfo_groups(stream))
-        if not groups:  # somebody destroyed them
+        if not groups:  # another client destroyed them
             return
-        first_kept = min(self._first_open(stream, group) for group in groups)
+        first_kept = min(self._find_first_open(stream, group) for group in groups)
         self._redis.eval(_TRIM, 1, stream, len(groups), "{}-{}".format(*first_kept))
 
-    def _first_open(self, stream: str, group: dict[str, Any]) -> tuple[int, int]:
-        """The id from which on a group may have something left to acknowledge."""
+    def _find_first_open(self, stream: str, group: dict[str, Any]) -> tuple[int, int]:
+        """Find the lowest id that a group may not have acknowledged yet."""
         pending = cast("dict[str, Any]", self._redis.xpending(stream, group["name"]))
         if pending["min"] is not None:
             return _order(pending["min"])
@@ -179,7 +181,7 @@ class RedisBus:
         return milliseconds, number + 1
 
     @contextmanager
-    def _told(self, topic: str) -> Generator[None]:
+    def _raise_publish_error(self, topic: str) -> Generator[None]:
         try:
             yield
         except self._error as error:
@@ -202,11 +204,11 @@ def _message(stream: str, entries: list[_Entry]) -> _Message:
 
 
 def _streams(topic: str) -> tuple[str, str]:
-    """The emergency stream of a topic and its other one."""
+    """The emergency stream and the ordinary stream of a topic."""
     return f"tamiyo:bus:emergency:{topic}", f"tamiyo:bus:ordinary:{topic}"
 
 
 def _order(entry: bytes) -> tuple[int, int]:
-    """An id of a stream as what it is ordered by: milliseconds, and a number within them."""
+    """Parse an id of a stream into its sort key: milliseconds, and a number within them."""
     milliseconds, _, number = entry.partition(b"-")
     return int(milliseconds), int(number)

@@ -1,7 +1,7 @@
-"""Reports that were given up on, sent again: their journal is read, and nothing is written.
+"""Publish dropped reports again, from the journal, which is only read.
 
-A DROP is final for the controller, which tries that report no more; whoever sends it later
-need not own the run directory. Ids stay what they are, so consumers know what they have seen.
+A DROP is final for the controller, which does not try that report again; the process that sends
+it later need not own the run directory. Ids do not change, so consumers recognise a report.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Dropped:
     """Reports that were dropped and not acknowledged since.
 
     Attributes:
-      reports: those that the journal still has, in its order.
-      lost: ids of those that it has no more: retention or damage took them.
+      reports: the reports that the journal still holds, in its order.
+      lost: ids of the reports that retention or damage has removed.
     """
 
     reports: tuple[FieldReport, ...]
@@ -32,7 +32,7 @@ class Dropped:
 
 
 def dropped_reports(entries: Iterable[Entry]) -> Dropped:
-    """What `read_entries` holds of reports whose last word is a DROP."""
+    """Collect the reports whose last record is a DROP."""
     reports: dict[str, FieldReport] = {}
     dropped: dict[str, None] = {}
     for entry in entries:
@@ -46,16 +46,16 @@ def dropped_reports(entries: Iterable[Entry]) -> Dropped:
             case _:
                 pass
     return Dropped(
-        reports=tuple(reports[one] for one in reports if one in dropped),
-        lost=tuple(one for one in dropped if one not in reports),
+        reports=tuple(report for report_id, report in reports.items() if report_id in dropped),
+        lost=tuple(report_id for report_id in dropped if report_id not in reports),
     )
 
 
 def republish(reports: Iterable[FieldReport], bus: Bus, secret: Secret) -> Iterator[str]:
-    """Publish reports one by one; gives the id of each when the bus has taken it.
+    """Publish reports in turn; yields the id of each once the bus has accepted it.
 
     Raises:
-      PublishError: the bus refused the next one; those whose ids were given it has.
+      PublishError: the bus refused the next report; it has those whose ids were yielded.
     """
     for report in reports:
         envelope = seal(FIELD_REPORTS, encode_report(report), secret)

@@ -1,6 +1,6 @@
 """The `tamiyo-jax` command.
 
-Exit status: 0, 1 where the answer is no, 2 for misuse.
+Exit status: 0 for success, 1 if a check or the command fails, 2 for misuse.
 """
 
 from __future__ import annotations

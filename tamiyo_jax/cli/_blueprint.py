@@ -1,4 +1,4 @@
-"""`tamiyo-jax blueprint`: what a library of blueprints holds."""
+"""`tamiyo-jax blueprint`: read, write and validate blueprints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tamiyo_jax.library import (
     BlueprintLibrary,
     RedisBlueprintLibrary,
     SqliteBlueprintLibrary,
-    checked,
+    check_blueprint,
 )
 
 __all__ = ["app"]
@@ -41,14 +41,14 @@ Files = Annotated[
 
 @app.command()
 def put(files: Files, library: Library, config: ConfigFile = None, as_json: Json = False) -> None:
-    """Store blueprints in a library; if one of them is not valid, none is stored.
+    """Store blueprints in a library; if any is invalid, none is stored.
 
     Example: tamiyo-jax blueprint put host.json seed.json --library run/blueprints.db
     """
     caps = TamiyoConfig.load(config).graph
-    blueprints = [_checked(file, caps) for file in files]
-    opened = _opened(library, caps, create=True)
-    revisions = {one.blueprint_id: opened.put(one) for one in blueprints}
+    blueprints = [_read_blueprint(file, caps) for file in files]
+    opened = _open_library(library, caps, create=True)
+    revisions = {blueprint.blueprint_id: opened.put(blueprint) for blueprint in blueprints}
     if as_json:
         print_json(revisions)
         return
@@ -66,7 +66,7 @@ def get(
 
     Example: tamiyo-jax blueprint get host --library run/blueprints.db
     """
-    blueprint = _opened(library, TamiyoConfig.load(config).graph).get(blueprint_id)
+    blueprint = _open_library(library, TamiyoConfig.load(config).graph).get(blueprint_id)
     if blueprint is None:
         raise UnknownBlueprintError(
             f"the library holds no blueprint {blueprint_id!r}; see tamiyo-jax blueprint list",
@@ -77,13 +77,13 @@ def get(
 
 @app.command("list")
 def list_blueprints(library: Library, config: ConfigFile = None, as_json: Json = False) -> None:
-    """Print what blueprints a library holds.
+    """List the blueprints of a library.
 
     Example: tamiyo-jax blueprint list --library run/blueprints.db
     """
-    opened = _opened(library, TamiyoConfig.load(config).graph)
+    opened = _open_library(library, TamiyoConfig.load(config).graph)
     found = [opened.get(blueprint_id) for blueprint_id in opened.ids()]
-    rows = [_row(one) for one in found if one is not None]  # None was deleted just now
+    rows = [_row(blueprint) for blueprint in found if blueprint is not None]  # None: just deleted
     if as_json:
         print_json(rows)
         return
@@ -96,12 +96,12 @@ def list_blueprints(library: Library, config: ConfigFile = None, as_json: Json =
 
 @app.command()
 def validate(files: Files, config: ConfigFile = None, as_json: Json = False) -> None:
-    """Check blueprints; exit status 1 if one of them is not valid.
+    """Check blueprints; exit status 1 if any is invalid.
 
     Example: tamiyo-jax blueprint validate blueprints/*.json
     """
     caps = TamiyoConfig.load(config).graph
-    found = {str(file): _problem(file, caps) for file in files}
+    found = {str(file): _explain_error(file, caps) for file in files}
     if as_json:
         print_json(found)
     else:
@@ -124,32 +124,32 @@ def _row(blueprint: Blueprint) -> dict[str, object]:
     }
 
 
-def _checked(file: Path, caps: GraphConfig) -> Blueprint:
-    """The valid blueprint in a file.
+def _read_blueprint(file: Path, caps: GraphConfig) -> Blueprint:
+    """Read and validate the blueprint in a file.
 
     Raises:
-      InvalidBlueprintError: there is none; the error names the file.
+      InvalidBlueprintError: the blueprint is invalid; the error names the file.
       GraphCapacityError: it has more nodes or edges than the caps.
     """
     try:
-        return checked(blueprint_from_json(file.read_text(encoding="utf-8")), caps)
+        return check_blueprint(blueprint_from_json(file.read_text(encoding="utf-8")), caps)
     except UnicodeDecodeError as error:
         raise InvalidBlueprintError(f"{file}: not UTF-8: {error}", file=str(file)) from error
     except (InvalidBlueprintError, GraphCapacityError) as error:
         raise type(error)(f"{file}: {error}", **error.context) from error
 
 
-def _problem(file: Path, caps: GraphConfig) -> str | None:
-    """What is wrong with the blueprint in a file; None if nothing is."""
+def _explain_error(file: Path, caps: GraphConfig) -> str | None:
+    """Explain why the blueprint in a file is invalid; None if it is valid."""
     try:
-        _checked(file, caps)
+        _read_blueprint(file, caps)
     except (InvalidBlueprintError, GraphCapacityError) as error:
         return str(error)
     return None
 
 
-def _opened(library: str, caps: GraphConfig, *, create: bool = False) -> BlueprintLibrary:
-    """The library at a path or URL; a file must be there unless it may be created."""
+def _open_library(library: str, caps: GraphConfig, *, create: bool = False) -> BlueprintLibrary:
+    """Open the library at a path or URL; a file must exist unless `create` is set."""
     if urlsplit(library).scheme in _REDIS_SCHEMES:
         return RedisBlueprintLibrary(library, caps)
     if not create and not Path(library).is_file():

@@ -1,7 +1,7 @@
-"""Compacting a run directory without the policy that wrote it.
+"""Compact a run directory without the policy that wrote it.
 
-A new segment begins with the whole state, and a state holds that of a policy, which only the
-policy understands. Here its leaves pass through as the documents that they are on disk.
+A new segment begins with the whole controller state, which includes the policy state. Its leaves
+are copied as the JSON documents that they are on disk.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class _StoredLeaf:
 
 
 def compact_directory(directory: Path, config: StorageConfig, found: Recovered) -> None:
-    """Begin a new segment and apply retention.
+    """Start a new segment and apply retention.
 
     Args:
-      directory: a run directory that nobody uses.
-      config: what to keep.
-      found: what `read_journal` found there; not empty.
+      directory: a run directory that no process uses.
+      config: segment size and retention.
+      found: the result of `read_journal` for it; not empty.
 
     Raises:
       DirectoryLockedError: another process owns the directory.

@@ -1,4 +1,4 @@
-"""`tamiyo-jax config`: the settings as a controller would resolve them."""
+"""`tamiyo-jax config`: the settings as a controller resolves them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _group() -> None:
 def show(file: ConfigFile = None, as_json: Json = False) -> None:
     """Print every setting, its value, and the file or variable that it comes from.
 
-    Of the signing secret it says whether its variable is set, never what it holds.
+    For the signing secret, only whether its variable is set is printed.
 
     Example: tamiyo-jax config show --file tamiyo.toml
     """

@@ -1,4 +1,4 @@
-"""`tamiyo-jax conformance`: does this build compute what the golden files hold?"""
+"""`tamiyo-jax conformance`: compare golden files with this build."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def conformance(
     directory: Annotated[Path, typer.Argument(help="Directory of golden files.")],
     as_json: Json = False,
 ) -> None:
-    """Run every golden file of a directory against this build.
+    """Compare every golden file of a directory with this build.
 
     Example: tamiyo-jax conformance tests/golden
     """

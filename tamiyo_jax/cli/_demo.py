@@ -1,4 +1,4 @@
-"""`tamiyo-jax demo`: the main job on real data."""
+"""`tamiyo-jax demo`: train a network on real digits with Tamiyo."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def demo(
         int, typer.Option(min=1, help="Optimiser steps of each network.")
     ] = DEMO_STEPS,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of data split and parameters; 0 unless given.")
+        int | None, typer.Option(min=0, help="Seed of data split and parameters; 0 by default.")
     ] = None,
     policy: Annotated[
         Literal["heuristic", "graph"] | None,
-        typer.Option(help="Who decides; the heuristic unless given."),
+        typer.Option(help="The policy that decides; the heuristic by default."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the directory's last checkpoint.")
+        bool, typer.Option("--resume", help="Continue from the directory's last checkpoint.")
     ] = False,
     deterministic: Annotated[
         bool | None,
@@ -42,7 +42,7 @@ def demo(
     """Train a small network on real digits, and let Tamiyo grow it.
 
     Compares it with the same network without growth, and with every slot grown from the
-    start. A resumed run keeps the seed, the policy and the determinism that it was begun with.
+    start. A resumed run keeps its seed, policy and determinism.
     Example: tamiyo-jax demo --seed 1
     """
     from tamiyo_jax.demo import (
@@ -55,13 +55,15 @@ def demo(
     )
 
     if resume and directory is None:
-        raise typer.BadParameter("--resume needs the --directory to go on with")
+        raise typer.BadParameter("--resume needs the --directory of the run to continue")
     root = directory or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    begun = load_settings(
+    run_settings = load_settings(
         root, resume=resume, seed=seed, policy=policy, deterministic=deterministic
     )
-    settings = DemoSettings(root, steps, begun.seed, begun.policy, resume, begun.deterministic)
-    if begun.policy == "graph":
+    settings = DemoSettings(
+        root, steps, run_settings.seed, run_settings.policy, resume, run_settings.deterministic
+    )
+    if run_settings.policy == "graph":
         problems.print("[yellow]The graph policy is untrained here: its decisions mean nothing.")
     with EpochProgress(console if not as_json else problems) as progress:
         summary = run_demo(settings, progress.show)

@@ -1,4 +1,4 @@
-"""Where the parts of a run are: its journal and its blueprints, from the directory that is named.
+"""Find the journal and the blueprints of a run from the directory that the user names.
 
 A controller keeps its journal in its own directory. The demo and the Plug give it the directory
 ``tamiyo`` inside that of the run, with the blueprints beside it. Either may be named.
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import typer
 
-__all__ = ["blueprints_of", "journal_home"]
+__all__ = ["find_blueprints", "find_journal_home"]
 
 
-def journal_home(directory: Path) -> Path:
-    """The directory that holds the journal: `directory`, or ``tamiyo`` in it.
+def find_journal_home(directory: Path) -> Path:
+    """Find the directory that holds the journal: `directory`, or ``tamiyo`` in it.
 
     Raises:
-      BadParameter: neither holds one.
+      BadParameter: neither holds a journal.
     """
     homes = (directory, directory / "tamiyo")
     for home in homes:
@@ -29,14 +29,14 @@ def journal_home(directory: Path) -> Path:
     )
 
 
-def blueprints_of(home: Path) -> Path:
-    """The blueprints of a run: ``blueprints.db`` beside its journal, or one directory above.
+def find_blueprints(home: Path) -> Path:
+    """Find the blueprints of a run: ``blueprints.db`` beside its journal, or a directory above.
 
     Args:
-      home: as `journal_home` gives it.
+      home: the result of `find_journal_home`.
 
     Raises:
-      BadParameter: neither is there.
+      BadParameter: neither exists.
     """
     own, outer = home / "blueprints.db", home.resolve().parent / "blueprints.db"
     for library in (own, outer):

@@ -1,4 +1,4 @@
-"""`tamiyo-jax import-torch`: parameters from elsewhere."""
+"""`tamiyo-jax import-torch`: convert parameters of PyTorch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["import_torch"]
 
 def import_torch(
     file: Annotated[Path, typer.Argument(help="A state dict, .npz or .safetensors.")],
-    output: Annotated[Path, typer.Option(help="Where to write our parameters.")] = Path(
+    output: Annotated[Path, typer.Option(help="File to write, safetensors.")] = Path(
         "policy.safetensors"
     ),
 ) -> None:
-    """Turn a PyTorch state dict of the policy network into our parameters.
+    """Convert a PyTorch state dict of the policy network to safetensors.
 
     Example: tamiyo-jax import-torch policy.npz --output policy.safetensors
     """

@@ -11,7 +11,7 @@ import typer
 from tamiyo_jax.bus import RedisBus, dropped_reports, republish
 from tamiyo_jax.cli._compaction import compact_directory
 from tamiyo_jax.cli._config import ConfigFile
-from tamiyo_jax.cli._directory import journal_home
+from tamiyo_jax.cli._directory import find_journal_home
 from tamiyo_jax.cli._output import Json, print_json, print_lines, problems
 from tamiyo_jax.cli._records import as_json, as_text
 from tamiyo_jax.config import TamiyoConfig
@@ -23,14 +23,16 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="The log of a run directory.")
 
-_TYPES = ", ".join(one.name.lower() for one in RecordType)
+_TYPES = ", ".join(record_type.name.lower() for record_type in RecordType)
 
 
 def _record_type(name: str) -> RecordType:
     try:
         return RecordType[name.upper()]
     except KeyError as error:
-        raise typer.BadParameter(f"{name!r} is no type of record; there are {_TYPES}") from error
+        raise typer.BadParameter(
+            f"{name!r} is not a type of record; the types are {_TYPES}"
+        ) from error
 
 
 Directory = Annotated[
@@ -39,7 +41,7 @@ Directory = Annotated[
         metavar="DIR",
         exists=True,
         file_okay=False,
-        callback=journal_home,
+        callback=find_journal_home,
         help="A run directory; its journal is in it, or in its directory tamiyo.",
     ),
 ]
@@ -49,19 +51,19 @@ Directory = Annotated[
 def verify(directory: Directory, as_json_: Json = False) -> None:
     """Read every byte and name all damage; exit status 1 if anything is corrupt.
 
-    What a crash is expected to leave at the end of a journal is torn, not corrupt. Nothing is
-    changed: opening the directory is what repairs it.
+    An incomplete record at the end, as a crash leaves it, is torn, not corrupt. Nothing is
+    changed: opening the directory repairs it.
 
     Example: tamiyo-jax journal verify run
     """
     found = read_journal(directory)
-    corrupt = [_described(one) for one in found.corrupt]
+    corrupt = [_describe(damage) for damage in found.corrupt]
     corrupt += [
         {"sequences": _range(entry.record.sequence), "reason": entry.content.reason}
         for entry in read_entries(found)
         if isinstance(entry.content, Unreadable)
     ]
-    torn = [_described(one) for one in found.torn]
+    torn = [_describe(damage) for damage in found.torn]
     if as_json_:
         print_json(
             {
@@ -122,7 +124,7 @@ def dump(
 
 @app.command()
 def compact(directory: Directory, config: ConfigFile = None, as_json_: Json = False) -> None:
-    """Go on in a new segment, and remove those that are older than storage.retention_hours.
+    """Start a new segment, and remove segments older than storage.retention_hours.
 
     Reports that wait for their bus are kept however old they are. The directory must not be in
     use; corrupt bytes move to quarantine as at every opening.
@@ -151,22 +153,26 @@ def republish_dropped(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The variable that holds the secret; security.secret_env unless given.",
+            help="The variable that holds the secret; security.secret_env by default.",
         ),
     ] = None,
     as_json_: Json = False,
 ) -> None:
-    """Send the reports again that were dropped because their bus was away for too long.
+    """Publish again the reports that were dropped because their bus was unreachable.
 
-    The journal is read, never written: a controller may be using it, and every call sends all
-    of them. Consumers know a report by its id. Exit status 1 if the bus refuses one; those
-    before it are sent.
+    The journal is only read: a controller may be using it, and every call sends all of them.
+    Consumers recognise a report by its id. Exit status 1 if the bus refuses a report; earlier
+    reports are sent.
 
     Example: tamiyo-jax journal republish run --bus redis://localhost
     """
     found = read_journal(directory)
-    security = {} if secret_env is None else {"secret_env": secret_env}
-    secret, *_ = resolve_secrets(TamiyoConfig.load(security=security), None)
+    config = (
+        TamiyoConfig.load()
+        if secret_env is None
+        else TamiyoConfig.load(security={"secret_env": secret_env})
+    )
+    secret, *_ = resolve_secrets(config, None)
     opened = RedisBus(bus)
     _warn_of_damage(found)
     dropped = dropped_reports(read_entries(found))
@@ -175,7 +181,7 @@ def republish_dropped(
         for report_id in republish(dropped.reports, opened, secret):
             sent.append(report_id)
     finally:
-        unsent = [one.report_id for one in dropped.reports[len(sent) :]]
+        unsent = [report.report_id for report in dropped.reports[len(sent) :]]
         if as_json_:
             print_json({"sent": sent, "unsent": unsent, "lost": dropped.lost})
         else:
@@ -186,7 +192,7 @@ def republish_dropped(
 
 
 def _size(directory: Path) -> tuple[int, int]:
-    """Number of segments and their bytes."""
+    """Count the segments and their bytes."""
     sizes = [path.stat().st_size for path in (directory / "journal").iterdir()]
     return len(sizes), sum(sizes)
 
@@ -196,7 +202,7 @@ def _warn_of_damage(found: Recovered) -> None:
         problems.print(f"[yellow]{len(found.corrupt)} places are corrupt; see journal verify")
 
 
-def _described(damage: Damage) -> dict[str, object]:
+def _describe(damage: Damage) -> dict[str, object]:
     match damage:
         case Scar(segment, offset, length, reason):
             return {

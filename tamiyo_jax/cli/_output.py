@@ -1,4 +1,4 @@
-"""What all commands share: where they print, and values as plain JSON."""
+"""Output shared by all commands: consoles, lines and JSON."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to 
 
 
 def print_json(value: object, indent: int | None = 1) -> None:
-    """Print a value as JSON; without `indent` on one line."""
+    """Print a value as JSON; on a single line if `indent` is None."""
     typer.echo(json.dumps(plain(value), indent=indent, allow_nan=False))
 
 
 def print_lines(*lines: str) -> None:
-    """Print text as it is: no markup, no colours, no line broken."""
+    """Print text as it is: no markup, no colours, no wrapping."""
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """A value as what JSON can hold.
+    """Convert a value to what JSON can hold.
 
     Enumerations go by name. A number that is not finite becomes a string, ``"NaN"`` or
     ``"-Infinity"``, as in the JSON of protobuf.
@@ -52,6 +52,6 @@ def plain(value: object) -> Any:  # noqa: ANN401 - whatever JSON holds
         case list() | tuple():
             return [plain(part) for part in value]
         case _ if is_dataclass(value):
-            return {one.name: plain(getattr(value, one.name)) for one in fields(value)}
+            return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
         case _:
             raise TypeError(f"{type(value).__name__} has no form in JSON")

@@ -1,4 +1,4 @@
-"""Records of a journal as people and as programs read them."""
+"""Render records of a journal as text and as JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["as_json", "as_text"]
 
 
 def as_json(entry: Entry) -> dict[str, object]:
-    """Everything that a record holds; arrays as lists, states as the objects that they are."""
+    """Convert a record to JSON, complete; arrays as lists, states as objects."""
     head = {"sequence": entry.record.sequence, "type": entry.record.type.name}
     if isinstance(entry.content, tuple):
         return {**head, "lost": plain(entry.content)}
@@ -42,7 +42,7 @@ def as_json(entry: Entry) -> dict[str, object]:
 
 
 def as_text(entry: Entry) -> Iterator[str]:
-    """A record in a line, and below it, indented, what a step holds."""
+    """Render a record as a line, followed by indented lines for a step."""
     yield f"{entry.record.sequence:>8}  {entry.record.type.name:<13}  {_headline(entry.content)}"
     if isinstance(entry.content, StepRecord):
         yield from (f"{'':10}{line}".rstrip() for line in _step(entry.content))
@@ -115,7 +115,7 @@ def _numbers(numbers: Mapping[str, float]) -> str:
 
 
 def _time(nanoseconds: int | None) -> str:
-    """UTC to the millisecond."""
+    """Format a time in UTC to the millisecond."""
     if not nanoseconds:
         return "at once"
     seconds, rest = divmod(nanoseconds, 1_000_000_000)

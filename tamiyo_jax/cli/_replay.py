@@ -1,4 +1,4 @@
-"""`tamiyo-jax replay`: a journal's decisions once more, or what others would have decided."""
+"""`tamiyo-jax replay`: replay a journal's decisions, or ask another controller."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tamiyo_jax.cli._config import ConfigFile
-from tamiyo_jax.cli._directory import blueprints_of, journal_home
+from tamiyo_jax.cli._directory import find_blueprints, find_journal_home
 from tamiyo_jax.cli._output import Json, console, print_json, print_lines, problems
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import (
@@ -39,13 +39,13 @@ def replay(
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help="What tamiyo-jax demo left behind; for --what-if any run directory too. Its "
+            help="The directory of a tamiyo-jax demo; with --what-if any run directory. Its "
             "journal is in it, or in its directory tamiyo.",
         ),
     ],
     keep: Annotated[
         Path | None,
-        typer.Option("--directory", metavar="NEW", help="Where the network grown anew goes."),
+        typer.Option("--directory", metavar="NEW", help="Directory for the network grown again."),
     ] = None,
     instead: Annotated[
         bool,
@@ -63,7 +63,7 @@ def replay(
     ] = None,
     mode: Annotated[
         Literal["act", "shadow", "guard"] | None,
-        typer.Option(help="Its mode; unless given act with --policy, else what is on record."),
+        typer.Option(help="Its mode; by default act with --policy, else the recorded mode."),
     ] = None,
     config: ConfigFile = None,
     library: Annotated[
@@ -77,26 +77,25 @@ def replay(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train the demo's network again by the decisions in its journal, and compare.
+    """Train the demo's network again with the decisions in its journal, and compare.
 
     Exit status 0 only if every packet and the accuracy are identical.
-    With --what-if: the steps at which another policy, mode or configuration would have decided
-    otherwise upon the same packets. DIR is only read. A packet without seeds is asked about with
-    packet.seedless on: without it, it would not have been decided upon. Exit status 1 if every
-    answer is an error.
+    With --what-if: list the steps at which another policy, mode or configuration decides
+    differently on the same packets. DIR is only read. Packets without seeds are evaluated with
+    packet.seedless on. Exit status 1 if every answer is an error.
     Example: tamiyo-jax replay runs/first --what-if --mode guard
     """
     others = {"--policy": policy, "--params": params, "--mode": mode}
     others |= {"--file": config, "--library": library}
     if instead and keep is not None:
-        raise typer.BadParameter("--what-if trains nothing, so it has no --directory to fill")
+        raise typer.BadParameter("--what-if trains nothing, so it takes no --directory")
     if not instead:
         if given := [name for name, value in others.items() if value is not None]:
             raise typer.BadParameter(f"{', '.join(given)}: only with --what-if")
-        _again(directory, keep, as_json)
+        _replay_demo(directory, keep, as_json)
         return
-    run = journal_home(directory)
-    blueprints = library or blueprints_of(run)
+    run = find_journal_home(directory)
+    blueprints = library or find_blueprints(run)
     settings = TamiyoConfig.load(config)
     asked = mode or (policy and "act")
     chosen_mode = Mode(asked) if asked else None
@@ -108,10 +107,10 @@ def replay(
     )
     opened = SqliteBlueprintLibrary(blueprints, settings.graph)
     history = read_history(run)
-    _compare(tuple(what_if(settings, history, opened, choice, mode=chosen_mode)), as_json)
+    _report(tuple(what_if(settings, history, opened, choice, mode=chosen_mode)), as_json)
 
 
-def _again(directory: Path, keep: Path | None, as_json: bool) -> None:
+def _replay_demo(directory: Path, keep: Path | None, as_json: bool) -> None:
     from tamiyo_jax.demo import RESULT, EpochProgress, replay_demo
 
     homes = (directory, directory.resolve().parent)
@@ -143,9 +142,9 @@ def _again(directory: Path, keep: Path | None, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _compare(compared: Sequence[Comparison], as_json: bool) -> None:
+def _report(compared: Sequence[Comparison], as_json: bool) -> None:
     _show(compared, as_json)
-    if compared and all(one.instead.failed for one in compared):
+    if compared and all(comparison.instead.failed for comparison in compared):
         first = compared[0].instead
         problems.print(
             f"[red]every answer is an error[/red], the first {first.action}: "
@@ -157,11 +156,11 @@ def _compare(compared: Sequence[Comparison], as_json: bool) -> None:
 
 
 def _show(compared: Sequence[Comparison], as_json: bool) -> None:
-    differing = [one for one in compared if not one.agrees]
-    recorded = Counter(one.recorded.action for one in compared)
-    instead = Counter(one.instead.action for one in compared)
+    differing = [comparison for comparison in compared if not comparison.agrees]
+    recorded = Counter(comparison.recorded.action for comparison in compared)
+    instead = Counter(comparison.instead.action for comparison in compared)
     actions = sorted(recorded | instead)
-    revised = sum(one.revised for one in compared)
+    revised = sum(comparison.revised for comparison in compared)
     if as_json:
         print_json(
             {
@@ -173,13 +172,13 @@ def _show(compared: Sequence[Comparison], as_json: bool) -> None:
                 },
                 "differences": [
                     {
-                        "epoch": one.packet.current_epoch,
-                        "step": one.packet.global_step,
-                        "packet_id": one.packet.packet_id,
-                        "recorded": one.recorded,
-                        "instead": one.instead,
+                        "epoch": comparison.packet.current_epoch,
+                        "step": comparison.packet.global_step,
+                        "packet_id": comparison.packet.packet_id,
+                        "recorded": comparison.recorded,
+                        "instead": comparison.instead,
                     }
-                    for one in differing
+                    for comparison in differing
                 ],
             }
         )
@@ -199,14 +198,19 @@ def _show(compared: Sequence[Comparison], as_json: bool) -> None:
 
 def _differences(differing: Sequence[Comparison]) -> Table:
     table = Table(*_COLUMNS)
-    for one in differing:
-        place = (str(one.packet.current_epoch), str(one.packet.global_step))
-        replies = (_said(one.recorded), one.recorded.reason, _said(one.instead), one.instead.reason)
+    for comparison in differing:
+        place = (str(comparison.packet.current_epoch), str(comparison.packet.global_step))
+        replies = (
+            _describe_reply(comparison.recorded),
+            comparison.recorded.reason,
+            _describe_reply(comparison.instead),
+            comparison.instead.reason,
+        )
         table.add_row(*place, *map(escape, replies))
     return table
 
 
-def _said(reply: Reply) -> str:
+def _describe_reply(reply: Reply) -> str:
     match reply.payload:
         case SeedAdjustment(blueprint_id=blueprint):
             grown = "" if blueprint is None else f" ← {blueprint}"

@@ -1,8 +1,8 @@
-"""One frozen configuration tree, resolved once and handed to every part.
+"""The frozen configuration tree, resolved once and passed to every part.
 
 `TamiyoConfig()` is complete without arguments and reads nothing from outside.
-`TamiyoConfig.load()` is the one place that looks at a file and at the environment;
-`resolve()` does the same and tells where every value comes from.
+`TamiyoConfig.load()` is the only place that reads a file and the environment;
+`resolve()` does the same and returns where every value comes from.
 """
 
 from tamiyo_jax.config._sections import (

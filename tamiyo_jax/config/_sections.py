@@ -29,7 +29,7 @@ class Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
 
 def _impossible(message: LiteralString, *fields: str) -> PydanticCustomError:
-    """The error for values that cannot stand together; `fields` are the settings involved."""
+    """Make the error for an impossible combination; `fields` are the settings involved."""
     return PydanticCustomError("impossible_combination", message, {"fields": fields})
 
 
@@ -43,7 +43,7 @@ class PacketConfig(Section, frozen=True):
 
 
 class GraphConfig(Section, frozen=True):
-    """Caps of the graph, and what happens at their edge."""
+    """Caps of the graph, and what happens beyond them."""
 
     max_seeds: int = Field(default=16, ge=1, description="seeds of a packet")
     max_blueprints: int = Field(
@@ -77,7 +77,7 @@ class GraphConfig(Section, frozen=True):
 class PolicyConfig(Section, frozen=True):
     """Widths of the network, and how its answers are read.
 
-    `reference` is the default, `small` fits a laptop's patience.
+    `reference` is the default, `small` learns quickly on a laptop.
     """
 
     sage_width: int = Field(default=256, ge=2, description="width of the GraphSAGE layers")

@@ -1,7 +1,7 @@
-"""Where settings come from: a file, the environment, arguments; and how they become one tree.
+"""Read settings from a file, the environment and arguments, and build the tree.
 
 Every source is read into the same flat table, from section and field to value and origin. So
-precedence is the union of such tables, and every refusal can say where a value stood.
+precedence is the union of such tables, and every error can name the origin of a value.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Tree = TypeVar("Tree", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a value comes from.
+    """The origin of a value.
 
     Attributes:
       kind: the source.
@@ -60,7 +60,7 @@ DEFAULT = Origin("default")
 
 
 class Setting(NamedTuple):
-    """A value as its source gives it, and that source."""
+    """A value as its source gives it, and its origin."""
 
     value: object
     origin: Origin
@@ -71,10 +71,10 @@ Settings = Mapping[tuple[str, str], Setting]
 
 
 def from_file(tree: type[BaseModel], path: str | os.PathLike[str]) -> Settings:
-    """Settings of a TOML file with one table per section.
+    """Read the settings of a TOML file with a table per section.
 
     Raises:
-      ConfigurationError: the file cannot be read, or names what is no setting.
+      ConfigurationError: the file cannot be read, or names an unknown setting.
     """
     try:
         document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -96,12 +96,12 @@ def from_file(tree: type[BaseModel], path: str | os.PathLike[str]) -> Settings:
 
 
 def from_arguments(tree: type[BaseModel], arguments: Mapping[str, object]) -> Settings:
-    """Settings of keyword arguments, each a dict or a section object.
+    """Read the settings of keyword arguments, each a dict or a section object.
 
     A section object counts with the fields that it was given, not with its defaults.
 
     Raises:
-      ConfigurationError: an argument names what is no setting.
+      ConfigurationError: an argument names an unknown setting.
     """
     return _settings(
         tree,
@@ -116,12 +116,13 @@ def from_arguments(tree: type[BaseModel], arguments: Mapping[str, object]) -> Se
 
 
 def from_environment(tree: type[BaseModel]) -> Settings:
-    """Settings of the variables ``TAMIYO__SECTION__FIELD``, in upper or lower case.
+    """Read the variables ``TAMIYO__SECTION__FIELD``, in upper or lower case.
 
     A variable holds the plain value, or a list as JSON.
 
     Raises:
-      ConfigurationError: a variable names no setting, or holds no JSON where a list is due.
+      ConfigurationError: a variable names an unknown setting, or is not JSON where a list is
+        expected.
     """
     origins: dict[tuple[str, str], Origin] = {}
     for variable in os.environ:
@@ -137,18 +138,18 @@ def from_environment(tree: type[BaseModel]) -> Settings:
     except SettingsError as error:
         cause = error.__cause__
         text = cause.doc if isinstance(cause, json.JSONDecodeError) else None
-        names = [one.name for one in origins.values() if os.environ[one.name] == text]
+        names = [origin.name for origin in origins.values() if os.environ[origin.name] == text]
         raise ConfigurationError(
             f"configuration: variable {' or '.join(names)} is {text!r}, which is not JSON; "
             'write a list as ["one", "two"]',
-            variables=names,
+            variables=tuple(names),
             value=text,
         ) from error
     return {key: Setting(values[key[0]][key[1]], origin) for key, origin in origins.items()}
 
 
 def build(tree: type[Tree], settings: Settings) -> Tree:
-    """The tree that settings make together with the defaults.
+    """Build the tree of the settings and the defaults.
 
     Raises:
       ConfigurationError: a value is malformed, or impossible in combination; the error names
@@ -160,7 +161,7 @@ def build(tree: type[Tree], settings: Settings) -> Tree:
     try:
         return tree.model_validate(nested)
     except ValidationError as error:
-        raise _refusal(tree, settings, error.errors(include_url=False)[0]) from error
+        raise _explain_error(tree, settings, error.errors(include_url=False)[0]) from error
 
 
 def section_of(tree: type[BaseModel], name: str) -> type[Section]:
@@ -189,7 +190,7 @@ def _settings(tree: type[BaseModel], parts: Mapping[str, tuple[object, Origin]])
 def _check_known(tree: type[BaseModel], section: str, field: str | None, origin: Origin) -> None:
     """Refuse a section or, unless it is None, a field that does not exist."""
     known: Iterable[str] = tree.model_fields
-    where, told, kind, asked = section, section, "sections", section
+    where, shown, kind, name = section, section, "sections", section
     if section in tree.model_fields:
         if field is None:
             return
@@ -197,20 +198,22 @@ def _check_known(tree: type[BaseModel], section: str, field: str | None, origin:
         if field in known:
             return
         where = f"{section}.{field}" if field else section
-        told, asked = where if field else f"{section} alone", field
-    likely = get_close_matches(asked, known, 1)
+        shown, name = where if field else f"{section} alone", field
+    likely = get_close_matches(name, known, 1)
     hint = f"; did you mean {likely[0]}?" if likely else ""
     raise ConfigurationError(
-        f"configuration: {told} ({origin}) is not among the {kind}: {', '.join(known)}{hint}",
+        f"configuration: {shown} ({origin}) is not among the {kind}: {', '.join(known)}{hint}",
         field=where,
         origins=(origin,),
     )
 
 
-def _refusal(tree: type[BaseModel], settings: Settings, first: ErrorDetails) -> ConfigurationError:
+def _explain_error(
+    tree: type[BaseModel], settings: Settings, first: ErrorDetails
+) -> ConfigurationError:
     section, *rest = (str(part) for part in first["loc"])
     where = ".".join((section, *rest))
-    # A single value is wrong, or several that cannot stand together.
+    # A single value is wrong, or a combination of several.
     involved = tuple(rest[:1]) or cast(tuple[str, ...], first.get("ctx", {})["fields"])
     defaults = section_of(tree, section)()
     facts: list[str] = []

@@ -1,4 +1,4 @@
-"""The whole configuration, and how it is resolved once from all its sources."""
+"""The configuration tree, and its resolution from all sources."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import inspect
 import json
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
+from tamiyo_jax.config._dicts import Sections
 from tamiyo_jax.config._sections import (
     BreakerConfig,
     DeadlineConfig,
@@ -52,15 +53,21 @@ class TamiyoConfig(Section, frozen=True):
     publishing: PublishingConfig = PublishingConfig()
     security: SecurityConfig = SecurityConfig()
 
+    if TYPE_CHECKING:
+
+        def __init__(self, **sections: Unpack[Sections]) -> None: ...
+
     @classmethod
-    def load(cls, path: str | os.PathLike[str] | None = None, **overrides: object) -> TamiyoConfig:
+    def load(
+        cls, path: str | os.PathLike[str] | None = None, **overrides: Unpack[Sections]
+    ) -> TamiyoConfig:
         """Resolve a TOML file, ``TAMIYO__SECTION__FIELD`` variables and keyword overrides.
 
-        Later ones win, field by field. Unknown sections and fields are errors. A variable
+        Later sources win, field by field. Unknown sections and fields are errors. A variable
         holds the plain value, or a list as JSON.
 
         Args:
-          path: a TOML file with one table per section; None reads no file.
+          path: a TOML file with a table per section; None reads no file.
           **overrides: sections, each a dict or a section object.
 
         Raises:
@@ -70,14 +77,14 @@ class TamiyoConfig(Section, frozen=True):
 
 
 class Resolved(NamedTuple):
-    """A configuration and where its values come from, by ``"section.field"``, for all of them."""
+    """A configuration, and the origin of every value by ``"section.field"``."""
 
     config: TamiyoConfig
     origins: Mapping[str, Origin]
 
 
-def resolve(path: str | os.PathLike[str] | None = None, **overrides: object) -> Resolved:
-    """As `TamiyoConfig.load`, and tell where every value comes from."""
+def resolve(path: str | os.PathLike[str] | None = None, **overrides: Unpack[Sections]) -> Resolved:
+    """Resolve as `TamiyoConfig.load`, and return where every value comes from."""
     settings = {
         **({} if path is None else from_file(TamiyoConfig, path)),
         **from_environment(TamiyoConfig),
@@ -101,7 +108,7 @@ page. [Configuration](configuration.md) says how to set them.
 
 
 def settings_markdown() -> str:
-    """All settings as a page of the documentation."""
+    """Render all settings as a page of the documentation."""
     return _PAGE + "".join(_section(name) for name in TamiyoConfig.model_fields)
 
 
@@ -116,5 +123,5 @@ def _section(name: str) -> str:
 
 
 def _text(value: object) -> str:
-    """A value as it is written in TOML, which is JSON for all that settings hold."""
+    """Render a value as in TOML, which equals JSON for all types of settings."""
     return f"`{json.dumps(value)}`"

@@ -1,4 +1,4 @@
-"""Golden edges against our encoder."""
+"""Compare golden edges with the encoder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = ["EdgeComparison", "compare_edges", "read_blueprint", "read_packet"]
 
 
 class EdgeComparison(NamedTuple):
-    """What was compared; `largest_error` is inf where an edge is missing or too many."""
+    """Counts and error of a comparison; `largest_error` is inf if an edge is missing or surplus."""
 
     cases: int
     edges: int
@@ -58,15 +58,15 @@ def compare_edges(path: Path) -> EdgeComparison:
         layout = layout_for(blueprint, GraphConfig())
         for form in (layout, expanded(layout)):
             ours = _edges(packet, blueprint, form)
-            for one in RELATIONS:
-                golden = case["edges"].get(one.key, [])
+            for relation in RELATIONS:
+                golden = case["edges"].get(relation.key, [])
                 compared += len(golden)
-                worst = max(worst, _difference(ours[one.key], golden))
+                worst = max(worst, _difference(ours[relation.key], golden))
     return EdgeComparison(len(cases), compared, worst)
 
 
 def read_packet(case: Mapping[str, Any], blueprint_id: str, number: int) -> SystemStatePacket:
-    """The packet of a golden case, whose number in the file becomes its id."""
+    """Read the packet of a golden case, whose number in the file becomes its id."""
     seeds = tuple(
         SeedState(**{**seed, "stage": SeedStage(seed["stage"])}) for seed in case["seeds"]
     )
@@ -76,7 +76,7 @@ def read_packet(case: Mapping[str, Any], blueprint_id: str, number: int) -> Syst
 
 
 def read_blueprint(case: Mapping[str, Any]) -> Blueprint:
-    """The blueprint of a golden case; its monitors name seeds by index, as ``seed-<index>``."""
+    """Read the blueprint of a golden case; its monitors name seeds as ``seed-<index>``."""
     capabilities = case["capabilities"]
     return Blueprint(
         blueprint_id=case["blueprint_id"],
@@ -84,7 +84,7 @@ def read_blueprint(case: Mapping[str, Any]) -> Blueprint:
         risk=case["risk"],
         stage=case["stage"],
         layers=tuple(LayerSpec(**layer) for layer in case["layers"]),
-        activations=tuple(ActivationSpec(**one) for one in case["activations"]),
+        activations=tuple(ActivationSpec(**activation) for activation in case["activations"]),
         parameters=tuple(ParameterSpec(**parameter) for parameter in case["parameters"]),
         layer_edges=tuple(LayerEdge(*edge) for edge in case["layer_edges"]),
         monitored_layers=tuple(
@@ -103,20 +103,20 @@ def read_blueprint(case: Mapping[str, Any]) -> Blueprint:
 def _edges(
     packet: SystemStatePacket, blueprint: Blueprint, layout: GraphLayout
 ) -> dict[str, np.ndarray]:
-    """f[n, 5] by relation: source, target and three attributes, as golden files list them."""
+    """Encode edges, f64[n, 5] by relation: source, target and three attributes."""
     raw, _ = encode(packet, blueprint, (), Registries.empty(), layout)
     edges: dict[str, np.ndarray] = {}
-    for one in RELATIONS:
-        if layout.is_complete(one):
-            senders, receivers = complete_rows(layout, one, raw.mask)
-            values = complete_attributes(one, raw.attributes, senders, receivers)
+    for relation in RELATIONS:
+        if layout.is_complete(relation):
+            senders, receivers = complete_rows(layout, relation, raw.mask)
+            values = complete_attributes(relation, raw.attributes, senders, receivers)
         else:
-            block = layout.edges[one.key].slice
+            block = layout.edges[relation.key].slice
             real = raw.edge_mask[block]
             senders, receivers = raw.senders[block][real], raw.receivers[block][real]
             values = raw.edges[block][real]
-        source, target = layout.nodes[one.source].start, layout.nodes[one.target].start
-        edges[one.key] = np.column_stack([senders - source, receivers - target, values])
+        source, target = layout.nodes[relation.source].start, layout.nodes[relation.target].start
+        edges[relation.key] = np.column_stack([senders - source, receivers - target, values])
     return edges
 
 

@@ -1,4 +1,4 @@
-"""Golden messages of a Leyline peer: decoded, verified, and encoded again byte for byte."""
+"""Decode, verify and re-encode golden messages of a Leyline peer, byte for byte."""
 
 from __future__ import annotations
 
@@ -28,42 +28,42 @@ __all__ = ["LeylineResult", "compare_leyline"]
 
 @dataclass(frozen=True, slots=True)
 class LeylineResult:
-    """What became of one golden message.
+    """The result for a golden message.
 
     Attributes:
       name: the file's name.
       bytes_differing: bytes that differ after decoding and encoding again.
-      says_the_same: its fields are those of ``leyline.json``.
-      verified: its signature is ours; None where the message bears none.
+      fields_equal: whether its fields equal those of ``leyline.json``.
+      verified: whether its signature is the one computed here; None if it is unsigned.
     """
 
     name: str
     bytes_differing: int
-    says_the_same: bool
+    fields_equal: bool
     verified: bool | None
 
     @property
     def holds(self) -> bool:
         """Whether everything agrees."""
-        return self.bytes_differing == 0 and self.says_the_same and self.verified is not False
+        return self.bytes_differing == 0 and self.fields_equal and self.verified is not False
 
 
 def compare_leyline(directory: Path) -> list[LeylineResult]:
     """Compare every ``leyline_*.bin`` of a directory with its ``leyline.json``."""
-    said = json.loads((directory / "leyline.json").read_text())
+    expected = json.loads((directory / "leyline.json").read_text())
     results: list[LeylineResult] = []
     for name, (field, message, again) in _MESSAGES.items():
         data = (directory / name).read_bytes()
         encoded = again(data)
         differing = sum(a != b for a, b in zip(data, encoded, strict=False))
         message.ParseFromString(encoded)
-        signed = "signature" in said[field].get("annotations", {})
+        signed = "signature" in expected[field].get("annotations", {})
         results.append(
             LeylineResult(
                 name=name,
                 bytes_differing=differing + abs(len(data) - len(encoded)),
-                says_the_same=_fields(message) == said[field],
-                verified=_verified(data, said["secret"]) if signed else None,
+                fields_equal=_fields(message) == expected[field],
+                verified=_verified(data, expected["secret"]) if signed else None,
             )
         )
     return results

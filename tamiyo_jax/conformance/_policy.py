@@ -1,4 +1,4 @@
-"""Golden forward passes against our network, plain and folded, in exact and padded layouts."""
+"""Compare golden forward passes with the network, plain and folded, exact and padded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PADDING = 3  # rows added to each block of the padded layout
 
 
 def compare_policy(path: Path) -> dict[str, float]:
-    """Largest absolute error of each output, plain and folded, exact and padded.
+    """Return the largest absolute error of each output, plain and folded, exact and padded.
 
     Args:
       path: a golden ``policy_*.npz``: nodes, edges, parameters and outputs.
@@ -56,7 +56,7 @@ def golden_graph(
     nodes, edges = _under("nodes", arrays), _under("edges", arrays)
     layout = GraphLayout.of(
         {kind.name: len(nodes[kind.name]) + padding for kind in NODE_TYPES},
-        {one.key: edges[f"{one.key}/attr"].shape[0] + padding for one in RELATIONS},
+        {relation.key: edges[f"{relation.key}/attr"].shape[0] + padding for relation in RELATIONS},
     )
     x = np.zeros((layout.num_nodes, FEATURE_WIDTH), np.float32)
     node_mask = np.zeros(layout.num_nodes, np.bool_)
@@ -68,14 +68,14 @@ def golden_graph(
     attributes = np.zeros((layout.num_edges, EDGE_WIDTH), np.float32)
     edge_mask = np.zeros(layout.num_edges, np.bool_)
     ends = np.zeros((2, layout.num_edges), np.int32)
-    for one in RELATIONS:
-        block = layout.edges[one.key]
-        blocks = layout.nodes[one.source], layout.nodes[one.target]
-        index, count = edges[f"{one.key}/index"], edges[f"{one.key}/index"].shape[1]
+    for relation in RELATIONS:
+        block = layout.edges[relation.key]
+        blocks = layout.nodes[relation.source], layout.nodes[relation.target]
+        index, count = edges[f"{relation.key}/index"], edges[f"{relation.key}/index"].shape[1]
         real = slice(block.start, block.start + count)
         ends[:, block.slice] = [[end.padding] for end in blocks]
         ends[:, real] = index + np.array([[end.start] for end in blocks], np.int32)
-        attributes[real] = edges[f"{one.key}/attr"]
+        attributes[real] = edges[f"{relation.key}/attr"]
         edge_mask[real] = True
     return layout, jraph.GraphsTuple(
         nodes={

@@ -1,4 +1,4 @@
-"""Golden risk cases against our gate."""
+"""Compare golden risk cases with the gate."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["compare_risk"]
 
 
 def compare_risk(path: Path) -> tuple[int, tuple[str, ...]]:
-    """Judge every case of a golden ``risk.json``.
+    """Evaluate every case of a golden ``risk.json``.
 
     Returns:
-      How many cases there are, and one line for each that our gate answers otherwise.
+      The number of cases, and a line for each case with another answer.
     """
     cases = json.loads(path.read_text(encoding="utf-8"))
     mismatches = [
@@ -74,7 +74,7 @@ def _name(verdict: Verdict, operation: SeedOperation | None) -> str:
 
 
 def _signals(index: int, case: Mapping[str, Any]) -> Signals:
-    told = {
+    given = {
         name: case[name]
         for name in (
             "policy_risk_score",
@@ -88,7 +88,7 @@ def _signals(index: int, case: Mapping[str, Any]) -> Signals:
         if name in case
     }
     return Signals(
-        **told,
+        **given,
         metrics=case.get("training_metrics", {}),
         blueprint=_blueprint(index, case["blueprint"]) if "blueprint" in case else None,
         optimizer_id=f"optimizer of case {index}",

@@ -1,4 +1,4 @@
-"""Every golden file of a directory against this build, a line each."""
+"""Compare every golden file of a directory with this build."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One comparison.
+    """A comparison.
 
     Attributes:
-      file: the golden file.
-      compared: what was compared with what.
+      file: name of the golden file.
+      compared: what was compared, in words.
       error: the largest absolute error, or the number of mismatches.
-      holds: whether that is within tolerance.
+      holds: whether the error is within tolerance.
     """
 
     file: str

@@ -1,4 +1,4 @@
-"""The blueprint: what describes a network, or a module that a seed can be grown into."""
+"""Blueprints: descriptions of a network, or of a module that a seed can be grown into."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class SafetySheet:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """One layer; None is absent. Latency in milliseconds, parameters counted."""
+    """A layer; None means absent. `latency_ms` in milliseconds, `parameter_count` in parameters."""
 
     layer_id: str
     type: str
@@ -80,7 +80,7 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True)
 class ActivationSpec:
-    """One activation; None is absent. Cost in floating-point operations."""
+    """An activation; None means absent. `computational_cost` in floating-point operations."""
 
     activation_id: str
     type: str
@@ -112,7 +112,7 @@ class LayerEdge:
 
 @dataclass(frozen=True, slots=True)
 class MonitoredLayer:
-    """Seed `seed_id` watches layer `layer_index`."""
+    """Seed `seed_id` watches layer `layer_index`, an index into `layers`."""
 
     seed_id: str
     layer_index: int
@@ -124,32 +124,32 @@ class Blueprint:
     """A network's structure, its bounds and its risk.
 
     Attributes:
-      blueprint_id: identity.
-      name: for people.
+      blueprint_id: unique id, non-empty, at most 256 bytes.
+      name: a name for display.
       revision: set by the library, grows with every change.
-      tier: how much is known about it.
-      risk: in [0, 1]; `effective_risk` prefers the safety sheet.
-      stage: 0 to 9.
+      tier: how well the blueprint is known.
+      risk: in [0, 1]; `effective_risk` takes the safety sheet's risk instead, if there is one.
+      stage: maturity, 0 to 9.
       quarantine_only: may not be grown.
       approval_required: may be grown only when `approved`.
-      approved: someone said yes.
-      description: for people.
+      approved: whether the approval was given.
+      description: a text for display.
       candidate_score: a prior preference, None where there is none.
       allowed_parameters: bounds by parameter name.
       layers: the layers, in order.
       activations: the activations, in order.
       parameters: the parameters that may be set.
-      layer_edges: how the layers connect; or None with `chain`.
-      chain: the layers follow one another.
-      monitored_layers: who watches what; empty means each seed watches its own layer.
+      layer_edges: connections between layers; None if `chain` is set.
+      chain: each layer feeds the next.
+      monitored_layers: layers that seeds watch; empty means each seed watches its own layer.
       monitor_thresholds: ``risk_max`` and ``stage_min`` (compared with stage/11).
-      relation_pairs: (source, target) pairs by relation, where a relation that is complete
-        by construction is known better.
-      allowed_blending_methods: names of blending methods; empty allows none by itself.
+      relation_pairs: (source, target) pairs by relation, for a relation that would otherwise be
+        complete.
+      allowed_blending_methods: names of blending methods; empty allows none.
       allowed_parameters_by_seed_id: parameter names by seed; an empty list allows none, no
         entry allows all.
-      optimizer_family: the optimiser's family.
-      hazard_class: the hazard's class.
+      optimizer_family: family of the optimiser, such as ``adam``.
+      hazard_class: free-form class of the hazard.
       safety: the safety data sheet.
     """
 

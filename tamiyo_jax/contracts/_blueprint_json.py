@@ -1,4 +1,4 @@
-"""Blueprints as JSON, which is what libraries store; the schema stands in ``docs/``."""
+"""Blueprints as JSON, the format that libraries store; its schema is in ``docs/``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _check = Checks(InvalidBlueprintError)
 
 
 def blueprint_to_json(blueprint: Blueprint) -> str:
-    """Text of a blueprint; the same blueprint always gives the same text.
+    """Serialise a blueprint; equal blueprints give equal texts.
 
     Raises:
       InvalidBlueprintError: not a blueprint, a field that is not of its type, or a number that
@@ -32,7 +32,7 @@ def blueprint_to_json(blueprint: Blueprint) -> str:
 
 
 def blueprint_from_json(text: str) -> Blueprint:
-    """The blueprint of a text, with types checked; `validate_blueprint` checks the rest.
+    """Parse a blueprint and check its types; `validate_blueprint` checks the rest.
 
     Raises:
       InvalidBlueprintError: not JSON, an unknown or missing field, a value of another type,
@@ -47,6 +47,6 @@ def blueprint_from_json(text: str) -> Blueprint:
 
 
 def blueprint_json_schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of the texts, as published in ``docs/blueprint.schema.json``."""
+    """Return the JSON Schema (2020-12) of blueprints, as in ``docs/blueprint.schema.json``."""
     schema = _ADAPTER.json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

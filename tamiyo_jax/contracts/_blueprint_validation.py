@@ -1,4 +1,4 @@
-"""What a blueprint must be before a library or the cache takes it."""
+"""Validation of a blueprint before a library or the cache accepts it."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def validate_blueprint(
 ) -> None:
     """Check a blueprint against its contract and the caps.
 
-    Whether the keys of `relation_pairs` name relations is for the graph's schema to say, and
-    a risk that is absent is for the encoder to report.
+    The graph's schema checks whether the keys of `relation_pairs` name relations, and the
+    encoder reports a missing risk.
 
     Args:
       blueprint: the blueprint to check.
-      max_layers: most layers.
-      max_activations: most activations.
-      max_parameters: most parameters.
-      max_edges: most edges of one relation.
+      max_layers: largest number of layers.
+      max_activations: largest number of activations.
+      max_parameters: largest number of parameters.
+      max_edges: largest number of edges of a relation.
 
     Raises:
       InvalidBlueprintError: a field breaks the contract; the error names field and value.
@@ -149,10 +149,11 @@ def _check_connections(blueprint: Blueprint) -> None:
 
 
 def _check_monitors(blueprint: Blueprint) -> None:
-    for index, one in enumerate(blueprint.monitored_layers):
+    for index, monitored in enumerate(blueprint.monitored_layers):
         where = f"monitored_layers[{index}]"
-        _check.identifier(f"{where}.seed_id", one.seed_id)
-        _check_index(f"{where}.layer_index", one.layer_index, len(blueprint.layers), "layers")
+        _check.identifier(f"{where}.seed_id", monitored.seed_id)
+        count = len(blueprint.layers)
+        _check_index(f"{where}.layer_index", monitored.layer_index, count, "layers")
     for name in blueprint.monitor_thresholds:
         if name not in MONITOR_THRESHOLDS:
             known = " and ".join(MONITOR_THRESHOLDS)

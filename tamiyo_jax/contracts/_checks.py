@@ -22,7 +22,7 @@ MAX_ID_BYTES = 256
 class Checks:
     """Checks that raise `error`, with the attributes `field` and `value`.
 
-    Each takes `where`, the path of the field, such as ``seeds[3].stage``.
+    Every check takes `where`, the path of the field, such as ``seeds[3].stage``.
     """
 
     error: type[TamiyoError]
@@ -60,10 +60,10 @@ class Checks:
     def unique(self, where: str, ids: Iterable[str]) -> None:
         """No id twice."""
         seen: set[str] = set()
-        for one in ids:
-            if one in seen:
-                raise self.failure(where, one, "ids must not repeat")
-            seen.add(one)
+        for identifier in ids:
+            if identifier in seen:
+                raise self.failure(where, identifier, "ids must not repeat")
+            seen.add(identifier)
 
     def integer(self, where: str, value: object) -> None:
         """A whole number of any size and sign."""
@@ -103,14 +103,14 @@ class Checks:
     def kind(self, where: str, value: object, annotation: object) -> None:
         """A value of the annotated type, and so for every part within it.
 
-        Annotations name scalars, enumerations, dataclasses, tuples and mappings, or one of
+        Annotations name scalars, enumerations, dataclasses, tuples and mappings, or any of
         these as ``T | None``. The path of the outermost dataclass is empty.
         """
-        if not conforming(annotation)(value):
+        if not conforms_to(annotation)(value):
             self._kind(where, value, annotation)
 
     def _kind(self, where: str, value: object, annotation: object) -> None:
-        """Look at every part, to name the one that is not of its type, if there is one."""
+        """Check every part, and name the first that is not of its type."""
         if annotation in _SCALARS:
             _SCALARS[annotation](self, where, value)
             return
@@ -146,25 +146,25 @@ Conforms = Callable[[object], bool]
 
 
 @cache
-def conforming(annotation: object) -> Conforms:
-    """A quick test whether a value is of the annotated type, and every part within it.
+def conforms_to(annotation: object) -> Conforms:
+    """Build a quick test whether a value and all its parts are of the annotated type.
 
-    It never says yes where `Checks.kind` would raise. It says no to what is rare, such as a
-    subclass of a scalar, upon which `Checks.kind` looks closer.
+    The test never accepts what `Checks.kind` refuses. It may refuse rare values that
+    `Checks.kind` accepts, such as a subclass of a scalar.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in _QUICK:
         return _QUICK[annotation]
     if origin in (Union, UnionType):
-        inner = conforming(arguments[0])
+        inner = conforms_to(arguments[0])
         return lambda value: value is None or inner(value)
     if is_dataclass(annotation):
-        return _conforming_parts(cast(type, annotation))
+        return _test_parts(cast(type, annotation))
     if origin is tuple and arguments[-1] is Ellipsis:
-        entry = conforming(arguments[0])
+        entry = conforms_to(arguments[0])
         return lambda value: type(value) is tuple and all(map(entry, cast(Iterable[object], value)))
     if origin is Mapping:
-        key, part = map(conforming, arguments)
+        key, part = map(conforms_to, arguments)
         return lambda value: (
             type(value) is dict
             and all(map(key, cast(dict[object, object], value)))
@@ -174,8 +174,8 @@ def conforming(annotation: object) -> Conforms:
     return lambda value: type(value) is kind
 
 
-def _conforming_parts(kind: type) -> Conforms:
-    tests = [(attrgetter(name), conforming(inner)) for name, inner in _annotations(kind)]
+def _test_parts(kind: type) -> Conforms:
+    tests = [(attrgetter(name), conforms_to(inner)) for name, inner in _annotations(kind)]
 
     def conforms(value: object) -> bool:
         return type(value) is kind and all([test(read(value)) for read, test in tests])
@@ -206,7 +206,7 @@ def _path(where: str, name: str) -> str:
 @cache
 def _annotations(kind: type) -> tuple[tuple[str, object], ...]:
     hints = get_type_hints(kind)
-    return tuple((one.name, hints[one.name]) for one in fields(kind))
+    return tuple((field.name, hints[field.name]) for field in fields(kind))
 
 
 def _annotated_parts(value: object, annotation: object) -> Iterator[tuple[str, object, object]]:
@@ -226,7 +226,7 @@ def _annotated_parts(value: object, annotation: object) -> Iterator[tuple[str, o
 
 def _parts(value: object) -> Iterable[tuple[str, object]]:
     if is_dataclass(value):
-        return [(f".{one.name}", getattr(value, one.name)) for one in fields(value)]
+        return [(f".{field.name}", getattr(value, field.name)) for field in fields(value)]
     if isinstance(value, Mapping):
         items = cast(Mapping[object, object], value).items()
         return [(f"[{key!r}]", part) for key, part in items]

@@ -1,6 +1,6 @@
-"""How a table of fields turns a dataclass into a protobuf message and back.
+"""Conversion between dataclasses and protobuf messages, driven by tables of fields.
 
-Nothing here knows a message: `_wire.py` holds the tables.
+The tables are in `_tables.py`; nothing here depends on a particular message.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ NANOSECONDS = 1_000_000_000
 
 
 class WireError(Exception):
-    """A value that the wire cannot carry, or carries wrongly; it never leaves this room."""
+    """A value that does not fit its wire field, or a malformed field; internal to this package."""
 
     def __init__(self, where: str, value: object, remedy: str) -> None:
         super().__init__(where, value, remedy)
         self.where, self.value, self.remedy = where, value, remedy
 
     def within(self, outer: str) -> WireError:
-        """The same fault as seen from the message around."""
+        """Return the error with the path of the enclosing message."""
         joint = "" if not self.where or self.where.startswith("[") else "."
         return WireError(f"{outer}{joint}{self.where}", self.value, self.remedy)
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One row of a table.
+    """A row of a table.
 
     Attributes:
       attribute: name in the dataclass.
       wire: name in the message.
       put: writes a value into the message's field of that name.
-      get: reads it; None is absent.
+      get: reads it; None means absent.
     """
 
     attribute: str
@@ -70,24 +70,24 @@ class Codec(Generic[T]):
     fields: tuple[Field, ...]
 
     def write(self, value: T, message: Message) -> None:
-        """Fill `message`; `WireError` where a value does not fit its field."""
-        for one in self.fields:
-            inner = getattr(value, one.attribute)
+        """Fill `message`; raises `WireError` if a value does not fit its field."""
+        for field in self.fields:
+            inner = getattr(value, field.attribute)
             try:
-                one.put(message, one.wire, inner)
+                field.put(message, field.wire, inner)
             except WireError as fault:
-                raise fault.within(one.attribute) from fault
+                raise fault.within(field.attribute) from fault
             except (TypeError, ValueError, OverflowError, AttributeError) as error:
-                raise WireError(one.attribute, inner, str(error)) from error
+                raise WireError(field.attribute, inner, str(error)) from error
 
     def read(self, message: Message) -> T:
-        """The dataclass of `message`; `WireError` where a field holds what it must not."""
+        """Read a dataclass from `message`; raises `WireError` if a field is malformed."""
         values: dict[str, Any] = {}
-        for one in self.fields:
+        for field in self.fields:
             try:
-                values[one.attribute] = one.get(message, one.wire)
+                values[field.attribute] = field.get(message, field.wire)
             except WireError as fault:
-                raise fault.within(one.attribute) from fault
+                raise fault.within(field.attribute) from fault
         return self.kind(**values)
 
 
@@ -97,7 +97,7 @@ def plain(attribute: str, wire: str = "") -> Field:
 
 
 def optional(attribute: str, wire: str = "") -> Field:
-    """A scalar that is None where it is absent."""
+    """A scalar that is None if absent."""
 
     def put(message: Message, name: str, value: object) -> None:
         if value is not None:
@@ -134,7 +134,7 @@ def mapping(attribute: str, wire: str = "") -> Field:
 
 
 def enumeration(attribute: str, kind: type[IntEnum], wire: str = "") -> Field:
-    """A member of `kind`; a number that it does not list is a fault."""
+    """A member of `kind`; a number that it does not list raises `WireError`."""
 
     def put(message: Message, name: str, value: IntEnum) -> None:
         setattr(message, name, kind(value).value)
@@ -170,7 +170,7 @@ def time(attribute: str, wire: str) -> Field:
 
 
 def part(attribute: str, codec: Codec[Any], wire: str = "") -> Field:
-    """A message within, None where it is absent."""
+    """A nested message, None if absent."""
 
     def put(message: Message, name: str, value: object) -> None:
         if value is not None:
@@ -185,20 +185,20 @@ def part(attribute: str, codec: Codec[Any], wire: str = "") -> Field:
 
 
 def parts(attribute: str, codec: Codec[Any], wire: str = "") -> Field:
-    """A tuple of messages within."""
+    """A tuple of nested messages."""
 
     def put(message: Message, name: str, value: tuple[object, ...]) -> None:
-        for index, one in enumerate(value):
+        for index, inner in enumerate(value):
             try:
-                codec.write(one, getattr(message, name).add())
+                codec.write(inner, getattr(message, name).add())
             except WireError as fault:
                 raise fault.within(f"[{index}]") from fault
 
     def get(message: Message, name: str) -> tuple[object, ...]:
         read: list[object] = []
-        for index, one in enumerate(getattr(message, name)):
+        for index, inner in enumerate(getattr(message, name)):
             try:
-                read.append(codec.read(one))
+                read.append(codec.read(inner))
             except WireError as fault:
                 raise fault.within(f"[{index}]") from fault
         return tuple(read)
@@ -207,7 +207,7 @@ def parts(attribute: str, codec: Codec[Any], wire: str = "") -> Field:
 
 
 def one_of(attribute: str, *members: tuple[str, Codec[Any]]) -> Field:
-    """A message of one of several classes, each in a field of its own, or None."""
+    """A message of any of several classes, each in a field of its own, or None."""
     rows = {codec.kind: part(attribute, codec, wire) for wire, codec in members}
 
     def put(message: Message, name: str, value: object) -> None:
@@ -221,14 +221,14 @@ def one_of(attribute: str, *members: tuple[str, Codec[Any]]) -> Field:
     def get(message: Message, name: str) -> object:
         present = message.WhichOneof(name)
         return next(
-            (one.get(message, one.wire) for one in rows.values() if one.wire == present), None
+            (row.get(message, row.wire) for row in rows.values() if row.wire == present), None
         )
 
     return Field(attribute, attribute, put, get)
 
 
 def required(field: Field) -> Field:
-    """The same field, where None is a fault."""
+    """The same field, where None raises `WireError`."""
 
     def put(message: Message, name: str, value: object) -> None:
         if value is None:

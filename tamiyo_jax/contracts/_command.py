@@ -1,4 +1,4 @@
-"""Commands: what Tamiyo tells the host to do."""
+"""Commands from the controller to the host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 
 
 class CommandType(IntEnum):
-    """What kind of command it is (Leyline ``CommandType``)."""
+    """The kind of a command (Leyline ``CommandType``)."""
 
     UNKNOWN = 0
     SEED = 1
@@ -33,7 +33,7 @@ class CommandType(IntEnum):
 
 
 class SeedOperation(IntEnum):
-    """What a SEED command does (Leyline ``SeedOperation``)."""
+    """The operation of a SEED command (Leyline ``SeedOperation``)."""
 
     UNKNOWN = 0
     GERMINATE = 1
@@ -93,18 +93,18 @@ Payload = SeedAdjustment | OptimizerAdjustment | CircuitBreakerAdjustment | Roll
 
 @dataclass(frozen=True, slots=True)
 class AdaptationCommand:
-    """One command; it names only what the packet or the library holds.
+    """A command; it names only seeds, blueprints and optimisers that exist.
 
     Attributes:
       command_id: a UUID.
-      command_type: what kind of command it is; `payload` is of the matching class.
-      issued_at_ns: nanoseconds since the epoch; None only where a peer left it out, which
-        verifying refuses.
-      execution_deadline_ms: what the host may take to apply it.
-      target_seed_id: the packet's seed that a SEED command acts on, else None.
-      issued_by: the sender.
+      command_type: the kind of command; `payload` is of the matching class.
+      issued_at_ns: nanoseconds since the epoch; None only if a peer left it out, which
+        `verify` refuses.
+      execution_deadline_ms: time that the host may take to apply it, in milliseconds.
+      target_seed_id: the seed that a SEED command acts on, else None.
+      issued_by: name of the sender.
       payload: None for PAUSE.
-      annotations: facts about the decision, and the signature.
+      annotations: facts about the decision, and the signature, as text by name.
     """
 
     command_id: str

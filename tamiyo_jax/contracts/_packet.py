@@ -1,4 +1,4 @@
-"""The state packet: what a training loop tells Tamiyo at every step."""
+"""State packets, which a training loop sends to the controller at every decision step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _check = Checks(InvalidPacketError)
 
 
 class SeedStage(IntEnum):
-    """Stages of a seed's life (Leyline ``SeedLifecycleStage``)."""
+    """Stages in the life cycle of a seed (Leyline ``SeedLifecycleStage``)."""
 
     UNKNOWN = 0
     DORMANT = 1
@@ -43,7 +43,7 @@ class SeedStage(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class HardwareContext:
-    """The device that trains. None is absent, 0 is zero."""
+    """The device that trains; None means absent. Memory in GB, utilisation in percent."""
 
     device_type: str
     device_id: str = ""
@@ -56,19 +56,19 @@ class HardwareContext:
 
 @dataclass(frozen=True, slots=True)
 class SeedState:
-    """One seed of the host. None is absent, 0 is zero.
+    """A seed of the host; None means absent, 0 is zero.
 
     Attributes:
       seed_id: unique within the packet.
-      stage: where the seed is in its life.
-      gradient_norm: norm of the seed's own gradient.
+      stage: stage of its life cycle.
+      gradient_norm: L2 norm of the gradient of the seed's parameters.
       learning_rate: the seed's own learning rate.
       risk_score: the host's estimate in [0, 1].
-      layer_depth: index of the layer that the seed sits at.
+      layer_depth: index of the layer at which the seed is placed.
       age_epochs: epochs since germination.
-      metrics: those with a meaning are ``alpha``, ``alpha_steps``, ``alpha_total_steps``,
-        ``alpha_temperature``, ``blend_allowed``, ``risk_tolerance`` and ``contribution``
-        (validation loss with the seed off minus on).
+      metrics: numbers by name; the defined names are ``alpha``, ``alpha_steps``,
+        ``alpha_total_steps``, ``alpha_temperature``, ``blend_allowed``,
+        ``risk_tolerance`` and ``contribution`` (validation loss with the seed off minus on).
     """
 
     seed_id: str
@@ -83,15 +83,16 @@ class SeedState:
 
 @dataclass(frozen=True, slots=True)
 class SystemStatePacket:
-    """The state of a training run at one step.
+    """The state of a training run at a decision step.
 
     Attributes:
-      packet_id: id of this packet.
-      training_run_id: id of the run.
+      packet_id: id of this packet, non-empty.
+      training_run_id: id of the training run, non-empty.
       blueprint_id: the blueprint that describes the network; never derived from other ids.
-      candidate_blueprint_ids: what a seed may be grown into; empty means the active one.
-      current_epoch: epochs done.
-      global_step: optimiser steps done.
+      candidate_blueprint_ids: blueprints that a seed may be grown into; empty means the active
+        blueprint.
+      current_epoch: number of epochs completed.
+      global_step: number of optimiser steps completed.
       validation_loss: newest validation loss, may be NaN or infinite, None if there is none.
       validation_accuracy: newest validation accuracy in [0, 1].
       training_loss: newest training loss.
@@ -99,10 +100,10 @@ class SystemStatePacket:
       seeds: the host's seeds.
       optimizer_id: the optimiser whose learning rate Tamiyo may scale.
       restorable_checkpoint: a checkpoint that the host can roll back to.
-      hardware: the device that trains.
-      source_subsystem: who sent the packet.
-      experiment_name: for people.
-      timestamp_ns: when the packet was made, nanoseconds since the epoch.
+      hardware: the device that trains, None if unknown.
+      source_subsystem: name of the sender.
+      experiment_name: a name for display.
+      timestamp_ns: time of creation, nanoseconds since the epoch.
     """
 
     packet_id: str
@@ -134,11 +135,11 @@ def validate_packet(packet: SystemStatePacket, *, max_metrics: int = 1024) -> No
 
     Args:
       packet: the packet to check.
-      max_metrics: the largest number of entries in one map of metrics.
+      max_metrics: the largest number of entries in a map of metrics.
 
     Raises:
       MissingBlueprintIdError: the packet names no blueprint.
-      InvalidPacketError: any other breach; the error names field and value.
+      InvalidPacketError: any other field is invalid; the error names field and value.
     """
     _check.instance("packet", packet, SystemStatePacket)
     if not packet.blueprint_id:
@@ -197,7 +198,7 @@ def _check_hardware(hardware: HardwareContext) -> None:
 def _check_finite(
     prefix: str, part: SystemStatePacket | SeedState | HardwareContext, *names: str
 ) -> None:
-    """Only losses and metrics may be NaN or infinite; None is absent."""
+    """Check that fields are finite or None; only losses and metrics may be NaN or infinite."""
     for name in names:
         if getattr(part, name) is not None:
             _check.finite(f"{prefix}{name}", getattr(part, name))

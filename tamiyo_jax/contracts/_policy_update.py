@@ -9,14 +9,14 @@ __all__ = ["PolicyUpdate"]
 
 @dataclass(frozen=True, slots=True)
 class PolicyUpdate:
-    """Parameters that are offered to a running controller.
+    """New parameters for the policy of a running controller.
 
     Attributes:
-      policy_id: unique; an id that was applied before is refused.
+      policy_id: unique id; an id that was applied before is refused.
       training_run_id: the run that learned the parameters.
-      issued_at_ns: nanoseconds since the epoch; None where the sender left it out, which a
+      issued_at_ns: nanoseconds since the epoch; None if the sender left it out, which a
         controller refuses.
-      policy_version: what the policy is called from then on.
+      policy_version: version of the policy once the update is applied.
       payload: the parameters as safetensors.
       schema_digest: digest of the graph schema that the parameters belong to, hexadecimal.
       signature: HMAC-SHA256 over the update without it, base64.

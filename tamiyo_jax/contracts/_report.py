@@ -1,4 +1,4 @@
-"""Field reports: what became of a decision."""
+"""Field reports: the effect of a decision."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ReportOutcome(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class MitigationAction:
-    """What should follow from a report."""
+    """A follow-up that a report recommends."""
 
     action_type: str
     rationale: str = ""
@@ -31,21 +31,21 @@ class MitigationAction:
 
 @dataclass(frozen=True, slots=True)
 class FieldReport:
-    """One per decision, also for WAIT and for a step that failed.
+    """The report of a decision, also for WAIT and for a failed step.
 
     Attributes:
       report_id: unique for the life of a run directory.
-      command_id: the command, empty where there was none.
-      training_run_id: the run.
-      seed_id: the seed acted upon, empty where none was.
-      blueprint_id: the blueprint judged.
-      outcome: what became of it.
+      command_id: id of the command, empty if there was none.
+      training_run_id: id of the training run.
+      seed_id: the seed that the command acts on, empty if none.
+      blueprint_id: the active blueprint of the decision.
+      outcome: the outcome of the decision.
       metrics: numbers by name.
-      observation_window_epochs: steps that the report looks at.
-      issued_at_ns: nanoseconds since the epoch; required, never "now".
-      tamiyo_policy_version: the policy that decided.
-      follow_up_actions: what should follow.
-      notes: for people.
+      observation_window_epochs: number of decision steps that the report covers.
+      issued_at_ns: nanoseconds since the epoch; required.
+      tamiyo_policy_version: version of the policy that decided.
+      follow_up_actions: recommended follow-ups.
+      notes: a text for display.
     """
 
     report_id: str
@@ -66,11 +66,11 @@ def validate_report(report: FieldReport) -> None:
     """Check a report before it is appended, and after it is loaded.
 
     Raises:
-      InvalidReportError: no id, or no time of issue.
+      InvalidReportError: the report has no id or no time of issue.
     """
     if not report.report_id:
         raise InvalidReportError(
-            "report_id is empty; every report has an id of its own",
+            "report_id is empty; give every report a unique id",
             field="report_id",
             value=report.report_id,
         )

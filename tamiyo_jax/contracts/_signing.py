@@ -1,4 +1,4 @@
-"""Signing what is sent, and verifying what is received. Pure: key, bytes and time are arguments.
+"""Sign and verify messages. Pure: key, bytes and time are arguments.
 
 A signature is HMAC-SHA256 (RFC 2104) over the deterministic serialisation of the message
 without its signature, in base64.
@@ -40,7 +40,7 @@ NANOSECONDS = 1_000_000_000
 
 
 class Secret:
-    """A signing key that does not show itself: not in `repr`, not in a pickle."""
+    """A signing key that is hidden from `repr` and cannot be pickled."""
 
     __slots__ = ("_key",)
 
@@ -54,7 +54,7 @@ class Secret:
         raise TypeError("a Secret is not pickled; give it to the process that needs it")
 
     def check_strength(self) -> None:
-        """Refuse a key that could be guessed.
+        """Refuse a key that is too short.
 
         Raises:
           MissingSecretError: fewer than `MIN_SECRET_BYTES` bytes.
@@ -85,12 +85,12 @@ def verify_bytes(data: bytes, signature: str, secrets: Sequence[Secret]) -> None
       secrets: the current key, and previous ones while they are being rotated out.
 
     Raises:
-      SignatureError: there is none, or no secret makes this one.
+      SignatureError: the signature is empty, or matches none of the secrets.
     """
     if not signature:
         raise SignatureError("the message is unsigned; sign it before sending", field=SIGNATURE)
     given = signature.encode("utf-8", "surrogatepass")
-    matches = [hmac.compare_digest(sign_bytes(data, one).encode(), given) for one in secrets]
+    matches = [hmac.compare_digest(sign_bytes(data, secret).encode(), given) for secret in secrets]
     if not any(matches):
         raise SignatureError(
             f"the signature matches none of {len(secrets)} secrets; the message was changed, or "
@@ -100,12 +100,12 @@ def verify_bytes(data: bytes, signature: str, secrets: Sequence[Secret]) -> None
 
 
 def signature_of(command: AdaptationCommand, secret: Secret) -> str:
-    """The signature that `command` should carry; one that it does carry is left out of it."""
+    """Compute the signature of `command`; an existing signature is not covered by it."""
     return sign_bytes(_unsigned(command), secret)
 
 
 def sign(command: AdaptationCommand, secret: Secret) -> AdaptationCommand:
-    """The command with the annotation ``signature``, which replaces an earlier one."""
+    """Return the command with the annotation ``signature``, replacing an earlier signature."""
     annotations = {**command.annotations, SIGNATURE: signature_of(command, secret)}
     return replace(command, annotations=annotations)
 
@@ -116,36 +116,36 @@ def _unsigned(command: AdaptationCommand) -> bytes:
 
 
 def sign_update(update: PolicyUpdate, secret: Secret) -> PolicyUpdate:
-    """The policy update with its signature, which replaces an earlier one."""
+    """Return the policy update with its signature, replacing an earlier signature."""
     unsigned = encode_policy_update(replace(update, signature=""))
     return replace(update, signature=sign_bytes(unsigned, secret))
 
 
 def verify_update(update: PolicyUpdate, secrets: Sequence[Secret]) -> None:
-    """Check the signature of a policy update; `SignatureError` where it does not hold."""
+    """Check the signature of a policy update; raises `SignatureError` if it does not match."""
     unsigned = encode_policy_update(replace(update, signature=""))
     verify_bytes(unsigned, update.signature, secrets)
 
 
 @dataclass(frozen=True, slots=True)
 class NonceLedger:
-    """Which commands were accepted of late.
+    """The commands accepted within the nonce window.
 
     Attributes:
-      started_ns: commands issued before are refused, so that an empty ledger after a restart
-        accepts nothing twice.
-      accepted: when each command was accepted, nanoseconds since the epoch, by its id, in the
-        order of acceptance.
+      started_ns: commands issued before this time are refused, so that an empty ledger after a
+        restart accepts no command twice.
+      accepted: time of acceptance by command id, nanoseconds since the epoch, in the order of
+        acceptance.
     """
 
     started_ns: int
     accepted: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def record(self, command_id: str, now_ns: int, *, window_ns: int, capacity: int) -> NonceLedger:
-        """The ledger with one more id, and without those older than the window.
+        """Return the ledger with `command_id` added and ids older than the window removed.
 
         Raises:
-          ReplayError: `capacity` ids are within the window; forgetting one would let it return.
+          ReplayError: `capacity` ids are within the window; forgetting an id would allow a replay.
         """
         accepted = dict(self.accepted)
         for oldest, accepted_ns in self.accepted.items():
@@ -170,7 +170,7 @@ def verify(
     ledger: NonceLedger,
     config: SecurityConfig,
 ) -> NonceLedger:
-    """Check that a command is genuine, new and fresh.
+    """Check that a command is authentic, new and fresh.
 
     In this order: signature present, signature valid, command id present, id not accepted
     within the nonce window, time of issue present, not from the future, not too old and not
@@ -180,16 +180,16 @@ def verify(
       command: the command as decoded.
       secrets: the current key, and previous ones while they are being rotated out.
       now_ns: the time, nanoseconds since the epoch.
-      ledger: the commands accepted before.
+      ledger: the commands accepted earlier.
       config: ages, window and capacity.
 
     Returns:
-      The ledger that knows this command.
+      The ledger including this command.
 
     Raises:
-      SignatureError: unsigned, or the signature does not hold.
-      ReplayError: no id, an id that was accepted before, or the ledger is full.
-      StaleMessageError: no time of issue, from the future, or too old.
+      SignatureError: the command is unsigned, or its signature does not match.
+      ReplayError: the id is empty or was accepted before, or the ledger is full.
+      StaleMessageError: the time of issue is missing, in the future, or too old.
     """
     verify_bytes(_unsigned(command), command.annotations.get(SIGNATURE, ""), secrets)
     window_ns = _nanoseconds(config.nonce_window_s)
@@ -203,7 +203,7 @@ def verify(
 def _check_new(command_id: str, now_ns: int, ledger: NonceLedger, window_ns: int) -> None:
     if not command_id:
         raise ReplayError(
-            "command_id is empty, so a replay could not be told; give every command a UUID",
+            "command_id is empty, so a replay could not be detected; give every command a UUID",
             command_id=command_id,
         )
     accepted_ns = ledger.accepted.get(command_id)
@@ -247,7 +247,7 @@ def _nanoseconds(seconds: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """Secrets, limits and ledger together; verifying gives the next verifier.
+    """Secrets, limits and ledger together; `verify` returns the next verifier.
 
     Attributes:
       secrets: the current key, and previous ones while they are being rotated out.
@@ -260,6 +260,6 @@ class Verifier:
     config: SecurityConfig
 
     def verify(self, command: AdaptationCommand, *, now_ns: int) -> Verifier:
-        """The verifier that knows `command`; errors as `verify`."""
+        """Verify `command` and return the next verifier; raises the errors of `verify`."""
         ledger = verify(command, self.secrets, now_ns, self.ledger, self.config)
         return replace(self, ledger=ledger)

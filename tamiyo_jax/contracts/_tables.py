@@ -1,4 +1,4 @@
-"""Which field of a dataclass is which field of a Leyline message: one table per message."""
+"""Tables that map the fields of each dataclass to the fields of its Leyline message."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened; attributes are text, `event_id` is empty unless a peer gave one."""
+    """An event by name; attributes are text, `event_id` is empty unless a peer gave an id."""
 
     name: str
     level: TelemetryLevel
@@ -78,7 +78,7 @@ class SystemHealth:
 
 @dataclass(frozen=True, slots=True)
 class TelemetryPacket:
-    """What one step tells operators."""
+    """The events, metrics and health of a step."""
 
     packet_id: str
     timestamp_ns: int

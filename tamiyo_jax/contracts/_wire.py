@@ -48,12 +48,12 @@ T = TypeVar("T")
 
 
 def encode_packet(packet: SystemStatePacket) -> bytes:
-    """Bytes of a state packet; `InvalidPacketError` where a value does not fit its field."""
+    """Encode a state packet; raises `InvalidPacketError` if a value does not fit its field."""
     return _encode(PACKET, packet, pb.SystemStatePacket(version=WIRE_VERSION), InvalidPacketError)
 
 
 def decode_packet(data: bytes) -> SystemStatePacket:
-    """The packet of `data`; a Leyline v1 packet has no blueprint id and gets an empty one.
+    """Decode a state packet; a Leyline v1 packet has no blueprint id and gets an empty id.
 
     Raises:
       InvalidPacketError: malformed bytes, another version, or an unknown stage.
@@ -62,14 +62,14 @@ def decode_packet(data: bytes) -> SystemStatePacket:
 
 
 def encode_command(command: AdaptationCommand) -> bytes:
-    """Bytes of a command; `InvalidMessageError` where a value does not fit its field."""
+    """Encode a command; raises `InvalidMessageError` if a value does not fit its field."""
     return _encode(
         COMMAND, command, pb.AdaptationCommand(version=WIRE_VERSION), InvalidMessageError
     )
 
 
 def decode_command(data: bytes) -> AdaptationCommand:
-    """The command of `data`, not yet verified.
+    """Decode a command without verifying it.
 
     Raises:
       InvalidMessageError: malformed bytes, another version, or an unknown enum value.
@@ -78,12 +78,12 @@ def decode_command(data: bytes) -> AdaptationCommand:
 
 
 def encode_report(report: FieldReport) -> bytes:
-    """Bytes of a report; `InvalidReportError` where a value does not fit its field."""
+    """Encode a report; raises `InvalidReportError` if a value does not fit its field."""
     return _encode(REPORT, report, pb.FieldReport(version=WIRE_VERSION), InvalidReportError)
 
 
 def decode_report(data: bytes) -> FieldReport:
-    """The report of `data`; `validate_report` checks what it must carry.
+    """Decode a report; `validate_report` checks its required fields.
 
     Raises:
       InvalidReportError: malformed bytes, another version, or an unknown outcome.
@@ -92,14 +92,14 @@ def decode_report(data: bytes) -> FieldReport:
 
 
 def encode_policy_update(update: PolicyUpdate) -> bytes:
-    """Bytes of a policy update; `PolicyUpdateRejectedError` where a value does not fit."""
+    """Encode a policy update; raises `PolicyUpdateRejectedError` if a value does not fit."""
     return _encode(
         POLICY_UPDATE, update, pb.PolicyUpdate(version=WIRE_VERSION), PolicyUpdateRejectedError
     )
 
 
 def decode_policy_update(data: bytes) -> PolicyUpdate:
-    """The policy update of `data`, not yet verified.
+    """Decode a policy update without verifying it.
 
     Raises:
       PolicyUpdateRejectedError: `reason` is ``invalid_payload`` for malformed bytes and
@@ -109,12 +109,12 @@ def decode_policy_update(data: bytes) -> PolicyUpdate:
 
 
 def encode_telemetry(packet: TelemetryPacket) -> bytes:
-    """Bytes of a telemetry packet; `InvalidMessageError` where a value does not fit."""
+    """Encode a telemetry packet; raises `InvalidMessageError` if a value does not fit."""
     return _encode(TELEMETRY, packet, pb.TelemetryPacket(), InvalidMessageError)
 
 
 def decode_telemetry(data: bytes) -> TelemetryPacket:
-    """The telemetry packet of `data`; an event's name travels as its description.
+    """Decode a telemetry packet; an event's name is the wire field `description`.
 
     Raises:
       InvalidMessageError: malformed bytes, no timestamp, no health, or an unknown enum value.
@@ -135,7 +135,7 @@ def _decode(codec: Codec[T], data: bytes, message: Message, error: type[TamiyoEr
     try:
         message.ParseFromString(data)
     except DecodeError as cause:
-        fault = WireError(name, f"{len(data)} bytes", f"they are no such message: {cause}")
+        fault = WireError(name, f"{len(data)} bytes", f"give the bytes of such a message: {cause}")
         raise _failure(error, fault, "invalid_payload") from cause
     version = getattr(message, "version", WIRE_VERSION)
     if version != WIRE_VERSION:

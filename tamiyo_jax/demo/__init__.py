@@ -1,4 +1,4 @@
-"""The main job on real data: a small network, real digits, and Tamiyo in the loop."""
+"""The demonstration: a small network on real digits, grown by Tamiyo."""
 
 from tamiyo_jax.demo._digits import digits_task
 from tamiyo_jax.demo._progress import EpochProgress

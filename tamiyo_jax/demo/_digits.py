@@ -2,7 +2,6 @@
 
 1,797 scans of 8×8 pixels (scikit-learn's copy of the UCI set "Optical Recognition of
 Handwritten Digits"), and a perceptron whose hidden layers are four units wide.
-
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Perceptron(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map f32[B, D] to an array like it."""
+        """Map f32[B, D] to f32[B, D]."""
         hidden = nn.gelu(nn.Dense(self.width)(x))
         return nn.Dense(x.shape[-1])(hidden)
 
@@ -57,7 +56,7 @@ class Gated(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map f32[B, D] to an array like it."""
+        """Map f32[B, D] to f32[B, D]."""
         hidden = nn.Dense(self.width)(x) * nn.sigmoid(nn.Dense(self.width)(x))
         return nn.Dense(x.shape[-1])(hidden)
 
@@ -72,9 +71,9 @@ BANK: Bank = {
 
 
 class Narrow(nn.Module):
-    """The host: every scan is squeezed through two layers of four units.
+    """The host: a perceptron with two hidden layers of four units.
 
-    One slot sits on the pixels, before the squeeze, and one after each hidden layer.
+    A slot is placed on the pixels, and another after each hidden layer.
     """
 
     @nn.compact
@@ -91,7 +90,7 @@ SLOT_DEPTHS = {"seed-0": 0, "seed-1": 0, "seed-2": 1}
 
 
 def digits_task(seed: int) -> Task:
-    """The task, split by `seed` into 60 % training, 20 % validation and 20 % test scans.
+    """Build the task, split by `seed` into 60 % training, 20 % validation and 20 % test scans.
 
     Raises:
       ConfigurationError: scikit-learn, which ships the scans, is not installed.
@@ -143,8 +142,8 @@ def digits_task(seed: int) -> Task:
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean cross-entropy with smoothed labels.
 
-    On a thousand scans the plain one would go on falling by confidence alone, and the
-    validation loss would rise while accuracy does too.
+    On a thousand scans the unsmoothed training loss keeps falling by confidence alone, and
+    the validation loss rises although the accuracy does too.
     """
     targets = optax.smooth_labels(jax.nn.one_hot(labels, CLASSES), SMOOTHING)
     return jnp.mean(optax.softmax_cross_entropy(logits, targets))
@@ -206,7 +205,7 @@ HOST_BLUEPRINT = Blueprint(
 def _seed_blueprint(
     blueprint_id: str, name: str, width: int, activation: str, risk: float, branches: int = 1
 ) -> Blueprint:
-    """A candidate as it is on the pixels, where it is largest; a gate is a second branch."""
+    """Describe a candidate with the sizes that it has on the pixels, its largest slot."""
     before = branches * (PIXELS + 1) * width
     return Blueprint(
         blueprint_id=blueprint_id,

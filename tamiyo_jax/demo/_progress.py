@@ -1,4 +1,4 @@
-"""What the terminal shows while the demonstration runs."""
+"""Progress of the demonstration on the terminal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class EpochProgress:
             self._progress.stop()
 
     def show(self, name: str, row: Row, epochs: int) -> None:
-        """Take one epoch of one network."""
+        """Show an epoch of a network."""
         self._progress.start()
         if name not in self._bars:
             self._bars[name] = self._progress.add_task(name, total=epochs, facts="")

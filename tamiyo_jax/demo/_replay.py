@@ -1,4 +1,4 @@
-"""Growing the demonstration's network once more, by the decisions on record."""
+"""Train the demonstration's network again by the decisions in its journal."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = ["DemoReplay", "replay_demo"]
 
 @dataclass(frozen=True, slots=True)
 class DemoReplay:
-    """How a replay went, beside what is on record.
+    """The result of a replay, beside the recorded run.
 
     Attributes:
-      decisions: how many were handed out and applied.
-      differing: fields of packets that were not what they are on record, by epoch.
-      unused: decisions on record that no packet asked for.
-      test_accuracy: of the network at the end, in [0, 1].
-      recorded_accuracy: of the network on record.
+      decisions: number of decisions applied.
+      differing: names of packet fields that differ from the journal, by epoch.
+      unused: number of recorded decisions that no packet asked for.
+      test_accuracy: test accuracy at the end, in [0, 1].
+      recorded_accuracy: test accuracy of the recorded run, in [0, 1].
     """
 
     decisions: int
@@ -42,7 +42,7 @@ class DemoReplay:
 
     @property
     def identical(self) -> bool:
-        """Whether the run went the same way bit for bit, to the same accuracy."""
+        """Whether all packets and the accuracy are identical, bit for bit."""
         same = self.test_accuracy == self.recorded_accuracy
         return same and not self.differing and not self.unused
 
@@ -50,30 +50,30 @@ class DemoReplay:
 def replay_demo(
     directory: Path, keep: Path | None, on_row: Callable[[Row, int], None]
 ) -> DemoReplay:
-    """Train the same network again, and let the journal decide.
+    """Train the same network again, with the decisions of the journal.
 
     Args:
-      directory: what a demonstration left behind; only read.
-      keep: where the grown network goes, as the Orbax checkpoint ``loop``; None keeps nothing.
-      on_row: told each epoch, and how many there are.
+      directory: the run directory of a demonstration; only read.
+      keep: directory for the grown network, the Orbax checkpoint ``loop``; None keeps nothing.
+      on_row: called with each epoch and the number of epochs.
 
     Raises:
-      PersistenceError: there is no demonstration that came to its end, its journal cannot be
-        replayed, or `keep` holds a network already.
-      ReplayDivergedError: the run came to another place than the one on record.
+      PersistenceError: there is no finished demonstration, its journal cannot be replayed, or
+        `keep` already holds a network.
+      ReplayDivergedError: the run has diverged from its journal.
     """
     result = directory / RESULT
     if not result.is_file():
         raise PersistenceError(
-            f"{directory} holds no demonstration that came to its end; make one with tamiyo-jax "
-            "demo. Replay another loop with tamiyo_jax.replay.Replay",
+            f"{directory} holds no finished demonstration; run tamiyo-jax demo. "
+            "Replay another loop with tamiyo_jax.replay.Replay",
             path=str(result),
         )
     ended = read_result(directory)
     steps, accuracy = ended.steps, ended.test_accuracy
     if steps is None or accuracy is None:
         raise PersistenceError(
-            f"the demonstration in {directory} has not come to its end; go on with it by "
+            f"the demonstration in {directory} has not finished; continue it with "
             "tamiyo-jax demo --resume",
             path=str(result),
         )

@@ -1,4 +1,4 @@
-"""What the demonstration shows: a table and a picture."""
+"""Table and picture of a demonstration."""
 
 from __future__ import annotations
 

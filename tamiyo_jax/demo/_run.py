@@ -1,8 +1,7 @@
-"""Running the demonstration: grown by Tamiyo, and beside it never grown and fully grown.
+"""Run the demonstration: a network grown by Tamiyo, the same never grown, and fully grown.
 
-The grown run is checkpointed every few epochs: training state, controller state and history
-in one Orbax tree. A run that was killed goes on from its last checkpoint, and the journal
-says so.
+The grown run is checkpointed every few epochs: loop state, controller state and history in an
+Orbax tree. A run that was killed continues from its last checkpoint, and its journal records it.
 """
 
 from __future__ import annotations
@@ -47,22 +46,22 @@ __all__ = [
 
 CHECKPOINT_EPOCHS = 5
 KEPT_CHECKPOINTS = 2
-UNHURRIED_MS = 600_000.0
+VERY_LONG_MS = 600_000.0
 _NAMES = "epoch-" + 6 * "[0-9]"  # Orbax's unfinished directories have longer names
 
 
 @dataclass(frozen=True, slots=True)
 class DemoSettings:
-    """What to run.
+    """Settings of a demonstration.
 
     Attributes:
       directory: the run directory.
-      steps: optimiser steps of each network.
-      seed: of the data split, the parameters and the order of the data.
-      policy: who decides.
-      resume: go on from the directory's last checkpoint.
-      deterministic: packets carry no measured times, and deadlines are out of reach, so that
-        equal runs make equal decisions.
+      steps: number of optimiser steps of each network.
+      seed: random seed of the data split, the parameters and the order of the data.
+      policy: the policy that decides.
+      resume: continue from the directory's last checkpoint.
+      deterministic: packets carry no measured times, and deadlines are very long, so that equal
+        runs make equal decisions.
     """
 
     directory: Path
@@ -75,19 +74,19 @@ class DemoSettings:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One epoch of a run, as it is drawn and counted.
+    """An epoch of a run, for the table and the picture.
 
     Attributes:
-      epoch: epochs trained.
-      training_loss: mean over the epoch.
-      validation_loss: after it.
-      validation_accuracy: after it, in [0, 1].
-      live_parameters: parameters that take part in the output or learn to.
-      action: what was decided; the error's name where the step raised; empty without Tamiyo.
-      reason: why.
-      target: the seed acted upon, and what it grows; empty where none.
-      levels: levels of the step's events.
-      decision_ms: what the decision took; None without Tamiyo.
+      epoch: number of epochs trained.
+      training_loss: mean training loss of the epoch.
+      validation_loss: validation loss after the epoch.
+      validation_accuracy: validation accuracy after the epoch, in [0, 1].
+      live_parameters: number of parameters that contribute to the output or are being trained.
+      action: the decision; name of the error if the step raised; empty without Tamiyo.
+      reason: reason of the decision.
+      target: the seed that is acted on, and its blueprint; empty if none.
+      levels: levels of the events of the decision step.
+      decision_ms: latency of the decision, in milliseconds; None without Tamiyo.
     """
 
     epoch: int
@@ -104,7 +103,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One network at its end."""
+    """A trained network."""
 
     name: str
     rows: tuple[Row, ...]
@@ -115,16 +114,16 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class DemoSummary:
-    """Everything that the demonstration measured.
+    """The results of a demonstration.
 
     Attributes:
-      grown: grown by Tamiyo.
+      grown: the network grown by Tamiyo.
       small: the same network, never grown.
       full: the same network with every slot grown from the start.
-      actions: decisions by action.
-      levels: events by level.
+      actions: number of decisions by action.
+      levels: number of events by level.
       decision_ms: latency of every decision, in milliseconds.
-      resumed_at: epoch that the run went on from; None for a new run.
+      resumed_at: epoch from which the run was resumed; None for a new run.
     """
 
     grown: Variant
@@ -140,14 +139,14 @@ Progress = Callable[[str, Row, int], None]
 
 
 def run_demo(settings: DemoSettings, on_row: Progress) -> DemoSummary:
-    """Run the three networks; `on_row` is told the variant, each epoch, and how many there are.
+    """Run the three networks; calls `on_row` with the variant, each epoch, and their number.
 
     Raises:
-      ConfigurationError: scikit-learn is missing, the directory holds a run already or one that
-        was begun otherwise, or the steps are too few.
+      ConfigurationError: scikit-learn is missing, the directory already holds a run, or a run
+        with other settings, or `steps` is too small.
       PersistenceError: there is nothing to resume.
     """
-    begun = load_settings(
+    run_settings = load_settings(
         settings.directory,
         resume=settings.resume,
         seed=settings.seed,
@@ -157,8 +156,10 @@ def run_demo(settings: DemoSettings, on_row: Progress) -> DemoSummary:
     task = digits_task(settings.seed)
     _check_steps(settings.steps, task.steps_per_epoch, "one epoch")
     start = init_loop(task, settings.seed)
-    rows, resumed_at, grown = _grow(task, start, settings, begun, on_row)
-    write_result(settings.directory, begun, steps=settings.steps, test_accuracy=grown.test_accuracy)
+    rows, resumed_at, grown = _grow(task, start, settings, run_settings, on_row)
+    write_result(
+        settings.directory, run_settings, steps=settings.steps, test_accuracy=grown.test_accuracy
+    )
     fully = grow_all(start, task.candidates[0].blueprint_id)
     counted = Counter(row.action for row in rows)
     levels = Counter(level for row in rows for level in row.levels)
@@ -187,19 +188,23 @@ def _compare(
 
 
 def _grow(
-    task: Task, start: LoopState, settings: DemoSettings, begun: RunSettings, on_row: Progress
+    task: Task,
+    start: LoopState,
+    settings: DemoSettings,
+    run_settings: RunSettings,
+    on_row: Progress,
 ) -> tuple[list[Row], int | None, RunResult]:
     root = settings.directory
     config = TamiyoConfig()
     if settings.deterministic:
         config = TamiyoConfig(
-            deadlines=DeadlineConfig(inference_ms=UNHURRIED_MS, metadata_ms=UNHURRIED_MS)
+            deadlines=DeadlineConfig(inference_ms=VERY_LONG_MS, metadata_ms=VERY_LONG_MS)
         )
     secret = os.urandom(32)
     verifier = Verifier((Secret(secret),), NonceLedger(time.time_ns()), config.security)
     keeper = HostCheckpoints(root / "host")
-    rows, state, restored = _begin(task, start, settings, config, keeper)
-    write_result(root, begun)
+    rows, state, restored = _load_start(task, start, settings, config, keeper)
+    write_result(root, run_settings)
     params = (
         init_params(config.policy, jax.random.key(settings.seed))
         if settings.policy == "graph"
@@ -255,14 +260,14 @@ def _check_steps(steps: int, least: int, what: str) -> None:
         )
 
 
-def _begin(
+def _load_start(
     task: Task,
     start: LoopState,
     settings: DemoSettings,
     config: TamiyoConfig,
     keeper: HostCheckpoints,
 ) -> tuple[list[Row], LoopState, TamiyoState[Any] | None]:
-    """A new run, or the last checkpoint of the directory's."""
+    """Return the start of a new run, or load the last checkpoint of the directory."""
     home = settings.directory / "checkpoints"
     if not settings.resume:
         return [], start, None
@@ -296,7 +301,7 @@ def _save(
     tamiyo: TamiyoState[Any],
     keeper: HostCheckpoints,
 ) -> None:
-    """Write everything that a resumed run needs, what it could roll back to included."""
+    """Write everything that a resumed run needs, including the checkpoint for rollback."""
     home = root / "checkpoints"
     tree = {
         "loop": state,
@@ -306,14 +311,14 @@ def _save(
         "good_name": good or "",
     }
     path = home / f"epoch-{rows[-1].epoch:06d}"
-    shutil.rmtree(path, ignore_errors=True)  # written by a run that this one goes on from
+    shutil.rmtree(path, ignore_errors=True)  # left by the run that is being resumed
     save_tree(path, tree)
     for old in sorted(home.glob(_NAMES))[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(old)
 
 
 def row_of(record: Record) -> Row:
-    """A decision boundary as it is drawn and counted."""
+    """Summarise a decision as a row of the table and the picture."""
     packet, decision = record.packet, record.decision
     action, reason, target, levels = "", "", "", ()
     if record.error is not None:

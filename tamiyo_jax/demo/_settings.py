@@ -1,7 +1,7 @@
-"""What a demonstration was begun with, and how it ended: the file ``demo.json``.
+"""Settings and result of a demonstration, in the file ``demo.json``.
 
-It is written before the first epoch and, with the end, after the last one. So a run that was
-killed goes on as it was begun, and a replay knows whether there is an end to compare with.
+It is written before the first epoch and, with the result, after the last. So a run that was
+killed continues with its settings, and a replay knows whether there is a result to compare with.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ DemoPolicy = Literal["heuristic", "graph"]
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """What does not change in a run, however often it is resumed.
+    """Settings that do not change when a run is resumed.
 
     Attributes:
-      seed: of the data split, the parameters and the order of the data.
-      policy: who decides.
-      deterministic: packets carry no measured times, and deadlines are out of reach.
+      seed: random seed of the data split, the parameters and the order of the data.
+      policy: the policy that decides.
+      deterministic: packets carry no measured times, and deadlines are very long.
     """
 
     seed: int = 0
@@ -48,14 +48,14 @@ class RunSettings:
 
 @dataclass(frozen=True, slots=True)
 class DemoFile:
-    """What ``demo.json`` holds.
+    """The content of ``demo.json``.
 
     Attributes:
       seed: as in `RunSettings`.
       policy: as in `RunSettings`.
       deterministic: as in `RunSettings`.
-      steps: optimiser steps of a run that has ended; None while it has not.
-      test_accuracy: of its network, in [0, 1]; None while it has not ended.
+      steps: number of optimiser steps of a finished run; None before.
+      test_accuracy: test accuracy of the grown network, in [0, 1]; None before.
     """
 
     seed: int
@@ -76,27 +76,27 @@ def load_settings(
     policy: DemoPolicy | None = None,
     deterministic: bool | None = None,
 ) -> RunSettings:
-    """What to begin a run with, or what the one to resume was begun with.
+    """Choose the settings of a new run, or read those of the run to resume.
 
     Args:
       directory: the run directory.
-      resume: go on with the run in it.
-      seed: None takes what the run was begun with, and of a new one the default; so with the
-        two others.
+      resume: continue the run in `directory`.
+      seed: None takes the recorded value of the run to resume, or the default for a new run;
+        the same for the two others.
       policy: see `RunSettings`.
       deterministic: see `RunSettings`.
 
     Raises:
-      ConfigurationError: the directory holds a run and `resume` is off, or the run was begun
-        with something else than was given.
-      PersistenceError: there is no run to resume, or its file is damaged.
+      ConfigurationError: the directory holds a run and `resume` is off, or a given value differs
+        from the recorded value.
+      PersistenceError: there is no run to resume, or ``demo.json`` is damaged.
     """
     kept: dict[str, object] = {}
     if resume:
         kept = asdict(read_result(directory))
     elif (directory / "tamiyo").exists():
         raise ConfigurationError(
-            f"{directory} holds a run already; give --resume to go on with it, or another "
+            f"{directory} already holds a run; give --resume to continue it, or another "
             "--directory",
             directory=str(directory),
         )
@@ -105,11 +105,11 @@ def load_settings(
     for name, value in chosen.items():
         if name in kept and kept[name] != value:
             raise ConfigurationError(
-                f"{name} is {value}, but the run in {directory} was begun with {name} "
-                f"{kept[name]}; leave --{name} out to go on with it, or begin another --directory",
+                f"{name} is {value}, but the run in {directory} was started with {name} "
+                f"{kept[name]}; leave --{name} out to continue it, or give another --directory",
                 field=name,
                 value=value,
-                begun=kept[name],
+                recorded=kept[name],
             )
     known = {name: kept[name] for name in given if name in kept}
     return RunSettings(**(chosen | known))  # pyright: ignore[reportArgumentType] - of DemoFile's types
@@ -119,44 +119,43 @@ def read_result(directory: Path) -> DemoFile:
     """Read ``demo.json``.
 
     Raises:
-      PersistenceError: there is none, or it is damaged.
+      PersistenceError: the file is missing or damaged.
     """
     path = directory / RESULT
     try:
         return _FILE.validate_json(path.read_bytes())
     except FileNotFoundError as error:
         raise PersistenceError(
-            f"there is no {path}, so {directory} holds no demonstration; make one with tamiyo-jax "
-            "demo",
+            f"there is no {path}, so {directory} holds no demonstration; run tamiyo-jax demo",
             path=str(path),
         ) from error
     except (OSError, ValidationError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not what demo writes"
+        why = error.strerror if isinstance(error, OSError) else "it is damaged"
         raise PersistenceError(
-            f"{path} cannot be read: {why}; begin another --directory", path=str(path)
+            f"{path} cannot be read: {why}; give another --directory", path=str(path)
         ) from error
 
 
 def write_result(
     directory: Path,
-    begun: RunSettings,
+    settings: RunSettings,
     *,
     steps: int | None = None,
     test_accuracy: float | None = None,
 ) -> None:
-    """Write ``demo.json`` in one piece: a crash leaves the old one or the new one.
+    """Write ``demo.json`` atomically: a crash leaves the old file or the new file.
 
     Args:
-      directory: the run directory; made if it does not exist.
-      begun: what the run was begun with.
-      steps: of a run that has ended.
-      test_accuracy: of its network, in [0, 1].
+      directory: the run directory; created if missing.
+      settings: the settings of the run.
+      steps: number of optimiser steps of a finished run.
+      test_accuracy: test accuracy of its network, in [0, 1].
 
     Raises:
       PersistenceError: it cannot be written.
     """
     path = directory / RESULT
-    content = DemoFile(**asdict(begun), steps=steps, test_accuracy=test_accuracy)
+    content = DemoFile(**asdict(settings), steps=steps, test_accuracy=test_accuracy)
     unfinished = path.with_suffix(".json.new")
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from tamiyo_jax.library._memory import (
     Change,
     ChangeKind,
     MemoryBlueprintLibrary,
-    checked,
+    check_blueprint,
 )
 from tamiyo_jax.library._redis import RedisBlueprintLibrary
 from tamiyo_jax.library._resolver import (
@@ -26,7 +26,7 @@ __all__ = [
     "MemoryBlueprintLibrary",
     "RedisBlueprintLibrary",
     "SqliteBlueprintLibrary",
-    "checked",
+    "check_blueprint",
     "fetch_inline",
     "fetch_through",
     "serve_library",

@@ -1,13 +1,12 @@
-"""The cache of blueprints, as a value: what it holds, and how that changes.
+"""The cache of blueprints as an immutable value, and its transitions.
 
-Pure: every transition returns the next cache, and time is an argument, in seconds of a clock
-that never runs backwards. `CacheListener` holds the one that is current.
+Pure: every transition returns the next cache, and time is an argument, in seconds of a monotonic
+clock. `CacheListener` holds the current cache.
 
-Why an answer is never older than what was heard: an entry stays only while no change above
-its revision has been heard for its id. A change that is heard removes the older entry; one
-that is heard while the id is being fetched is remembered until the fetch ends, and an answer
-older than it is thrown away; and when changes may have gone unheard, everything is dropped,
-fetches under way included.
+Invariant: an answer is never older than the newest change received for its id. A change removes
+the older entry. A change that arrives while its id is being fetched is remembered until the fetch
+ends, and an older answer is thrown away. If changes may have been missed, everything is dropped,
+fetches in flight included.
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ ABSENCE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A blueprint as the library gave it, and what was encoded of it once it was active."""
+    """A blueprint of the library, and its arrays once it has been encoded."""
 
     blueprint: Blueprint
     arrays: BlueprintArrays | None = None
 
 
 class Found(NamedTuple):
-    """What is known of some ids.
+    """The result of a look-up.
 
     Attributes:
-      entries: those that exist, by id.
-      absent: those that do not.
-      missing: those that are not known, and have to be fetched.
-      ticket: names the fetch of the missing ones.
+      entries: entries by id, of the ids that exist.
+      absent: ids that the library does not hold.
+      missing: ids that are not known and have to be fetched.
+      ticket: identifies the fetch of the missing ids.
     """
 
     entries: Mapping[str, Entry]
@@ -55,51 +54,51 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BlueprintCache:
-    """Blueprints of a library, as of the changes that were heard.
+    """Blueprints of a library, as of the changes received so far.
 
     Attributes:
-      capacity: entries kept, and absences too.
-      max_staleness: seconds without word from the library after which nothing is answered.
-      heard_at: when the last successful poll began; at first, when the cache was made.
-      watermark: all changes up to this revision were heard.
-      reread_due: changes may have gone unheard, so `reread` must come before `hear`.
+      capacity: largest number of entries, and of absences.
+      max_staleness: seconds without an answer of the library after which look-ups raise.
+      polled_at: when the last successful poll began; at first, when the cache was created.
+      watermark: all changes up to this revision were received.
+      reread_due: changes may have been missed, so `reread` must come before `apply_poll`.
       entries: by id, the least recently used first.
-      absences: until when an id is taken to be unknown, the oldest first.
-      fetching: by ticket and id, the newest change heard of since that fetch began, 0 for none.
-      tickets: tickets given so far.
-      stale_told: this spell of staleness was told.
-      hits: ids asked for that were there.
-      misses: ids asked for that were not.
+      absences: time until which an id counts as unknown, by id, the oldest first.
+      fetching: by ticket and id, the newest change since that fetch began, 0 for none.
+      tickets: number of tickets issued.
+      stale_emitted: the event for the current period of staleness was emitted.
+      hits: number of ids looked up and found.
+      misses: number of ids looked up and not known.
     """
 
     capacity: int
     max_staleness: float
-    heard_at: float
+    polled_at: float
     watermark: int = 0
     reread_due: bool = True
     entries: Mapping[str, Entry] = field(default_factory=dict[str, Entry])
     absences: Mapping[str, float] = field(default_factory=dict[str, float])
     fetching: Mapping[int, Mapping[str, int]] = field(default_factory=dict[int, Mapping[str, int]])
     tickets: int = 0
-    stale_told: bool = False
+    stale_emitted: bool = False
     hits: int = 0
     misses: int = 0
 
-    def hear(self, changes: Iterable[Change], at: float) -> Self:
-        """A poll that began `at` succeeded and brought these changes."""
+    def apply_poll(self, changes: Iterable[Change], at: float) -> Self:
+        """Apply the changes of a successful poll that began at `at`."""
         cache = self
         for change in changes:
             cache = cache.apply(change)
-        return cache if cache.reread_due else replace(cache, heard_at=at, stale_told=False)
+        return cache if cache.reread_due else replace(cache, polled_at=at, stale_emitted=False)
 
     def apply(self, change: Change) -> Self:
-        """One change: it drops its own entry or absence, and nothing else.
+        """Apply a change: it drops its own entry or absence, and nothing else.
 
-        One that is not the next drops everything: something was missed, or came in another
-        order, or the library is not the one that it was.
+        A change that is not the next revision drops everything: changes were missed or
+        reordered, or the library was replaced.
         """
         if self.reread_due or change.revision != self.watermark + 1:
-            return self.forget()
+            return self.drop_all()
         changed = change.blueprint_id
         entry = self.entries.get(changed)
         outdated = entry is not None and entry.blueprint.revision < change.revision
@@ -114,50 +113,50 @@ class BlueprintCache:
             },
         )
 
-    def forget(self) -> Self:
-        """Changes were missed: hold nothing, and hear nothing before `reread`."""
+    def drop_all(self) -> Self:
+        """Drop everything because changes were missed; `reread` must come next."""
         return replace(self, reread_due=True, entries={}, absences={}, fetching={})
 
-    def interrupted(self) -> Self:
-        """The library does not answer: what is here serves until it is stale."""
+    def mark_unanswered(self) -> Self:
+        """Note that the library does not answer; entries remain in use until they are stale."""
         return replace(self, reread_due=True)
 
     def reread(self, revision: int, at: float) -> Self:
-        """Begin anew at the library's `revision`, which was asked for `at`."""
-        fresh = replace(self.forget(), watermark=revision, reread_due=False)
-        return fresh.hear((), at)
+        """Start again at the library's `revision`, which was requested at `at`."""
+        fresh = replace(self.drop_all(), watermark=revision, reread_due=False)
+        return fresh.apply_poll((), at)
 
-    def aged(self, now: float) -> tuple[Self, tuple[Event, ...]]:
-        """What operators are told at this age: once per spell, that the cache is stale."""
-        if self.stale_told or not self._stale(now):
+    def check_age(self, now: float) -> tuple[Self, tuple[Event, ...]]:
+        """Emit an event, once per period of staleness, if the cache is stale at `now`."""
+        if self.stale_emitted or not self._stale(now):
             return self, ()
-        age = f"{(now - self.heard_at) * 1e3:.0f}"
+        age = f"{(now - self.polled_at) * 1e3:.0f}"
         event = Event("blueprint_cache_stale", TelemetryLevel.CRITICAL, {"age_ms": age})
-        return replace(self, stale_told=True), (event,)
+        return replace(self, stale_emitted=True), (event,)
 
     def look(self, ids: Collection[str], now: float) -> tuple[Self, Found]:
-        """Look ids up; a fetch of those that are missing begins here, and `store` ends it.
+        """Look up ids; a fetch of the missing ids begins here, and `store` ends it.
 
         Raises:
-          StaleCacheError: the library has not been heard for longer than `max_staleness`.
+          StaleCacheError: the library has not answered for longer than `max_staleness`.
         """
         if self._stale(now):
             raise StaleCacheError(
-                f"no word from the blueprint library for {now - self.heard_at:.3g} s, the limit "
+                f"no answer from the blueprint library for {now - self.polled_at:.3g} s, the limit "
                 f"is {self.max_staleness:g} s; check the library, or raise "
                 "library.max_staleness_ms",
-                age_s=now - self.heard_at,
+                age_s=now - self.polled_at,
                 max_staleness_s=self.max_staleness,
             )
-        entries = {one: self.entries[one] for one in ids if one in self.entries}
-        absent = tuple(one for one in ids if self.absences.get(one, now) > now)
-        missing = tuple(one for one in ids if one not in entries and one not in absent)
+        entries = {key: self.entries[key] for key in ids if key in self.entries}
+        absent = tuple(key for key in ids if self.absences.get(key, now) > now)
+        missing = tuple(key for key in ids if key not in entries and key not in absent)
         ticket = self.tickets + bool(missing)
-        begun = {ticket: dict.fromkeys(missing, 0)} if missing else {}
+        new_fetch = {ticket: dict.fromkeys(missing, 0)} if missing else {}
         cache = replace(
             self,
             entries={**_without(self.entries, entries), **entries},
-            fetching={**self.fetching, **begun},
+            fetching={**self.fetching, **new_fetch},
             tickets=ticket,
             hits=self.hits + len(entries),
             misses=self.misses + len(missing),
@@ -167,17 +166,17 @@ class BlueprintCache:
     def store(
         self, ticket: int, answers: Mapping[str, Blueprint | None], now: float
     ) -> tuple[Self, Found]:
-        """End a fetch; what it did not answer, or was overtaken by a change, is still missing."""
+        """End a fetch; ids without an answer, or overtaken by a change, are still missing."""
         asked = self.fetching.get(ticket, {})
         entries = {
-            one: Entry(blueprint)
-            for one, blueprint in answers.items()
-            if blueprint is not None and one in asked and blueprint.revision >= asked[one]
+            key: Entry(blueprint)
+            for key, blueprint in answers.items()
+            if blueprint is not None and key in asked and blueprint.revision >= asked[key]
         }
         absent = tuple(
-            one for one, newest in asked.items() if answers.get(one, ...) is None and newest == 0
+            key for key, newest in asked.items() if answers.get(key, ...) is None and newest == 0
         )
-        missing = tuple(one for one in asked if one not in entries and one not in absent)
+        missing = tuple(key for key in asked if key not in entries and key not in absent)
         until = dict.fromkeys(absent, now + ABSENCE_SECONDS)
         cache = replace(
             self,
@@ -188,12 +187,12 @@ class BlueprintCache:
         return cache, Found(entries, absent, missing, ticket)
 
     def keep(self, arrays: BlueprintArrays) -> Self:
-        """Keep what was encoded of a blueprint, if that blueprint is still here."""
-        one = arrays.blueprint.blueprint_id
-        entry = self.entries.get(one)
+        """Keep the arrays of a blueprint, if that revision is still cached."""
+        blueprint_id = arrays.blueprint.blueprint_id
+        entry = self.entries.get(blueprint_id)
         if entry is None or entry.blueprint.revision != arrays.blueprint.revision:
             return self
-        return replace(self, entries={**self.entries, one: replace(entry, arrays=arrays)})
+        return replace(self, entries={**self.entries, blueprint_id: replace(entry, arrays=arrays)})
 
     def metrics(self) -> tuple[Metric, ...]:
         """Counters for telemetry."""
@@ -206,13 +205,13 @@ class BlueprintCache:
         )
 
     def _stale(self, now: float) -> bool:
-        return now - self.heard_at > self.max_staleness
+        return now - self.polled_at > self.max_staleness
 
 
 def _without(held: Mapping[K, V], ids: Collection[K]) -> Mapping[K, V]:
-    if not any(one in held for one in ids):
+    if not any(key in held for key in ids):
         return held
-    return {one: value for one, value in held.items() if one not in ids}
+    return {key: value for key, value in held.items() if key not in ids}
 
 
 def _newest(held: Mapping[str, V], count: int) -> Mapping[str, V]:

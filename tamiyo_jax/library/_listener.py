@@ -1,4 +1,4 @@
-"""The thread that hears of changes, and the cache that it keeps current."""
+"""The thread that polls a library, and the cache that it keeps current."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ __all__ = ["CacheListener"]
 _POLL_SECONDS = 0.25
 _BACKOFF_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 1.0
-_REVIVAL_SECONDS = 1.0
+_RESTART_SECONDS = 1.0
 
 
 class CacheListener:
     """Holds the current cache of a library, and polls the library on a thread of its own.
 
-    A step only reads: it waits for no I/O of this thread, at most for another transition of
-    the cache. A library that lives in this process's memory needs no thread: it is polled,
-    without waiting, by whoever looks.
+    A step only reads: it never waits for I/O of this thread, at most for another transition of
+    the cache. A library in this process's memory needs no thread: every `look` polls it,
+    without waiting.
 
-    A poll that fails is told (`blueprint_library_failed`, WARNING, once per spell) and tried
-    again, at first after 50 ms and at last every second. A thread that dies is told
-    (`blueprint_cache_listener_died`, CRITICAL), and the next look, one per second, starts
-    another. Until either heals, the cache grows stale.
+    A poll that fails emits `blueprint_library_failed` (WARNING, once per period of failures)
+    and is repeated, first after 50 ms and at most every second. A thread that dies emits
+    `blueprint_cache_listener_died` (CRITICAL), and the next look starts another, at most once
+    a second. Until then the cache grows stale.
 
     Args:
-      library: the library.
+      library: the library to follow.
       config: capacity and staleness.
-      emit: takes events, from the listener's thread and from the caller's.
-      clock: seconds, never backwards.
+      emit: called with events, from the listener's thread and from the caller's.
+      clock: returns seconds, monotonic.
 
     Raises:
       PersistenceError: the library cannot be read now.
@@ -63,7 +63,7 @@ class CacheListener:
         now = clock()
         self._cache = BlueprintCache(config.cache_blueprints, max_staleness, now)
         self._cache = self._cache.reread(library.revision(), now)
-        self._thread = None if library.connection() is None else self._started(now)
+        self._thread = None if library.connection() is None else self._start_thread(now)
 
     @property
     def cache(self) -> BlueprintCache:
@@ -71,36 +71,36 @@ class CacheListener:
         return self._cache
 
     def look(self, ids: Collection[str]) -> Found:
-        """See `BlueprintCache.look`; tells of staleness, and revives a dead thread."""
+        """Look up ids, as `BlueprintCache.look`; emits staleness, and restarts a dead thread."""
         now = self._clock()
         if self._thread is None:
             with self._polling:
                 self._poll(0.0)
-        elif not self._thread.is_alive() and now - self._started_at >= _REVIVAL_SECONDS:
-            self._move(BlueprintCache.interrupted)
-            self._thread = self._started(now)
+        elif not self._thread.is_alive() and now - self._started_at >= _RESTART_SECONDS:
+            self._move(BlueprintCache.mark_unanswered)
+            self._thread = self._start_thread(now)
         self._age(now)
         with self._lock:
             self._cache, found = self._cache.look(ids, now)
         return found
 
     def store(self, ticket: int, answers: Mapping[str, Blueprint | None]) -> Found:
-        """See `BlueprintCache.store`."""
+        """End a fetch, as `BlueprintCache.store`."""
         with self._lock:
             self._cache, found = self._cache.store(ticket, answers, self._clock())
         return found
 
     def keep(self, arrays: BlueprintArrays) -> None:
-        """See `BlueprintCache.keep`."""
+        """Keep encoded arrays, as `BlueprintCache.keep`."""
         self._move(lambda cache: cache.keep(arrays))
 
     def close(self) -> None:
-        """End the thread; it may be waiting for the library, at most as long as one poll."""
+        """End the thread; waits for its current poll."""
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
 
-    def _started(self, now: float) -> threading.Thread:
+    def _start_thread(self, now: float) -> threading.Thread:
         self._started_at = now
         thread = threading.Thread(target=self._listen, name="blueprint-cache", daemon=True)
         thread.start()
@@ -119,32 +119,32 @@ class CacheListener:
             raise
 
     def _poll(self, timeout: float) -> None:
-        """Ask the library once; a change, or a failure, moves the cache."""
+        """Poll the library once, and apply the changes or the failure to the cache."""
         at, cache = self._clock(), self._cache
         try:
             if cache.reread_due:
                 revision = self._library.revision()
                 self._move(lambda cache: cache.reread(revision, at))
             elif (changes := self._changes(cache.watermark, timeout)) is None:
-                self._move(BlueprintCache.forget)
+                self._move(BlueprintCache.drop_all)
             else:
-                self._move(lambda cache: cache.hear(changes, at))
+                self._move(lambda cache: cache.apply_poll(changes, at))
         except PersistenceError as error:
             if self._failures == 0:
                 self._warn("blueprint_library_failed", TelemetryLevel.WARNING, error)
             self._failures += 1
-            self._move(BlueprintCache.interrupted)
+            self._move(BlueprintCache.mark_unanswered)
             self._age(self._clock())
         else:
             self._failures = 0
 
     def _changes(self, after: int, timeout: float) -> list[Change] | None:
-        """The changes after a revision; None if the library counts others than it tells."""
+        """Read the changes after a revision; None if the library's count does not match them."""
         changes = self._library.changes(after, timeout)
         if changes or self._library.revision() == after:
             return changes
-        # One may have come between the two questions. If not, it was missed, or the library
-        # ran backwards.
+        # A change may have come between the two calls. If not, it was missed, or the library
+        # went back to an earlier revision.
         return self._library.changes(after, 0.0) or None
 
     def _move(self, transition: Callable[[BlueprintCache], BlueprintCache]) -> None:
@@ -153,7 +153,7 @@ class CacheListener:
 
     def _age(self, now: float) -> None:
         with self._lock:
-            self._cache, events = self._cache.aged(now)
+            self._cache, events = self._cache.check_age(now)
         if events:
             self._emit(events)
 

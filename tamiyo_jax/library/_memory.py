@@ -1,4 +1,4 @@
-"""Blueprint libraries: where blueprints live, and what changed in them.
+"""The interface of blueprint libraries, and the library in memory.
 
 Every library keeps one counter, its revision, which grows by one per change; a blueprint
 carries the revision at which it was put.
@@ -22,7 +22,7 @@ __all__ = [
     "ChangeKind",
     "Connection",
     "MemoryBlueprintLibrary",
-    "checked",
+    "check_blueprint",
 ]
 
 # A library on a disk or a server forgets older changes. A reader that was away for longer
@@ -51,7 +51,7 @@ class Connection(NamedTuple):
 
     Attributes:
       factory: importable, as ``"package.module:function"``.
-      arguments: keyword arguments that JSON can carry. They may hold a password.
+      arguments: keyword arguments that JSON can carry. They may contain a password.
     """
 
     factory: str
@@ -59,11 +59,11 @@ class Connection(NamedTuple):
 
 
 class BlueprintLibrary(Protocol):
-    """Where blueprints come from; any thread may call any method.
+    """A store of blueprints by id; any thread may call any method.
 
-    Whoever has seen a revision, by `revision` or `changes`, gets by `get` what that revision
-    put, or something newer. Every method raises `PersistenceError` when the library cannot
-    be read or written.
+    A caller that has seen a revision, by `revision` or `changes`, gets from `get` what that
+    revision put, or something newer. Every method raises `PersistenceError` if the library
+    cannot be read or written.
     """
 
     def get(self, blueprint_id: str) -> Blueprint | None:
@@ -75,7 +75,7 @@ class BlueprintLibrary(Protocol):
         ...
 
     def delete(self, blueprint_id: str) -> int:
-        """Remove a blueprint, there or not; returns the new revision."""
+        """Remove a blueprint, whether or not it exists; returns the new revision."""
         ...
 
     def ids(self) -> list[str]:
@@ -87,22 +87,23 @@ class BlueprintLibrary(Protocol):
         ...
 
     def changes(self, after: int, timeout: float) -> list[Change]:
-        """Changes above revision `after`, in order; waits up to `timeout` seconds for one.
+        """Changes above revision `after`, in order; waits up to `timeout` seconds for the first.
 
-        Those that the library no longer keeps are missing at the front.
+        Changes that the library no longer keeps are missing at the front.
         """
         ...
 
     def connection(self) -> Connection | None:
-        """How another process opens this library; None if it lives in this one's memory."""
+        """How another process opens this library; None if it is in this process's memory."""
         ...
 
 
-def checked(blueprint: Blueprint, caps: GraphConfig) -> Blueprint:
-    """The blueprint, if it keeps its contract.
+def check_blueprint(blueprint: Blueprint, caps: GraphConfig) -> Blueprint:
+    """Validate a blueprint against the caps and return it.
 
     Raises:
-      InvalidBlueprintError: it does not; the error names the field.
+      InvalidBlueprintError: a field breaks the contract; the error names the field.
+      GraphCapacityError: the blueprint has more nodes or edges than the caps.
     """
     validate_blueprint(
         blueprint,
@@ -118,7 +119,7 @@ class MemoryBlueprintLibrary:
     """Blueprints in this process's memory, for tests and notebooks.
 
     Args:
-      caps: what a blueprint may hold.
+      caps: limits on the nodes and edges of a blueprint.
     """
 
     def __init__(self, caps: GraphConfig | None = None) -> None:
@@ -128,42 +129,42 @@ class MemoryBlueprintLibrary:
         self._changed = threading.Condition()
 
     def get(self, blueprint_id: str) -> Blueprint | None:
-        """See `BlueprintLibrary`."""
+        """Implement `BlueprintLibrary`."""
         with self._changed:
             return self._blueprints.get(blueprint_id)
 
     def put(self, blueprint: Blueprint) -> int:
-        """See `BlueprintLibrary`."""
-        checked(blueprint, self._caps)
+        """Implement `BlueprintLibrary`."""
+        check_blueprint(blueprint, self._caps)
         with self._changed:
             revision = self._record(blueprint.blueprint_id, ChangeKind.PUT)
             self._blueprints[blueprint.blueprint_id] = replace(blueprint, revision=revision)
             return revision
 
     def delete(self, blueprint_id: str) -> int:
-        """See `BlueprintLibrary`."""
+        """Implement `BlueprintLibrary`."""
         with self._changed:
             self._blueprints.pop(blueprint_id, None)
             return self._record(blueprint_id, ChangeKind.DELETE)
 
     def ids(self) -> list[str]:
-        """See `BlueprintLibrary`."""
+        """Implement `BlueprintLibrary`."""
         with self._changed:
             return sorted(self._blueprints)
 
     def revision(self) -> int:
-        """See `BlueprintLibrary`."""
+        """Implement `BlueprintLibrary`."""
         with self._changed:
             return len(self._changes)
 
     def changes(self, after: int, timeout: float) -> list[Change]:
-        """See `BlueprintLibrary`."""
+        """Implement `BlueprintLibrary`."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._changes) > after, timeout)
             return self._changes[after:]
 
     def connection(self) -> None:
-        """None: no other process can reach this memory."""
+        """Return None: no other process can reach this memory."""
 
     def _record(self, blueprint_id: str, kind: ChangeKind) -> int:
         revision = len(self._changes) + 1

@@ -15,7 +15,7 @@ from tamiyo_jax._redis_client import open_client, public_url
 from tamiyo_jax.config import GraphConfig
 from tamiyo_jax.contracts import Blueprint, blueprint_from_json, blueprint_to_json
 from tamiyo_jax.errors import PersistenceError
-from tamiyo_jax.library._memory import CHANGES_KEPT, Change, ChangeKind, Connection, checked
+from tamiyo_jax.library._memory import CHANGES_KEPT, Change, ChangeKind, Connection, check_blueprint
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisBlueprintLibrary", "connect"]
 
-# The braces keep both in one slot of a cluster.
+# The braces keep both keys in the same slot of a cluster.
 _BLUEPRINTS = "{tamiyo}:blueprints"
 _CHANGES = "{tamiyo}:changes"
 
@@ -33,14 +33,14 @@ _BLOCK_SECONDS = 1.0
 class RedisBlueprintLibrary:
     """Blueprints on a Redis server, shared by several machines.
 
-    Blueprints are the fields of a hash, changes the entries of a stream; one MULTI writes
-    both. A change's revision is the id of its entry, so the order of the stream is that of
+    Blueprints are the fields of a hash, changes the entries of a stream; a single MULTI
+    writes both. A change's revision is the id of its entry, so the order of the stream is that of
     the revisions, and the server refuses any other. Needs ``tamiyo_jax[redis]``.
 
     Args:
       url: ``redis://``, ``rediss://`` or ``unix://``, as redis-py reads it. A password in it
-        is told to nobody but the server and `connection`.
-      caps: what a blueprint may hold.
+        is sent to the server and given by `connection` only.
+      caps: limits on the nodes and edges of a blueprint.
 
     Raises:
       ConfigurationError: redis-py is not installed, or cannot read the URL.
@@ -53,18 +53,20 @@ class RedisBlueprintLibrary:
         self._redis, self._error = open_client(
             url, purpose=type(self).__name__, decode_responses=True
         )
-        with self._told():
+        with self._raise_persistence_error():
             self._redis.ping()
 
     def get(self, blueprint_id: str) -> Blueprint | None:
-        """See `BlueprintLibrary`."""
-        with self._told():
+        """Implement `BlueprintLibrary`."""
+        with self._raise_persistence_error():
             document = cast("str | None", self._redis.hget(_BLUEPRINTS, blueprint_id))
-        return None if document is None else checked(blueprint_from_json(document), self._caps)
+        return (
+            None if document is None else check_blueprint(blueprint_from_json(document), self._caps)
+        )
 
     def put(self, blueprint: Blueprint) -> int:
-        """See `BlueprintLibrary`."""
-        checked(blueprint, self._caps)
+        """Implement `BlueprintLibrary`."""
+        check_blueprint(blueprint, self._caps)
 
         def write(pipe: Pipeline, revision: int) -> None:
             document = blueprint_to_json(replace(blueprint, revision=revision))
@@ -73,7 +75,7 @@ class RedisBlueprintLibrary:
         return self._commit(blueprint.blueprint_id, ChangeKind.PUT, write)
 
     def delete(self, blueprint_id: str) -> int:
-        """See `BlueprintLibrary`."""
+        """Implement `BlueprintLibrary`."""
 
         def write(pipe: Pipeline, revision: int) -> None:
             pipe.hdel(_BLUEPRINTS, blueprint_id)
@@ -81,25 +83,25 @@ class RedisBlueprintLibrary:
         return self._commit(blueprint_id, ChangeKind.DELETE, write)
 
     def ids(self) -> list[str]:
-        """See `BlueprintLibrary`."""
-        with self._told():
+        """Implement `BlueprintLibrary`."""
+        with self._raise_persistence_error():
             return sorted(cast("list[str]", self._redis.hkeys(_BLUEPRINTS)))
 
     def revision(self) -> int:
-        """See `BlueprintLibrary`."""
-        with self._told():
-            return _newest(self._redis)
+        """Implement `BlueprintLibrary`."""
+        with self._raise_persistence_error():
+            return _read_revision(self._redis)
 
     def changes(self, after: int, timeout: float) -> list[Change]:
-        """See `BlueprintLibrary`; the server wakes the reader."""
+        """Implement `BlueprintLibrary`; the server wakes the reader."""
         deadline = time.monotonic() + timeout
         while True:
             remaining = min(deadline - time.monotonic(), _BLOCK_SECONDS)
             block = max(1, int(remaining * 1e3)) if remaining > 0 else None
-            with self._told():
+            with self._raise_persistence_error():
                 reply = cast(
                     "list[tuple[str, list[tuple[str, dict[str, str]]]]]",
-                    self._redis.xread({_CHANGES: _entry(after)}, block=block),
+                    self._redis.xread({_CHANGES: _entry_id(after)}, block=block),
                 )
             if reply:
                 ((_, entries),) = reply
@@ -108,7 +110,7 @@ class RedisBlueprintLibrary:
                 return []
 
     def connection(self) -> Connection:
-        """See `BlueprintLibrary`."""
+        """Implement `BlueprintLibrary`."""
         arguments = {"url": self._url, "caps": self._caps.model_dump()}
         return Connection(f"{__name__}:{connect.__name__}", arguments)
 
@@ -122,22 +124,24 @@ class RedisBlueprintLibrary:
     def _commit(
         self, blueprint_id: str, kind: ChangeKind, write: Callable[[Pipeline, int], None]
     ) -> int:
-        """One MULTI of a change and its entry; done anew while others take the same entry."""
+        """Write a change and its entry in one MULTI; retried if another process takes the entry."""
 
         def attempt(pipe: Pipeline) -> int:
-            revision = _newest(pipe) + 1
+            revision = _read_revision(pipe) + 1
             pipe.multi()
             fields: dict[Any, Any] = {"blueprint_id": blueprint_id, "kind": kind.value}
-            pipe.xadd(_CHANGES, fields, id=_entry(revision), maxlen=CHANGES_KEPT, approximate=False)
+            pipe.xadd(
+                _CHANGES, fields, id=_entry_id(revision), maxlen=CHANGES_KEPT, approximate=False
+            )
             write(pipe, revision)
             return revision
 
-        with self._told():
+        with self._raise_persistence_error():
             work = cast("Callable[[Pipeline], None]", attempt)
             return cast("int", self._redis.transaction(work, _CHANGES, value_from_callable=True))
 
     @contextmanager
-    def _told(self) -> Generator[None]:
+    def _raise_persistence_error(self) -> Generator[None]:
         try:
             yield
         except self._error as error:
@@ -146,16 +150,16 @@ class RedisBlueprintLibrary:
 
 
 def connect(url: str, caps: Mapping[str, object]) -> RedisBlueprintLibrary:
-    """The library that `RedisBlueprintLibrary.connection` describes."""
+    """Open the library that `RedisBlueprintLibrary.connection` describes."""
     return RedisBlueprintLibrary(url, GraphConfig.model_validate(caps))
 
 
-def _newest(client: Redis | Pipeline) -> int:
+def _read_revision(client: Redis | Pipeline) -> int:
     newest = cast("list[tuple[str, dict[str, str]]]", client.xrevrange(_CHANGES, count=1))
     return _change(*newest[0]).revision if newest else 0
 
 
-def _entry(revision: int) -> str:
+def _entry_id(revision: int) -> str:
     return f"{revision}-0"
 
 

@@ -1,4 +1,4 @@
-"""Resolving the blueprints of a packet under their deadline."""
+"""Resolve the blueprints of a packet within the metadata deadline."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from tamiyo_jax.workers import WorkerPool
 
 __all__ = ["BlueprintResolver", "Fetch", "fetch_inline", "fetch_through", "serve_library"]
 
-# Asks a library for ids within so many seconds. Ids that the answer leaves out were not
-# reached in time; None is for those that the library does not hold. A fetch that can be cut
-# short raises `DeadlineExceededError` with stage "metadata".
+# Fetches ids within a number of seconds. Ids missing from the answer were not reached in time;
+# None stands for an id that the library does not hold. A fetch that can be interrupted raises
+# `DeadlineExceededError` with stage "metadata".
 Fetch = Callable[[tuple[str, ...], float], Mapping[str, Blueprint | None]]
 
 
 def fetch_inline(library: BlueprintLibrary, clock: Callable[[], float] = time.monotonic) -> Fetch:
-    """A fetch in the calling process; it ends late if one answer of the library is late."""
+    """Make a fetch in the calling process; it ends late if the library answers late."""
 
     def fetch(ids: tuple[str, ...], seconds: float) -> dict[str, Blueprint | None]:
         deadline = clock() + seconds
         answers: dict[str, Blueprint | None] = {}
-        for one in ids:
-            answers[one] = library.get(one)
+        for blueprint_id in ids:
+            answers[blueprint_id] = library.get(blueprint_id)
             if clock() >= deadline:
                 break
         return answers
@@ -46,7 +46,7 @@ def fetch_inline(library: BlueprintLibrary, clock: Callable[[], float] = time.mo
 
 
 def fetch_through(pool: WorkerPool) -> Fetch:
-    """A fetch through a worker that serves the library, and is ended when it is late."""
+    """Make a fetch through a worker that serves the library and is killed when late."""
 
     def fetch(ids: tuple[str, ...], seconds: float) -> Mapping[str, Blueprint | None]:
         return pool.call(ids, seconds * 1e3)
@@ -57,23 +57,28 @@ def fetch_through(pool: WorkerPool) -> Fetch:
 def serve_library(
     factory: str, arguments: Mapping[str, Any]
 ) -> Callable[[tuple[str, ...]], dict[str, Blueprint | None]]:
-    """What a metadata worker loads; see `BlueprintLibrary.connection`."""
+    """Open a library in a metadata worker and return its handler of ids.
+
+    Args:
+      factory: `Connection.factory`, as ``"package.module:function"``.
+      arguments: `Connection.arguments`.
+    """
     module, _, name = factory.partition(":")
     library: BlueprintLibrary = getattr(importlib.import_module(module), name)(**arguments)
-    for one in library.ids()[:1]:
-        with suppress(InvalidBlueprintError, GraphCapacityError):  # it is for who asks for it
-            library.get(one)  # connect and import now, not under a deadline
-    return lambda ids: {one: library.get(one) for one in ids}
+    for blueprint_id in library.ids()[:1]:
+        with suppress(InvalidBlueprintError, GraphCapacityError):  # raised when it is requested
+            library.get(blueprint_id)  # connect and import now, not under a deadline
+    return lambda ids: {blueprint_id: library.get(blueprint_id) for blueprint_id in ids}
 
 
 class BlueprintResolver:
-    """Finds blueprints in the cache, and fetches those that it misses.
+    """Finds blueprints in the cache, and fetches the missing ones.
 
     Args:
-      listener: keeps the cache.
-      fetch: asks the library for what the cache misses.
-      graph: gives the layout of a blueprint, which is encoded once per revision.
-      clock: seconds, never backwards.
+      listener: holds the cache.
+      fetch: asks the library for blueprints that the cache does not hold.
+      graph: caps of the layout; a blueprint is encoded once per revision.
+      clock: returns seconds, monotonic.
     """
 
     def __init__(
@@ -92,13 +97,13 @@ class BlueprintResolver:
     def resolve(
         self, packet: SystemStatePacket, budget_ms: float
     ) -> tuple[BlueprintArrays, tuple[Blueprint, ...]]:
-        """The active blueprint, encoded, and the candidates, in the packet's order.
+        """Return the active blueprint, encoded, and the candidates in the packet's order.
 
         Raises:
           UnknownBlueprintError: `blueprint_ids` of the packet that the library does not hold.
           DeadlineExceededError: fetching took longer than `budget_ms`; what was fetched is
             kept for the next step.
-          StaleCacheError: the library has not been heard for too long.
+          StaleCacheError: the library has not answered for too long.
           PersistenceError: the library cannot be read.
           GraphCapacityError: the active blueprint exceeds the caps.
         """
@@ -106,18 +111,18 @@ class BlueprintResolver:
         entries = self._entries(ids, budget_ms)
         active = entries[packet.blueprint_id]
         arrays = active.arrays if active.arrays is not None else self._encode(active.blueprint)
-        return arrays, tuple(entries[one].blueprint for one in packet.candidates)
+        return arrays, tuple(entries[candidate].blueprint for candidate in packet.candidates)
 
     def metrics(self) -> tuple[Metric, ...]:
         """The cache's counters for telemetry."""
         return self._listener.cache.metrics()
 
     def close(self) -> None:
-        """Stop listening."""
+        """End the listener."""
         self._listener.close()
 
     def _entries(self, ids: tuple[str, ...], budget_ms: float) -> Mapping[str, Entry]:
-        """Look and fetch until all ids are known; an answer may be outdated when it comes."""
+        """Look up and fetch until all ids are known; an answer may be outdated on arrival."""
         started = self._clock()
         entries: dict[str, Entry] = {}
         absent: list[str] = []
@@ -127,12 +132,12 @@ class BlueprintResolver:
             entries |= known.entries
             absent += known.absent
             if known.missing:
-                fetched = self._fetched(known, budget_ms, started)
+                fetched = self._fetch_missing(known, budget_ms, started)
                 entries |= fetched.entries
                 absent += fetched.absent
-            waiting = [one for one in ids if one not in entries and one not in absent]
+            waiting = [key for key in ids if key not in entries and key not in absent]
         if absent:
-            names = ", ".join(repr(one) for one in absent)
+            names = ", ".join(map(repr, absent))
             raise UnknownBlueprintError(
                 f"not in the blueprint library: {names}; put it there first",
                 blueprint_id=absent[0],
@@ -140,7 +145,7 @@ class BlueprintResolver:
             )
         return entries
 
-    def _fetched(self, known: Found, budget_ms: float, started: float) -> Found:
+    def _fetch_missing(self, known: Found, budget_ms: float, started: float) -> Found:
         answers: Mapping[str, Blueprint | None] = {}
         try:
             answers = self._fetch(known.missing, started + budget_ms / 1e3 - self._clock())

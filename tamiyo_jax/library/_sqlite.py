@@ -1,4 +1,4 @@
-"""Blueprints in one SQLite file, shared by all processes of a machine."""
+"""Blueprints in an SQLite file, shared by all processes of a machine."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from tamiyo_jax.config import GraphConfig
 from tamiyo_jax.contracts import Blueprint, blueprint_from_json, blueprint_to_json
 from tamiyo_jax.errors import PersistenceError
-from tamiyo_jax.library._memory import CHANGES_KEPT, Change, ChangeKind, Connection, checked
+from tamiyo_jax.library._memory import CHANGES_KEPT, Change, ChangeKind, Connection, check_blueprint
 
 __all__ = ["SqliteBlueprintLibrary", "connect"]
 
-_LOOK_SECONDS = 0.005
+_POLL_SECONDS = 0.005
 _BUSY_SECONDS = 10.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS blueprints (
@@ -30,15 +30,15 @@ CREATE TABLE IF NOT EXISTS changes (
 
 
 class SqliteBlueprintLibrary:
-    """Blueprints in one SQLite file, shared by all processes of a machine.
+    """Blueprints in an SQLite file, shared by all processes of a machine.
 
-    A blueprint and the row that tells of its change commit together. Every call opens the
+    A blueprint and the row of its change commit together. Every call opens the
     file anew (0.1 ms), so threads share nothing, a fork is harmless, a file that was
     replaced is noticed, and there is nothing to close.
 
     Args:
-      path: the database file; its directory is made if it is not there.
-      caps: what a blueprint may hold.
+      path: the database file; its directory is created if missing.
+      caps: limits on the nodes and edges of a blueprint.
 
     Raises:
       PersistenceError: the file cannot be opened as a database.
@@ -50,24 +50,24 @@ class SqliteBlueprintLibrary:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise self._failure(error) from error
+            raise self._error(error) from error
         with self._open(mode="rwc") as db:
             if (mode := _write_ahead(db)) != "wal":
-                raise self._failure(f"needs a write-ahead log, and gets {mode!r} here")
+                raise self._error(f"needs a write-ahead log, and gets {mode!r} here")
             db.executescript(_SCHEMA)
 
     def get(self, blueprint_id: str) -> Blueprint | None:
-        """See `BlueprintLibrary`."""
+        """Implement `BlueprintLibrary`."""
         query = "SELECT revision, document FROM blueprints WHERE blueprint_id = ?"
         with self._open() as db:
             row = db.execute(query, (blueprint_id,)).fetchone()
         if row is None:
             return None
-        return checked(replace(blueprint_from_json(row[1]), revision=row[0]), self._caps)
+        return check_blueprint(replace(blueprint_from_json(row[1]), revision=row[0]), self._caps)
 
     def put(self, blueprint: Blueprint) -> int:
-        """See `BlueprintLibrary`."""
-        checked(blueprint, self._caps)
+        """Implement `BlueprintLibrary`."""
+        check_blueprint(blueprint, self._caps)
         with self._write() as db:
             revision = _record(db, blueprint.blueprint_id, ChangeKind.PUT)
             document = blueprint_to_json(replace(blueprint, revision=revision))
@@ -78,26 +78,26 @@ class SqliteBlueprintLibrary:
         return revision
 
     def delete(self, blueprint_id: str) -> int:
-        """See `BlueprintLibrary`."""
+        """Implement `BlueprintLibrary`."""
         with self._write() as db:
             db.execute("DELETE FROM blueprints WHERE blueprint_id = ?", (blueprint_id,))
             revision = _record(db, blueprint_id, ChangeKind.DELETE)
         return revision
 
     def ids(self) -> list[str]:
-        """See `BlueprintLibrary`."""
+        """Implement `BlueprintLibrary`."""
         with self._open() as db:
             return sorted(row[0] for row in db.execute("SELECT blueprint_id FROM blueprints"))
 
     def revision(self) -> int:
-        """See `BlueprintLibrary`."""
+        """Implement `BlueprintLibrary`."""
         with self._open() as db:
             return db.execute("SELECT coalesce(max(revision), 0) FROM changes").fetchone()[0]
 
     def changes(self, after: int, timeout: float) -> list[Change]:
-        """See `BlueprintLibrary`; looks every 5 ms whether anyone has written.
+        """Implement `BlueprintLibrary`; polls every 5 ms.
 
-        A look is ``PRAGMA data_version`` (4 µs, no transaction): it moves when another
+        A poll is ``PRAGMA data_version`` (4 µs, no transaction), which changes when another
         connection, of this process or of another, has committed.
         """
         query = "SELECT revision, blueprint_id, kind FROM changes WHERE revision > ? ORDER BY 1"
@@ -116,10 +116,10 @@ class SqliteBlueprintLibrary:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     return []
-                time.sleep(min(_LOOK_SECONDS, remaining))
+                time.sleep(min(_POLL_SECONDS, remaining))
 
     def connection(self) -> Connection:
-        """See `BlueprintLibrary`."""
+        """Implement `BlueprintLibrary`."""
         arguments = {"path": str(self._path), "caps": self._caps.model_dump()}
         return Connection(f"{__name__}:{connect.__name__}", arguments)
 
@@ -132,7 +132,7 @@ class SqliteBlueprintLibrary:
             ) as db:
                 yield db
         except sqlite3.Error as error:
-            raise self._failure(error) from error
+            raise self._error(error) from error
 
     @contextmanager
     def _write(self) -> Generator[sqlite3.Connection]:
@@ -141,17 +141,17 @@ class SqliteBlueprintLibrary:
             yield db
             db.execute("COMMIT")
 
-    def _failure(self, what: object) -> PersistenceError:
+    def _error(self, what: object) -> PersistenceError:
         return PersistenceError(f"blueprint library {self._path}: {what}", path=str(self._path))
 
 
 def connect(path: str, caps: Mapping[str, object]) -> SqliteBlueprintLibrary:
-    """The library that `SqliteBlueprintLibrary.connection` describes."""
+    """Open the library that `SqliteBlueprintLibrary.connection` describes."""
     return SqliteBlueprintLibrary(path, GraphConfig.model_validate(caps))
 
 
 def _write_ahead(db: sqlite3.Connection) -> str:
-    """Switch to a write-ahead log; the one statement that does not wait while others do it."""
+    """Switch to a write-ahead log; SQLite's own busy timeout does not cover this statement."""
     deadline = time.monotonic() + _BUSY_SECONDS
     while True:
         try:
@@ -160,7 +160,7 @@ def _write_ahead(db: sqlite3.Connection) -> str:
             busy = error.sqlite_errorcode == sqlite3.SQLITE_BUSY
             if not busy or time.monotonic() >= deadline:
                 raise
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
 
 def _record(db: sqlite3.Connection, blueprint_id: str, kind: ChangeKind) -> int:

@@ -131,7 +131,7 @@ def test_a_full_bus_in_memory_refuses_and_loses_nothing_it_took() -> None:
     assert consumed(bus, "fast") == [b"4", b"5"]
     with pytest.raises(PublishError, match="slow"):
         publish(bus, b"6")
-    assert consumed(bus, "fast") == []  # what is refused reaches nobody
+    assert consumed(bus, "fast") == []  # a refused message reaches no group
     assert consumed(bus, "slow") == [b"4", b"5"]
 
 

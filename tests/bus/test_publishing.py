@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from tamiyo_jax.bus import FIELD_REPORTS, MemoryBus, Publisher, ReportReader, seal
 from tamiyo_jax.bus._memory import Handler, open_envelope
-from tamiyo_jax.bus._publishing import Retry, after_failure
+from tamiyo_jax.bus._publishing import Retry, schedule_retry
 from tamiyo_jax.config import HeuristicConfig, PolicyConfig, PublishingConfig, StorageConfig
 from tamiyo_jax.contracts import (
     Event,
@@ -76,14 +76,14 @@ def append(storage: StorageManager[Any], *report_ids: str) -> None:
 
 
 class Reading:
-    """A consumer group of one, and what it saw."""
+    """A consumer group with a single consumer, and what it saw."""
 
     def __init__(self, bus: MemoryBus | DirectoryBus, group: str = "analysis") -> None:
         self.seen: list[str] = []
         self.refused: list[Exception] = []
         self._bus, self._group = bus, group
         self._reader = ReportReader(
-            lambda one: self.seen.append(one.report_id),
+            lambda report: self.seen.append(report.report_id),
             secrets=[SECRET],
             refuse=self.refused.append,
         )
@@ -94,7 +94,7 @@ class Reading:
 
 
 class UnreliableBus(MemoryBus):
-    """A bus that fails as often as it is told, for each report; and counts."""
+    """A bus that fails as often as it is set to, for each report; and counts."""
 
     def __init__(self, failures: float, *, takes_it_anyway: bool = False) -> None:
         super().__init__()
@@ -103,9 +103,9 @@ class UnreliableBus(MemoryBus):
 
     def publish(self, topic: str, payload: bytes, priority: Priority) -> None:
         names: list[str] = []
-        ReportReader(lambda one: names.append(one.report_id), secrets=[SECRET], refuse=pytest.fail)(
-            payload
-        )
+        ReportReader(
+            lambda report: names.append(report.report_id), secrets=[SECRET], refuse=pytest.fail
+        )(payload)
         (name,) = names
         self.attempts[name] += 1
         failed = self.attempts[name] <= self._failures
@@ -116,7 +116,7 @@ class UnreliableBus(MemoryBus):
 
 
 class DirectoryBus:
-    """A bus of one group whose messages are files, so that they outlive their publisher."""
+    """A bus with a single group, whose messages are files, so that they outlive their publisher."""
 
     def __init__(self, directory: Path, *, deadly: bool = False) -> None:
         directory.mkdir(exist_ok=True)
@@ -135,7 +135,7 @@ class DirectoryBus:
         return len(messages)
 
 
-Told = list[Event]
+Events = list[Event]
 
 
 @contextlib.contextmanager
@@ -144,11 +144,11 @@ def publishing(
     bus: Any,
     config: PublishingConfig = QUICK,
     **arguments: Any,
-) -> Iterator[tuple[Publisher, Told]]:
-    told: Told = []
-    publisher = Publisher(storage, bus, SECRET, config, log=told.extend, **arguments)
+) -> Iterator[tuple[Publisher, Events]]:
+    events: Events = []
+    publisher = Publisher(storage, bus, SECRET, config, emit=events.extend, **arguments)
     try:
-        yield publisher, told
+        yield publisher, events
     finally:
         publisher.close()
 
@@ -166,7 +166,7 @@ def nothing_pending(storage: StorageManager[Any]) -> Callable[[], bool]:
 
 def counts(publisher: Publisher) -> dict[str, float]:
     prefix = "tamiyo.field_reports."
-    return {one.name.removeprefix(prefix): one.value for one in publisher.metrics()}
+    return {metric.name.removeprefix(prefix): metric.value for metric in publisher.metrics()}
 
 
 IDS = [f"report-{index}" for index in range(5)]
@@ -174,7 +174,7 @@ IDS = [f"report-{index}" for index in range(5)]
 
 def test_what_is_appended_is_published_without_being_asked_for(tmp_path: Path) -> None:
     bus = MemoryBus()
-    with open_storage(tmp_path) as storage, publishing(storage, bus) as (publisher, told):
+    with open_storage(tmp_path) as storage, publishing(storage, bus) as (publisher, events):
         append(storage, *IDS)
         publisher.notify()
         wait_until(nothing_pending(storage))
@@ -186,7 +186,7 @@ def test_what_is_appended_is_published_without_being_asked_for(tmp_path: Path) -
             "dropped_total": 0.0,
             "pending_total": 0.0,
         }
-        assert told == []
+        assert events == []
 
 
 @pytest.mark.parametrize("takes_it_anyway", [False, True])
@@ -194,7 +194,7 @@ def test_a_bus_that_fails_three_times_then_works_gets_each_report_and_its_reader
     tmp_path: Path, takes_it_anyway: bool
 ) -> None:
     bus = UnreliableBus(3, takes_it_anyway=takes_it_anyway)
-    with open_storage(tmp_path) as storage, publishing(storage, bus) as (publisher, told):
+    with open_storage(tmp_path) as storage, publishing(storage, bus) as (publisher, events):
         append(storage, *IDS)
         publisher.notify()
         wait_until(nothing_pending(storage))
@@ -202,44 +202,44 @@ def test_a_bus_that_fails_three_times_then_works_gets_each_report_and_its_reader
         assert sorted(Reading(bus).read()) == IDS
         assert counts(publisher)["retries_total"] == 15.0
         assert counts(publisher)["dropped_total"] == 0.0
-        assert told == []
+        assert events == []
 
 
 def test_a_bus_that_always_fails_has_a_report_dropped_loudly_and_kept_in_the_journal(
     tmp_path: Path,
 ) -> None:
     bus = UnreliableBus(float("inf"))
-    with open_storage(tmp_path) as storage, publishing(storage, bus) as (publisher, told):
+    with open_storage(tmp_path) as storage, publishing(storage, bus) as (publisher, events):
         append(storage, *IDS)
         publisher.notify()
         wait_until(nothing_pending(storage))
-        wait_until(lambda: len(told) == len(IDS))
+        wait_until(lambda: len(events) == len(IDS))
         assert bus.attempts == dict.fromkeys(IDS, 1 + QUICK.max_retries)
-        assert sorted(event.attributes["report_id"] for event in told) == IDS
-        for event in told:
+        assert sorted(event.attributes["report_id"] for event in events) == IDS
+        for event in events:
             assert (event.name, event.level) == ("field_report_drop", TelemetryLevel.WARNING)
             assert event.attributes["attempts"] == "4"
             assert event.attributes["message"] == "the bus is away; start it"
         assert counts(publisher)["dropped_total"] == 5.0
         assert counts(publisher)["published_total"] == 0.0
     entries = read_entries(read_journal(tmp_path))
-    steps = [one.content for one in entries if isinstance(one.content, StepRecord)]
+    steps = [entry.content for entry in entries if isinstance(entry.content, StepRecord)]
     assert [step.report.report_id for step in steps] == IDS
     with open_storage(tmp_path) as storage:
         assert not storage.facts.pending
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_bus_that_breaks_its_contract_ends_the_thread_and_is_told(tmp_path: Path) -> None:
+def test_a_bus_that_breaks_its_contract_ends_the_thread_with_an_event(tmp_path: Path) -> None:
     class Broken(MemoryBus):
         def publish(self, topic: str, payload: bytes, priority: Priority) -> None:
             raise BrokenPipeError("the bus is gone")
 
-    with open_storage(tmp_path) as storage, publishing(storage, Broken()) as (publisher, told):
+    with open_storage(tmp_path) as storage, publishing(storage, Broken()) as (publisher, events):
         append(storage, "report-0")
         publisher.notify()
-        wait_until(lambda: bool(told))
-        (event,) = told
+        wait_until(lambda: bool(events))
+        (event,) = events
         assert (event.name, event.level) == ("publisher_died", TelemetryLevel.CRITICAL)
         assert event.attributes == {"error": "BrokenPipeError", "message": "the bus is gone"}
         assert [*storage.facts.pending] == ["report-0"]
@@ -262,7 +262,7 @@ def test_schedules_survive_a_restart(tmp_path: Path) -> None:
                 append(storage, "a report")
             publisher.publish()
             held = storage.facts.pending.values()
-            return [(one.attempts, one.not_before_ns - START_NS) for one in held]
+            return [(report.attempts, report.not_before_ns - START_NS) for report in held]
 
     assert attempts(tmp_path) == [(1, 500_000_000)]
     assert attempts(tmp_path) == [(1, 500_000_000)]
@@ -369,17 +369,17 @@ def test_what_cannot_be_recorded_stops_publishing_loudly(tmp_path: Path) -> None
     storage = open_storage(tmp_path)
     append(storage, *IDS)
     storage.close()  # from here on no record can be written
-    with publishing(storage, bus) as (publisher, told):
-        wait_until(lambda: bool(told))
-        (event,) = told
+    with publishing(storage, bus) as (publisher, events):
+        wait_until(lambda: bool(events))
+        (event,) = events
         assert (event.name, event.level) == ("persistence_failure", TelemetryLevel.CRITICAL)
         with pytest.raises(PersistenceError):
             publisher.publish()
         publisher.notify()
-        wait_until(lambda: all(one.name != "publisher" for one in threading.enumerate()))
-        assert len(told) == 1
+        wait_until(lambda: all(thread.name != "publisher" for thread in threading.enumerate()))
+        assert len(events) == 1
         assert counts(publisher)["published_total"] == 0.0
-    assert Reading(bus).read() == IDS[:1]  # it was taken, and nobody could write that down
+    assert Reading(bus).read() == IDS[:1]  # the bus accepted it, which could not be recorded
     with open_storage(tmp_path) as reopened, publishing(reopened, bus) as (publisher, _):
         wait_until(nothing_pending(reopened))
 
@@ -401,7 +401,7 @@ LIMITS = st.builds(
 def test_a_schedule_holds_its_limits_whatever_the_configuration(
     config: PublishingConfig, attempts: int, now_ns: int, chance: float
 ) -> None:
-    retry = after_failure(config, attempts, now_ns, chance)
+    retry = schedule_retry(config, attempts, now_ns, chance)
     if attempts >= config.max_retries:
         assert retry is None
     else:
@@ -416,9 +416,9 @@ def test_the_backoff_doubles_and_the_jitter_takes_any_share_of_it() -> None:
         for chance in (0.0, 0.25, 0.75):
             waits_ns = int(chance * ceiling_ms) * 1_000_000
             expected = Retry(START_NS + waits_ns, attempts + 1)
-            assert after_failure(config, attempts, START_NS, chance) == expected
-    assert after_failure(config, 3, START_NS, 0.5) is None
-    assert after_failure(PublishingConfig(max_retries=0), 0, START_NS, 0.5) is None
+            assert schedule_retry(config, attempts, START_NS, chance) == expected
+    assert schedule_retry(config, 3, START_NS, 0.5) is None
+    assert schedule_retry(PublishingConfig(max_retries=0), 0, START_NS, 0.5) is None
 
 
 def envelope(report_id: str) -> bytes:
@@ -428,10 +428,10 @@ def envelope(report_id: str) -> bytes:
 def test_a_report_whose_handling_failed_comes_again_and_one_that_was_handled_does_not() -> None:
     bus, seen, away = MemoryBus(), [], [True]
 
-    def handle(one: FieldReport) -> None:
+    def handle(report: FieldReport) -> None:
         if away[0]:
             raise ConnectionError("the consumer's own store is away")
-        seen.append(one.report_id)
+        seen.append(report.report_id)
 
     reader = ReportReader(handle, secrets=[SECRET], refuse=pytest.fail)
     for _ in range(2):
@@ -460,10 +460,13 @@ def test_forged_and_senseless_envelopes_are_refused_and_hold_nothing_up() -> Non
     assert kinds == [SignatureError] * 3 + [InvalidReportError] * 2
 
 
-def test_a_reader_remembers_as_many_ids_as_it_was_told() -> None:
+def test_a_reader_remembers_as_many_ids_as_it_should() -> None:
     seen: list[str] = []
     reader = ReportReader(
-        lambda one: seen.append(one.report_id), secrets=[SECRET], refuse=pytest.fail, remember=2
+        lambda report: seen.append(report.report_id),
+        secrets=[SECRET],
+        refuse=pytest.fail,
+        remember=2,
     )
     for name in ("a", "b", "b", "c", "b", "a"):
         reader(envelope(name))

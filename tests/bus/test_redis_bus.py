@@ -97,7 +97,7 @@ def test_the_message_of_a_consumer_that_died_goes_to_another(redis_server: Redis
         assert consumed(bus) == []
 
 
-def test_the_message_of_a_consumer_that_is_at_it_goes_to_nobody_else(
+def test_the_message_of_a_busy_consumer_goes_to_no_other(
     redis_server: RedisServer,
 ) -> None:
     with redis_bus(redis_server) as bus, redis_bus(redis_server) as other:
@@ -184,10 +184,10 @@ def test_a_group_that_joins_while_messages_are_removed_keeps_what_it_was_handed(
         raise ZeroDivisionError
 
     class Slow(RedisBus):
-        """Somebody joins after it looked at the groups and before it removes anything."""
+        """A bus during whose trimming another group joins."""
 
-        def _first_open(self, stream: str, group: dict[str, Any]) -> tuple[int, int]:
-            first = super()._first_open(stream, group)
+        def _find_first_open(self, stream: str, group: dict[str, Any]) -> tuple[int, int]:
+            first = super()._find_first_open(stream, group)
             if "ordinary" in stream:
                 with redis_bus(redis_server) as other, suppress(ZeroDivisionError):
                     other.consume(TOPIC, "late", fail)
@@ -277,15 +277,15 @@ def test_what_others_write_to_a_stream_is_refused_by_the_reader_and_holds_nothin
     assert len(refused) == 2
 
 
-def test_passwords_are_told_to_nobody_and_a_bad_url_is_a_setting_to_correct(
+def test_passwords_are_never_shown_and_a_bad_url_is_a_configuration_error(
     redis_server: RedisServer,
 ) -> None:
-    bus = RedisBus(redis_server.url.replace("redis://", "redis://somebody:hunter2@"))
+    bus = RedisBus(redis_server.url.replace("redis://", "redis://user:hunter2@"))
     with pytest.raises(PublishError) as refused:
         publish(bus, b"1")
-    told = str(refused.value) + repr(refused.value.context) + repr(bus)
-    assert "hunter2" not in told
-    assert f"127.0.0.1:{redis_server.port}" in told
+    shown = str(refused.value) + repr(refused.value.context) + repr(bus)
+    assert "hunter2" not in shown
+    assert f"127.0.0.1:{redis_server.port}" in shown
     with pytest.raises(ConfigurationError, match="http://nowhere"):
         RedisBus("http://user:hunter2@nowhere")
 
@@ -323,7 +323,7 @@ def test_a_controller_whose_bus_is_killed_and_comes_back_gets_every_report_throu
         consumer.consume(FIELD_REPORTS, "analysis", reader)
     assert sorted(seen) == sorted(reports)
     assert len(set(seen)) == 60
-    retries = [one for one in read_journal(run).records if one.type is RecordType.RETRY]
+    retries = [record for record in read_journal(run).records if record.type is RecordType.RETRY]
     assert retries, "the bus never failed"
 
 

@@ -52,7 +52,7 @@ def test_a_report_is_dropped_if_nothing_was_acknowledged_after_its_last_drop(
     found = dropped_reports(entry(at, kind, name) for at, (kind, name) in enumerate(history))
     last = {name: kind for kind, name in fates if kind is not RecordType.RETRY}
     dropped = {name for name, kind in last.items() if kind is RecordType.DROP}
-    assert [one.report_id for one in found.reports] == sorted(dropped & held)
+    assert [report.report_id for report in found.reports] == sorted(dropped & held)
     assert set(found.lost) == dropped - held
     assert len(found.lost) == len(dropped - held)
 
@@ -65,16 +65,16 @@ def test_reports_of_closed_windows_count_and_what_is_unreadable_is_passed_over()
         entry(4, RecordType.DROP, "b"),
     ]
     found = dropped_reports(entries)
-    assert [one.report_id for one in found.reports] == ["window of a"]
+    assert [report.report_id for report in found.reports] == ["window of a"]
     assert found.lost == ("b",)
 
 
 def test_a_bus_that_refuses_in_the_middle_leaves_no_doubt_about_what_it_took() -> None:
     bus, sent, seen = MemoryBus(capacity=2), list[str](), list[str]()
     with pytest.raises(PublishError):
-        sent.extend(one for one in republish(map(report, NAMES), bus, SECRET))
+        sent.extend(republish(map(report, NAMES), bus, SECRET))
     reader = ReportReader(
-        lambda one: seen.append(one.report_id), secrets=[SECRET], refuse=pytest.fail
+        lambda report: seen.append(report.report_id), secrets=[SECRET], refuse=pytest.fail
     )
     assert bus.consume(FIELD_REPORTS, "analysis", reader) == 2
     assert sent == seen == ["a", "b"]

@@ -27,9 +27,9 @@ SHEET = SafetySheet(0.7, HazardBand.MEDIUM, HandlingClass.RESTRICTED)
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
     blueprints = (make_blueprint("host"), make_blueprint("grow", name="[b]old", safety=SHEET))
-    for one in blueprints:
-        (tmp_path / f"{one.blueprint_id}.json").write_text(blueprint_to_json(one))
-    return [str(tmp_path / f"{one.blueprint_id}.json") for one in blueprints]
+    for blueprint in blueprints:
+        (tmp_path / f"{blueprint.blueprint_id}.json").write_text(blueprint_to_json(blueprint))
+    return [str(tmp_path / f"{blueprint.blueprint_id}.json") for blueprint in blueprints]
 
 
 @pytest.fixture
@@ -49,7 +49,9 @@ def test_a_library_may_be_a_server(files: list[str], redis_url: str) -> None:
     assert put.exit_code == 0, put.stderr
     revisions = json.loads(put.stdout)
     listed = invoke("blueprint", "list", "--library", redis_url, "--json")
-    assert {one["blueprint_id"]: one["revision"] for one in json.loads(listed.stdout)} == revisions
+    assert {
+        blueprint["blueprint_id"]: blueprint["revision"] for blueprint in json.loads(listed.stdout)
+    } == revisions
     got = invoke("blueprint", "get", "host", "--library", redis_url)
     assert blueprint_from_json(got.stdout).revision == revisions["host"]
 
@@ -90,9 +92,9 @@ def test_what_get_prints_can_be_put(files: list[str], library: str, tmp_path: Pa
 
 def test_the_list_for_people_shows_names_as_they_are(files: list[str], library: str) -> None:
     invoke("blueprint", "put", *files, "--library", library)
-    told = invoke("blueprint", "list", "--library", library).stdout
-    assert "host" in told
-    assert "[b]old" in told
+    printed = invoke("blueprint", "list", "--library", library).stdout
+    assert "host" in printed
+    assert "[b]old" in printed
 
 
 def test_one_invalid_blueprint_and_none_is_put(

@@ -33,7 +33,7 @@ def shown(*options: str) -> dict[str, Any]:
 def test_every_setting_is_there_with_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAMIYO__POLICY__HEADS", "8")
     values = {
-        section: {name: one["value"] for name, one in fields.items()}
+        section: {name: setting["value"] for name, setting in fields.items()}
         for section, fields in shown()["settings"].items()
     }
     assert TamiyoConfig(**values) == TamiyoConfig.load()

@@ -37,10 +37,10 @@ def test_less_than_an_epoch_is_refused_before_anything_is_made(
     tmp_path: Path, steps: int, options: tuple[str, ...]
 ) -> None:
     directory = tmp_path / "new"
-    told = refusal(invoke("demo", f"--directory={directory}", f"--steps={steps}", *options))
-    assert told.startswith("ConfigurationError: ")
-    assert f"steps is {steps}" in told
-    assert "--steps 33 or more" in told
+    message = refusal(invoke("demo", f"--directory={directory}", f"--steps={steps}", *options))
+    assert message.startswith("ConfigurationError: ")
+    assert f"steps is {steps}" in message
+    assert "--steps 33 or more" in message
     assert not directory.exists()
 
 
@@ -48,35 +48,35 @@ def test_less_than_an_epoch_is_refused_before_anything_is_made(
     ("option", "values"),
     [("--seed=2", ("seed is 2", "seed 1")), ("--policy=heuristic", ("heuristic", "policy graph"))],
 )
-def test_a_run_is_not_resumed_as_another_than_it_was_begun(
+def test_a_run_is_not_resumed_with_other_settings(
     begun: Path, option: str, values: tuple[str, str]
 ) -> None:
-    told = refusal(invoke("demo", f"--directory={begun}", "--resume", option))
-    assert told.startswith("ConfigurationError: ")
-    assert all(value in told for value in values)
+    message = refusal(invoke("demo", f"--directory={begun}", "--resume", option))
+    assert message.startswith("ConfigurationError: ")
+    assert all(value in message for value in values)
     assert json.loads((begun / "demo.json").read_text()) == BEGUN
 
 
 def test_a_run_that_measured_times_is_not_resumed_without_them(begun: Path) -> None:
     (begun / "demo.json").write_text(json.dumps({**BEGUN, "deterministic": False}))
-    told = refusal(invoke("demo", f"--directory={begun}", "--resume", "--deterministic"))
-    assert told.startswith("ConfigurationError: deterministic is True")
+    message = refusal(invoke("demo", f"--directory={begun}", "--resume", "--deterministic"))
+    assert message.startswith("ConfigurationError: deterministic is True")
 
 
 @pytest.mark.parametrize("content", [None, "", '{"seed": "many"}'], ids=repr)
-def test_what_is_no_run_is_not_resumed_and_left_as_it_was(
+def test_a_directory_without_a_run_is_not_resumed_and_left_unchanged(
     tmp_path: Path, content: str | None
 ) -> None:
     path = tmp_path / "demo.json"
     if content is not None:
         path.write_text(content)
-    told = refusal(invoke("demo", f"--directory={tmp_path}", "--resume"))
-    assert told.startswith("PersistenceError: ")
-    assert str(path) in told
-    assert [one.name for one in tmp_path.iterdir()] == ([] if content is None else ["demo.json"])
+    message = refusal(invoke("demo", f"--directory={tmp_path}", "--resume"))
+    assert message.startswith("PersistenceError: ")
+    assert str(path) in message
+    assert [path.name for path in tmp_path.iterdir()] == ([] if content is None else ["demo.json"])
 
 
-def test_a_run_that_was_killed_before_a_checkpoint_is_told_to_start_afresh(begun: Path) -> None:
+def test_a_run_killed_before_its_first_checkpoint_cannot_be_resumed(begun: Path) -> None:
     result = invoke("demo", f"--directory={begun}", "--resume")
     assert result.exit_code == 1
     assert "holds no checkpoint" in result.stderr
@@ -84,15 +84,15 @@ def test_a_run_that_was_killed_before_a_checkpoint_is_told_to_start_afresh(begun
 
 def test_a_directory_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "demo.json.new").mkdir()
-    told = refusal(invoke("demo", f"--directory={tmp_path}", "--steps=33"))
-    assert told.startswith("PersistenceError: ")
-    assert str(tmp_path / "demo.json") in told
+    message = refusal(invoke("demo", f"--directory={tmp_path}", "--steps=33"))
+    assert message.startswith("PersistenceError: ")
+    assert str(tmp_path / "demo.json") in message
 
 
 def test_a_run_that_has_not_ended_is_not_replayed(begun: Path) -> None:
-    told = refusal(invoke("replay", str(begun)))
-    assert told.startswith("PersistenceError: ")
-    assert "--resume" in told
+    message = refusal(invoke("replay", str(begun)))
+    assert message.startswith("PersistenceError: ")
+    assert "--resume" in message
 
 
 def test_json_holds_no_number_that_json_does_not_know(
@@ -109,6 +109,6 @@ def test_json_holds_no_number_that_json_does_not_know(
     def unknown(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
 
-    told = json.loads(result.stdout, parse_constant=unknown)
-    epoch = told["grown"]["rows"][0]
+    answer = json.loads(result.stdout, parse_constant=unknown)
+    epoch = answer["grown"]["rows"][0]
     assert (epoch["training_loss"], epoch["validation_loss"]) == ("NaN", "Infinity")

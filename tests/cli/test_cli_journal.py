@@ -74,7 +74,7 @@ def test_damage_is_named_by_segment_offset_length_and_sequences(run: Path) -> No
     start = int(scar.split("offset ")[1].split()[0])
     length = int(scar.split("length ")[1].split()[0])
     assert start <= offset < start + length
-    lost = next(one["sequence"] for one in dumped_before(run, "packet-2")) + 1
+    lost = next(step["sequence"] for step in dumped_before(run, "packet-2")) + 1
     assert any(f"sequences {lost}..{lost}" in line for line in lines)
 
     as_json = invoke("journal", "verify", str(run), "--json")
@@ -87,23 +87,23 @@ def test_damage_is_named_by_segment_offset_length_and_sequences(run: Path) -> No
 def dumped_before(directory: Path, packet_id: str) -> list[dict[str, Any]]:
     """The step of a packet, out of a journal that is damaged elsewhere."""
     return [
-        one
-        for one in dumped(directory, "--type", "step")
-        if one["packet"] and one["packet"]["packet_id"] == packet_id
+        step
+        for step in dumped(directory, "--type", "step")
+        if step["packet"] and step["packet"]["packet_id"] == packet_id
     ]
 
 
-def test_what_a_crash_leaves_is_torn_and_no_reason_to_say_no(run: Path) -> None:
+def test_an_incomplete_record_at_the_end_is_torn_and_no_failure(run: Path) -> None:
     last = segments(run)[-1]
     last.write_bytes(last.read_bytes()[:-5])
     result = invoke("journal", "verify", str(run), "--json")
     assert result.exit_code == 0
-    told = json.loads(result.stdout)
-    assert told["corrupt"] == []
-    assert told["torn"][0]["segment"] == last.name
+    answer = json.loads(result.stdout)
+    assert answer["corrupt"] == []
+    assert answer["torn"][0]["segment"] == last.name
 
 
-def test_a_payload_that_says_nothing_is_corrupt_though_its_checksums_hold(run: Path) -> None:
+def test_an_undecodable_payload_is_corrupt_although_its_checksums_hold(run: Path) -> None:
     journal, _ = Journal.open(run)
     journal.start(b"\xff\xff\xff")
     journal.close()
@@ -125,7 +125,7 @@ def test_the_directory_above_the_journal_s_is_a_run_directory_too(tmp_path: Path
     assert invoke("journal", "compact", str(tmp_path)).exit_code == 0
 
 
-def test_what_was_looked_for_is_said_where_there_is_no_journal(tmp_path: Path) -> None:
+def test_a_missing_journal_is_named_with_the_places_searched(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with contextlib.chdir(tmp_path):
         result = invoke("journal", "verify", "x")
@@ -162,7 +162,7 @@ def test_a_dump_holds_packets_commands_and_reports_as_they_were(tmp_path: Path) 
     assert step["state"]["steps"] == 1
 
 
-def test_numbers_that_json_cannot_say_are_words(tmp_path: Path) -> None:
+def test_numbers_that_json_cannot_represent_are_strings(tmp_path: Path) -> None:
     with open_tamiyo(tmp_path) as tamiyo:
         tamiyo.step(make_packet(validation_loss=math.nan, training_loss=-math.inf))
     (step,) = dumped(tmp_path, "--type", "step")
@@ -175,31 +175,31 @@ def test_numbers_that_json_cannot_say_are_words(tmp_path: Path) -> None:
 def test_every_record_has_its_line_in_order(run: Path) -> None:
     records = read_journal(run).records
     lines = dumped(run)
-    assert [(one["sequence"], one["type"]) for one in lines] == [
+    assert [(line["sequence"], line["type"]) for line in lines] == [
         (record.sequence, record.type.name) for record in records
     ]
-    assert {one["type"] for one in lines} >= {"SNAPSHOT", "STEP", "OPERATOR"}
-    operator = next(one for one in lines if one["type"] == "OPERATOR")
+    assert {line["type"] for line in lines} >= {"SNAPSHOT", "STEP", "OPERATOR"}
+    operator = next(line for line in lines if line["type"] == "OPERATOR")
     assert (operator["action"], operator["detail"]) == ("conservative_on", "maintenance")
 
 
 def test_type_and_last_narrow_a_dump(run: Path) -> None:
     steps = dumped(run, "--type", "step")
-    assert {one["type"] for one in steps} == {"STEP"}
+    assert {line["type"] for line in steps} == {"STEP"}
     assert dumped(run, "--type", "step", "--last", "2") == steps[-2:]
     both = dumped(run, "--type", "operator", "--type", "SNAPSHOT")
-    assert {one["type"] for one in both} == {"OPERATOR", "SNAPSHOT"}
+    assert {line["type"] for line in both} == {"OPERATOR", "SNAPSHOT"}
 
 
-def test_a_dump_for_people_tells_the_story_of_a_step(run: Path) -> None:
+def test_a_text_dump_shows_all_parts_of_a_step(run: Path) -> None:
     result = invoke("journal", "dump", str(run), "--type", "step")
     assert result.exit_code == 0
-    told = result.stdout
+    printed = result.stdout
     for fact in ("2023-11-14 22:13:20", "packet-4", "s0 GERMINATED", "START_TRAINING s0"):
-        assert fact in told
-    assert "  signed" in told
-    assert "FAILED" in told
-    assert "UnknownBlueprintError: " in told
+        assert fact in printed
+    assert "  signed" in printed
+    assert "FAILED" in printed
+    assert "UnknownBlueprintError: " in printed
 
 
 def test_a_damaged_journal_is_dumped_as_far_as_it_reads_and_says_so(run: Path) -> None:
@@ -223,9 +223,9 @@ def test_compacting_keeps_the_state_and_lets_go_of_what_is_old(tmp_path: Path) -
     for _ in range(2):  # the first begins the segment that the second may keep alone
         result = invoke("journal", "compact", str(tmp_path), "--json")
         assert result.exit_code == 0, result.stderr
-    told = json.loads(result.stdout)
-    assert told["segments"][1] == len(segments(tmp_path)) < before
-    assert told["bytes"][1] == sum(path.stat().st_size for path in segments(tmp_path))
+    answer = json.loads(result.stdout)
+    assert answer["segments"][1] == len(segments(tmp_path)) < before
+    assert answer["bytes"][1] == sum(path.stat().st_size for path in segments(tmp_path))
     assert dumped(tmp_path, "--type", "step") == []
     with open_tamiyo(tmp_path, config=config, clock=clock) as tamiyo:
         assert state_to_json(tamiyo.state) == state_to_json(expected)
@@ -265,7 +265,7 @@ DROP_AT_ONCE = make_config(publishing={"max_retries": 0}, storage={"durability":
 
 
 class BusOfTheFirst(MemoryBus):
-    """Takes one report and is away ever after."""
+    """Accepts a report and is unreachable afterwards."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -353,7 +353,7 @@ def test_a_running_controller_is_not_disturbed_and_the_secret_may_have_another_n
 
 
 @pytest.mark.usefixtures("secret")
-def test_a_bus_that_refuses_is_exit_status_one_and_what_was_sent_is_told(tmp_path: Path) -> None:
+def test_a_bus_that_refuses_is_exit_status_one_and_what_was_sent_is_printed(tmp_path: Path) -> None:
     _, *dropped = step_and_publish(tmp_path / "run", 3)
     (tmp_path / "redis").mkdir()
     with RedisServer(tmp_path / "redis") as server:
@@ -409,10 +409,10 @@ def test_misuse_has_exit_status_two(
     arguments: tuple[str, ...], run: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     empty = tmp_path_factory.mktemp("empty")
-    assert invoke(*(one.format(run=run, empty=empty) for one in arguments)).exit_code == 2
+    assert invoke(*(argument.format(run=run, empty=empty) for argument in arguments)).exit_code == 2
 
 
 def test_every_type_of_record_can_be_asked_for() -> None:
-    told = " ".join(invoke("journal", "dump", "--help").stdout.replace("│", " ").split())
-    for one in RecordType:
-        assert one.name.lower() in told
+    printed = " ".join(invoke("journal", "dump", "--help").stdout.replace("│", " ").split())
+    for record_type in RecordType:
+        assert record_type.name.lower() in printed

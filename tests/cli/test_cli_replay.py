@@ -94,22 +94,22 @@ def test_the_demo_grows_again_bit_for_bit_and_its_network_is_kept(
     before = files_of(demo)
     result = invoke("replay", str(demo), "--directory", str(tmp_path / "again"), "--json")
     assert result.exit_code == 0, result.stderr
-    told = json.loads(result.stdout)
-    assert told["identical"] is True
-    assert (told["decisions"], told["unused"], told["differing"]) == (EPOCHS, 0, {})
-    assert told["test_accuracy"]["now"] == told["test_accuracy"]["recorded"]
+    answer = json.loads(result.stdout)
+    assert answer["identical"] is True
+    assert (answer["decisions"], answer["unused"], answer["differing"]) == (EPOCHS, 0, {})
+    assert answer["test_accuracy"]["now"] == answer["test_accuracy"]["recorded"]
     assert files_of(demo) == before
     inner = invoke("replay", str(demo / "tamiyo"), "--json")
-    assert json.loads(inner.stdout) == told
+    assert json.loads(inner.stdout) == answer
     task = digits_task(1)
     state = load_tree(tmp_path / "again" / "loop", init_loop(task, 1))
-    assert float(accuracy(task, state.host, task.test)) == told["test_accuracy"]["now"]
+    assert float(accuracy(task, state.host, task.test)) == answer["test_accuracy"]["now"]
 
 
 @pytest.mark.slow
 def test_the_demo_is_asked_what_guard_would_have_done(demo: Path) -> None:
-    same = what_if(demo)
-    assert (same["steps"], same["differ"]) == (EPOCHS, 0)
+    unchanged = what_if(demo)
+    assert (unchanged["steps"], unchanged["differ"]) == (EPOCHS, 0)
     guard = what_if(demo, "--mode", "guard")
     assert guard["actions"]["GERMINATE"]["recorded"] > 0
     assert guard["actions"]["GERMINATE"]["instead"] == 0
@@ -117,7 +117,7 @@ def test_the_demo_is_asked_what_guard_would_have_done(demo: Path) -> None:
 
 
 @pytest.mark.slow
-def test_another_run_than_the_one_on_record_is_a_no_and_says_what_differs(
+def test_a_run_that_differs_from_its_journal_fails_and_names_the_differences(
     demo: Path, tmp_path: Path
 ) -> None:
     other = shutil.copytree(demo, tmp_path / "other")
@@ -133,16 +133,16 @@ def test_another_run_than_the_one_on_record_is_a_no_and_says_what_differs(
 
 
 def test_the_same_controller_differs_nowhere_and_another_does(run: Path, tmp_path: Path) -> None:
-    same = what_if(run)
-    assert same["steps"] == 36
-    assert (same["differ"], same["differences"], same["revised"]) == (0, [], 0)
+    unchanged = what_if(run)
+    assert unchanged["steps"] == 36
+    assert (unchanged["differ"], unchanged["differences"], unchanged["revised"]) == (0, [], 0)
     guard = what_if(run, "--mode", "guard")
     advances = guard["actions"]["ADVANCE"]
     assert advances["recorded"] > 0
     assert advances["instead"] == 0
     assert guard["differ"] == len(guard["differences"]) > 0
-    for one in guard["differences"]:
-        assert one["recorded"]["action"] != one["instead"]["action"]
+    for difference in guard["differences"]:
+        assert difference["recorded"]["action"] != difference["instead"]["action"]
     settings = tmp_path / "cautious.toml"
     settings.write_text("[risk]\nloss_spike = 0.9\n")
     assert what_if(run, "--file", str(settings))["differ"] > 0
@@ -178,12 +178,12 @@ def test_a_policy_that_is_named_is_asked_about_a_run_on_guard_too(tmp_path: Path
 
 
 def test_a_run_without_seeds_is_asked_about_as_that_of_a_seedless_host(seedless: Path) -> None:
-    same = what_if(seedless)
-    assert (same["steps"], same["differ"]) == (18, 0)
-    assert len(same["actions"]) > 1
-    told = what_if(seedless, "--policy", "heuristic")
-    assert "WAIT" in told["actions"]
-    assert not any(one["instead"]["failed"] for one in told["differences"])
+    unchanged = what_if(seedless)
+    assert (unchanged["steps"], unchanged["differ"]) == (18, 0)
+    assert len(unchanged["actions"]) > 1
+    answer = what_if(seedless, "--policy", "heuristic")
+    assert "WAIT" in answer["actions"]
+    assert not any(difference["instead"]["failed"] for difference in answer["differences"])
 
 
 @pytest.mark.parametrize("named", ["", "tamiyo"], ids=["above", "own"])
@@ -257,5 +257,8 @@ def test_a_run_that_is_not_the_demo_is_not_trained_again(run: Path) -> None:
 )
 def test_misuse_has_exit_status_two(arguments: tuple[str, ...], run: Path, tmp_path: Path) -> None:
     assert (
-        invoke("replay", *(one.format(run=run, empty=tmp_path) for one in arguments)).exit_code == 2
+        invoke(
+            "replay", *(argument.format(run=run, empty=tmp_path) for argument in arguments)
+        ).exit_code
+        == 2
     )

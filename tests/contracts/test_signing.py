@@ -241,7 +241,7 @@ def test_a_verifier_gives_the_next_verifier_and_stays_as_it_is() -> None:
         second.verify(signed(), now_ns=NOW)
 
 
-def test_a_secret_shows_itself_to_nobody() -> None:
+def test_a_secret_is_hidden_from_repr_and_pickle() -> None:
     secret = Secret("hunter2 hunter2 hunter2")
     for shown in (
         repr(secret),

@@ -20,7 +20,7 @@ LIMIT = 5.0
 
 
 def make_cache(capacity: int = 8, revision: int = 0) -> BlueprintCache:
-    return BlueprintCache(capacity, LIMIT, heard_at=0.0).reread(revision, 0.0)
+    return BlueprintCache(capacity, LIMIT, polled_at=0.0).reread(revision, 0.0)
 
 
 def at(revision: int, name: str = "a") -> Blueprint:
@@ -44,7 +44,7 @@ def fetched(
 
 
 def full(*names: str, capacity: int = 8) -> BlueprintCache:
-    """Blueprints that were put in this order, all heard of and fetched."""
+    """Blueprints that were put in this order, all received and fetched."""
     cache = make_cache(capacity, revision=len(names))
     return fetched(cache, {name: at(i + 1, name) for i, name in enumerate(names)})
 
@@ -69,7 +69,9 @@ def test_an_absence_is_remembered_for_a_second_and_not_for_longer() -> None:
     assert cache.look(("a",), 1.0 + ABSENCE_SECONDS)[1].missing == ("a",)
 
 
-@pytest.mark.parametrize("revision", [5, 3, 2, 1, 0], ids=lambda one: f"change {one} after 3")
+@pytest.mark.parametrize(
+    "revision", [5, 3, 2, 1, 0], ids=lambda revision: f"change {revision} after 3"
+)
 def test_a_change_that_is_not_the_next_drops_everything_until_all_is_read_anew(
     revision: int,
 ) -> None:
@@ -80,14 +82,14 @@ def test_a_change_that_is_not_the_next_drops_everything_until_all_is_read_anew(
     assert lost.reread_due
     assert lost.apply(put(4)).reread_due
     again = lost.reread(9, 1.0)
-    assert (again.watermark, again.heard_at, again.reread_due) == (9, 1.0, False)
+    assert (again.watermark, again.polled_at, again.reread_due) == (9, 1.0, False)
     assert not again.apply(put(10)).reread_due
 
 
 def test_a_poll_with_a_gap_does_not_count_as_hearing() -> None:
-    cache = full("a").hear([put(3)], 2.0)
-    assert cache.heard_at == 0.0
-    assert full("a").hear([put(2), put(3)], 2.0).heard_at == 2.0
+    cache = full("a").apply_poll([put(3)], 2.0)
+    assert cache.polled_at == 0.0
+    assert full("a").apply_poll([put(2), put(3)], 2.0).polled_at == 2.0
 
 
 def test_a_fetch_that_is_older_than_a_change_heard_meanwhile_is_thrown_away() -> None:
@@ -140,24 +142,24 @@ def test_the_least_recently_used_entry_gives_way() -> None:
     assert len(cache.absences) == 3
 
 
-def test_past_the_limit_nothing_is_answered_and_it_is_told_once_per_spell() -> None:
-    cache = full("a").hear([], 1.0)
-    cache, events = cache.aged(1.0 + LIMIT)
+def test_past_the_limit_look_ups_raise_and_an_event_is_emitted_once() -> None:
+    cache = full("a").apply_poll([], 1.0)
+    cache, events = cache.check_age(1.0 + LIMIT)
     assert events == ()
     assert cache.look(("a",), 1.0 + LIMIT)[1].entries
-    cache, (event,) = cache.aged(1.1 + LIMIT)
+    cache, (event,) = cache.check_age(1.1 + LIMIT)
     assert (event.name, event.level) == ("blueprint_cache_stale", TelemetryLevel.CRITICAL)
     assert event.attributes == {"age_ms": "5100"}
-    assert cache.aged(9.0 + LIMIT)[1] == ()
+    assert cache.check_age(9.0 + LIMIT)[1] == ()
     with pytest.raises(StaleCacheError, match=r"5\.1 s, the limit is 5 s.*max_staleness_ms"):
         cache.look(("a",), 1.1 + LIMIT)
-    healed = cache.hear([], 20.0)
+    healed = cache.apply_poll([], 20.0)
     assert healed.look(("a",), 20.0)[1].entries
-    assert len(healed.aged(21.0 + LIMIT)[1]) == 1
+    assert len(healed.check_age(21.0 + LIMIT)[1]) == 1
 
 
 def test_an_interruption_keeps_what_is_there_until_it_is_stale() -> None:
-    cache = full("a").interrupted()
+    cache = full("a").mark_unanswered()
     assert cache.look(("a",), LIMIT)[1].entries
     assert cache.reread(1, 1.0).entries == {}
 
@@ -187,7 +189,7 @@ def test_no_transition_changes_the_cache_that_it_began_from() -> None:
     cache.apply(put(9, "a"))
     cache.look(("a", "d"), 0.0)
     cache.store(found.ticket, {"c": at(2, "c")}, 0.0)
-    cache.interrupted().reread(5, 1.0)
+    cache.mark_unanswered().reread(5, 1.0)
     assert cache == before
 
 
@@ -207,7 +209,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(["put", "put", "delete", "begin", "begin"]), IDS),
         st.sampled_from(["read", "read", "end", "end"]).map(lambda kind: (kind, "")),
-        st.sampled_from(["hear", "hear", "miss", "swap", "repeat"]).map(lambda kind: (kind, "")),
+        st.sampled_from(["poll", "poll", "miss", "swap", "repeat"]).map(lambda kind: (kind, "")),
         st.sampled_from(["interrupt", "reread"]).map(lambda kind: (kind, "")),
     ),
     max_size=60,
@@ -245,15 +247,15 @@ class World:
 
     def listen(self, kind: str, _: str) -> None:
         if kind == "interrupt":
-            self.cache = self.cache.interrupted()
+            self.cache = self.cache.mark_unanswered()
             return
         if kind == "reread" or self.cache.reread_due:
             self.cache = self.cache.reread(self.library.revision(), 0.0)
             return
         after = max(0, self.cache.watermark - (kind == "repeat"))
         waiting = self.library.changes(after, 0.0)
-        heard = {"hear": waiting[:2], "miss": waiting[1:], "swap": waiting[::-1]}
-        self.cache = self.cache.hear(heard.get(kind, waiting), 0.0)
+        changes = {"poll": waiting[:2], "miss": waiting[1:], "swap": waiting[::-1]}
+        self.cache = self.cache.apply_poll(changes.get(kind, waiting), 0.0)
 
 
 @given(steps=STEPS, capacity=st.integers(1, 3))
@@ -269,7 +271,7 @@ def test_whatever_is_lost_late_or_reordered_no_answer_is_older_than_the_watermar
     for kind, name in steps:
         acts.get(kind, world.listen)(kind, name)
         cache = world.cache
-        held = {one: entry.blueprint.revision for one, entry in cache.entries.items()}
-        for one in {**held, **cache.absences}:
-            assert held.get(one) in [state.get(one) for state in world.history[cache.watermark :]]
+        held = {name: entry.blueprint.revision for name, entry in cache.entries.items()}
+        for name in {**held, **cache.absences}:
+            assert held.get(name) in [state.get(name) for state in world.history[cache.watermark :]]
         assert len(held) <= capacity

@@ -27,7 +27,7 @@ def test_the_cache_follows_change_notifications_and_nothing_else(tmp_path: Path)
         revision = elsewhere.put(make_blueprint("grow-a", risk=0.4))
         deadline = time.monotonic() + 10.0
         while listener.cache.watermark < revision:
-            assert time.monotonic() < deadline, "the change was never heard"
+            assert time.monotonic() < deadline, "the change never arrived"
             time.sleep(0.005)
         assert [fetched_by(step) for step in range(3, 5)] == [1, 0]
         assert listener.cache.entries["grow-a"].blueprint.revision == revision

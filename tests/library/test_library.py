@@ -1,4 +1,4 @@
-"""One contract that every blueprint library keeps, and what is each one's own."""
+"""The contract of all blueprint libraries, and the behaviour particular to each."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Make = Callable[..., BlueprintLibrary]
 
 @pytest.fixture
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
-    """Opens the library of this kind that belongs to the test; again gives the same one."""
+    """Opens the library of this kind that belongs to the test; again opens the same library."""
     match request.param:
         case "memory":
             return MemoryBlueprintLibrary
@@ -124,9 +124,9 @@ def test_revisions_grow_by_one_per_change_even_if_there_was_nothing_to_delete(ma
 @every_library
 def test_changes_begin_above_the_revision_asked_for(make: Make) -> None:
     library = make()
-    told = as_put(library, "a", "b", "a")
+    changes = as_put(library, "a", "b", "a")
     for after in range(4):
-        assert library.changes(after, 0.0) == told[after:]
+        assert library.changes(after, 0.0) == changes[after:]
     assert library.changes(17, 0.0) == []
 
 
@@ -191,16 +191,18 @@ def test_processes_that_write_at_once_lose_nothing_and_share_one_count(
 ) -> None:
     library = make()
     jobs = [(library.connection(), name) for name in ("a", "b", "a", "b")]
-    revisions = [one for part in processes.starmap(write_in_process, jobs) for one in part]
+    revisions = [
+        revision for part in processes.starmap(write_in_process, jobs) for revision in part
+    ]
     assert_consistent(library, revisions, 60)
 
 
 def assert_consistent(library: BlueprintLibrary, revisions: list[int], count: int) -> None:
     """Each change once, in order; and each blueprint is that of its newest change."""
     assert sorted(revisions) == list(range(1, count + 1))
-    told = library.changes(0, 0.0)
-    assert [change.revision for change in told] == list(range(1, count + 1))
-    newest = {change.blueprint_id: change for change in told}
+    changes = library.changes(0, 0.0)
+    assert [change.revision for change in changes] == list(range(1, count + 1))
+    newest = {change.blueprint_id: change for change in changes}
     for name, change in newest.items():
         blueprint = library.get(name)
         if change.kind is ChangeKind.DELETE:
@@ -228,7 +230,7 @@ def test_any_history_gives_what_a_plain_dictionary_would(
     library = make()
     base = library.revision()
     model = {name: library.get(name) for name in library.ids()}
-    told: list[Change] = []
+    changes: list[Change] = []
     for kind, name, risk in steps:
         if kind == "put":
             blueprint = make_blueprint(name, risk=risk / 10)
@@ -237,19 +239,19 @@ def test_any_history_gives_what_a_plain_dictionary_would(
         else:
             revision = library.delete(name)
             model.pop(name, None)
-        told.append(Change(revision, name, ChangeKind(kind)))
-    assert [change.revision for change in told] == [base + 1 + i for i in range(len(steps))]
+        changes.append(Change(revision, name, ChangeKind(kind)))
+    assert [change.revision for change in changes] == [base + 1 + i for i in range(len(steps))]
     assert library.ids() == sorted(model)
     assert {name: library.get(name) for name in model} == model
-    assert library.changes(base, 0.0) == told
+    assert library.changes(base, 0.0) == changes
 
 
 @every_shared_library
 def test_what_one_opening_writes_every_other_reads(make: Make) -> None:
     first = make(GraphConfig(max_layers=7))
     second = connected(first.connection())
-    told = as_put(first, "host")
-    assert second.changes(0, 5.0) == told
+    changes = as_put(first, "host")
+    assert second.changes(0, 5.0) == changes
     assert second.get("host") == first.get("host")
     with pytest.raises(GraphCapacityError, match="7"):
         second.put(make_blueprint("big", layers=make_blueprint().layers * 3))
@@ -262,14 +264,14 @@ def test_old_changes_are_forgotten_and_their_absence_shows(
     for module in (sqlite_module, redis_module):
         monkeypatch.setattr(module, "CHANGES_KEPT", 3)
     library = make()
-    told = as_put(library, *"abcde")
-    assert library.changes(0, 0.0) == told[2:]
+    changes = as_put(library, *"abcde")
+    assert library.changes(0, 0.0) == changes[2:]
     assert library.revision() == 5
     assert library.ids() == [*"abcde"]
     assert library_module.CHANGES_KEPT >= 1_000
 
 
-def test_a_library_in_memory_has_no_other_door() -> None:
+def test_a_library_in_memory_cannot_be_opened_by_another_process() -> None:
     assert MemoryBlueprintLibrary().connection() is None
 
 
@@ -359,8 +361,8 @@ def test_a_server_that_hangs_is_given_up_in_time(own_redis_server: RedisServer) 
     library.close()
 
 
-def test_passwords_of_a_server_are_told_to_nobody(redis_server: RedisServer) -> None:
-    url = redis_server.url.replace("redis://", "redis://somebody:hunter2@")
+def test_passwords_of_a_server_are_never_shown(redis_server: RedisServer) -> None:
+    url = redis_server.url.replace("redis://", "redis://user:hunter2@")
     with pytest.raises(PersistenceError) as refused:
         RedisBlueprintLibrary(url)
     assert "hunter2" not in str(refused.value) + repr(refused.value.context)
@@ -370,7 +372,7 @@ def test_passwords_of_a_server_are_told_to_nobody(redis_server: RedisServer) -> 
     library.close()
 
 
-def test_a_url_of_no_redis_server_is_a_setting_to_correct(redis_server: RedisServer) -> None:
+def test_a_malformed_redis_url_is_a_configuration_error(redis_server: RedisServer) -> None:
     with pytest.raises(ConfigurationError, match="http://nowhere"):
         RedisBlueprintLibrary("http://user:hunter2@nowhere")
 
@@ -381,7 +383,7 @@ def test_without_redis_py_the_error_says_what_to_install(monkeypatch: pytest.Mon
         RedisBlueprintLibrary("redis://127.0.0.1:1/0")
 
 
-def test_a_blueprint_too_large_for_this_reader_keeps_nobody_else_from_being_served(
+def test_a_blueprint_too_large_for_this_reader_does_not_keep_others_from_being_served(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "blueprints.db"

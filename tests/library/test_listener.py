@@ -55,7 +55,7 @@ for line in sys.stdin:
 
 
 class Watcher:
-    """A resolver on a library, what it fetched, and what it told."""
+    """A resolver on a library, its fetches, and the events it emitted."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Watcher:
     def names(self) -> list[str]:
         return [event.name for event in self.events]
 
-    def told(self, name: str) -> bool:
+    def emitted(self, name: str) -> bool:
         return name in self.names()
 
     def refuses(self) -> bool:
@@ -100,7 +100,7 @@ def watching(library: BlueprintLibrary, **arguments: float) -> Iterator[Watcher]
         yield watcher
     finally:
         watcher.resolver.close()
-    assert not [one for one in threading.enumerate() if one.name == "blueprint-cache"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "blueprint-cache"]
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 15.0) -> None:
@@ -119,7 +119,7 @@ def library(request: pytest.FixtureRequest, tmp_path: Path) -> BlueprintLibrary:
 
 @contextmanager
 def writer(connection: Connection | None) -> Iterator[Callable[[float], int]]:
-    """Another process that puts the active blueprint when told to; gives the revision."""
+    """Another process that puts the active blueprint on request; returns the revision."""
     assert connection is not None
     tests = str(Path(__file__).parents[1])
     arguments = [tests, connection.factory, json.dumps(connection.arguments)]
@@ -161,8 +161,8 @@ def test_what_did_not_change_is_asked_for_once(library: BlueprintLibrary) -> Non
         eventually(lambda: watcher.listener.cache.watermark == revision)
         again, changed = watcher.resolver.resolve(make_packet(), PATIENT_MS)
     assert again is arrays
-    assert [one.risk for one in candidates] == [0.2, 0.2]
-    assert [one.risk for one in changed] == [0.7, 0.2]
+    assert [blueprint.risk for blueprint in candidates] == [0.2, 0.2]
+    assert [blueprint.risk for blueprint in changed] == [0.7, 0.2]
     assert watcher.fetched == [("host", "grow-a", "grow-b"), ("grow-a",)]
 
 
@@ -177,11 +177,11 @@ def kill(thread: threading.Thread) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_killed_listener_is_told_and_another_takes_its_place(library: BlueprintLibrary) -> None:
+def test_a_killed_listener_emits_an_event_and_is_restarted(library: BlueprintLibrary) -> None:
     library.put(make_blueprint(risk=0.1))
     with watching(library, limit_ms=10_000) as watcher:
         assert watcher.risk() == 0.1
-        (thread,) = (one for one in threading.enumerate() if one.name == "blueprint-cache")
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "blueprint-cache")
         kill(thread)
         (event,) = watcher.events
         assert event.name == "blueprint_cache_listener_died"
@@ -192,7 +192,7 @@ def test_a_killed_listener_is_told_and_another_takes_its_place(library: Blueprin
 
 
 class Wrapped:
-    """A library whose notifications a test may spoil; everything else is the real one's."""
+    """A real library whose notifications a test may distort."""
 
     def __init__(
         self, library: BlueprintLibrary, spoil: Callable[[list[Change]], list[Change]]
@@ -217,7 +217,7 @@ def test_a_listener_that_dies_whenever_it_is_started_ends_the_answers(
     def spoil(changes: list[Change]) -> list[Change]:
         if not watched:
             return changes
-        raise RuntimeError("nobody expected this")
+        raise RuntimeError("an unexpected error")
 
     watched: list[Watcher] = []
     library.put(make_blueprint(risk=0.1))
@@ -227,7 +227,7 @@ def test_a_listener_that_dies_whenever_it_is_started_ends_the_answers(
         library.put(make_blueprint(risk=0.9))
         started = time.monotonic()
         answers = set[float | None]()
-        while not watcher.told("blueprint_cache_stale"):
+        while not watcher.emitted("blueprint_cache_stale"):
             assert time.monotonic() - started < 10.0
             if not watcher.refuses():
                 answers.add(watcher.risk())
@@ -236,7 +236,7 @@ def test_a_listener_that_dies_whenever_it_is_started_ends_the_answers(
         assert answers <= {0.1, 0.9}
         assert watcher.events[0].attributes == {
             "error": "RuntimeError",
-            "message": "nobody expected this",
+            "message": "an unexpected error",
         }
         watched.clear()
         eventually(lambda: not watcher.refuses())
@@ -274,7 +274,7 @@ def test_a_redis_that_restarts_is_noticed_and_healed_and_nothing_stale_is_answer
         assert watcher.risk() == 0.1
         own_redis_server.kill()
         killed = time.monotonic()
-        eventually(lambda: watcher.told("blueprint_library_failed"))
+        eventually(lambda: watcher.emitted("blueprint_library_failed"))
         eventually(watcher.refuses)
         assert time.monotonic() - killed < LIMIT_MS / 1e3 + 0.5
         own_redis_server.start()
@@ -355,7 +355,7 @@ def test_a_file_that_was_replaced_is_noticed(tmp_path: Path) -> None:
         eventually(lambda: watcher.risk() == 0.9)
 
 
-def test_a_library_that_cannot_be_read_is_told_at_once(own_redis_server: RedisServer) -> None:
+def test_a_library_that_cannot_be_read_raises_at_once(own_redis_server: RedisServer) -> None:
     library = RedisBlueprintLibrary(own_redis_server.url)
     own_redis_server.kill()
     with pytest.raises(PersistenceError):
@@ -366,7 +366,7 @@ def test_a_library_that_cannot_be_read_is_told_at_once(own_redis_server: RedisSe
 def test_a_library_in_memory_needs_no_thread_and_the_next_look_sees_every_change() -> None:
     library = MemoryBlueprintLibrary()
     with watching(library) as watcher:
-        assert "blueprint-cache" not in [one.name for one in threading.enumerate()]
+        assert "blueprint-cache" not in [thread.name for thread in threading.enumerate()]
         for i in range(1, 10):
             library.put(make_blueprint(risk=i / 10))
             assert watcher.risk() == i / 10
@@ -386,7 +386,7 @@ def test_all_unknown_blueprints_are_named_and_a_storm_of_them_is_one_fetch() -> 
         library.put(make_blueprint("nowhere"))
         arrays, candidates = watcher.resolver.resolve(packet, PATIENT_MS)
     assert arrays.blueprint.blueprint_id == "host"
-    assert [one.blueprint_id for one in candidates] == ["grow-a", "nowhere", "host"]
+    assert [blueprint.blueprint_id for blueprint in candidates] == ["grow-a", "nowhere", "host"]
 
 
 def test_a_late_fetch_is_an_error_and_what_it_brought_is_kept() -> None:
@@ -414,7 +414,7 @@ def test_a_fetch_that_was_overtaken_is_made_again() -> None:
         listener = watcher.listener
 
         def overtaken(ids: tuple[str, ...], seconds: float) -> Mapping[str, Blueprint | None]:
-            answers = {one: library.get(one) for one in ids}
+            answers = {name: library.get(name) for name in ids}
             if library.revision() == 1:
                 library.put(make_blueprint(risk=0.9))
                 listener.look(())
@@ -431,7 +431,7 @@ def test_a_cache_of_one_still_answers_a_packet_of_many() -> None:
     with watching(library, capacity=1) as watcher:
         for _ in range(3):
             _, candidates = watcher.resolver.resolve(make_packet(), PATIENT_MS)
-            assert [one.blueprint_id for one in candidates] == ["grow-a", "grow-b"]
+            assert [blueprint.blueprint_id for blueprint in candidates] == ["grow-a", "grow-b"]
         assert len(watcher.listener.cache.entries) == 1
 
 
@@ -452,8 +452,8 @@ def test_arrays_of_the_cache_give_what_encoding_anew_gives_and_are_not_written_t
             )
             again = observe_encoded(config, initial_state({}), packet, arrays, candidates)
             anew = observe(config, initial_state({}), packet, arrays.blueprint, candidates)
-            for one, other in zip(again.observation.raw, anew.observation.raw, strict=True):
-                np.testing.assert_array_equal(one, other)
+            for left, right in zip(again.observation.raw, anew.observation.raw, strict=True):
+                np.testing.assert_array_equal(left, right)
             assert again.coverage == anew.coverage
-    for one, other in zip(before, arrays.raw, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for left, right in zip(before, arrays.raw, strict=True):
+        np.testing.assert_array_equal(left, right)
