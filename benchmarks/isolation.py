@@ -23,14 +23,13 @@ from itertools import count
 from pathlib import Path
 
 import jax
-import jraph
 from harness import Timing, in_turns, report
 from sizes import SIZES
 
 from tamiyo_jax.config import DeadlineConfig, PolicyConfig, TamiyoConfig
 from tamiyo_jax.contracts import Blueprint, SeedStage, SeedState, SystemStatePacket
 from tamiyo_jax.demo import digits_task
-from tamiyo_jax.graph import layout_for
+from tamiyo_jax.graph import GraphsTuple, layout_for
 from tamiyo_jax.inference import Isolation
 from tamiyo_jax.library import MemoryBlueprintLibrary
 from tamiyo_jax.policy import Params, apply_folded, fold, init_params
@@ -56,7 +55,7 @@ class Case:
     config: TamiyoConfig
     blueprints: tuple[Blueprint, ...]
     packets: Sequence[SystemStatePacket]
-    graph: jraph.GraphsTuple | None = None
+    graph: GraphsTuple | None = None
 
 
 def packets(blueprint_id: str, candidates: tuple[str, ...]) -> list[SystemStatePacket]:

@@ -29,7 +29,7 @@ from tamiyo_jax.graph import (
     complete_attributes,
     complete_rows,
     encode,
-    expanded,
+    expand_layout,
     layout_for,
 )
 
@@ -56,7 +56,7 @@ def compare_edges(path: Path) -> EdgeComparison:
         blueprint = read_blueprint(case["blueprint"])
         packet = read_packet(case["packet"], blueprint.blueprint_id, number)
         layout = layout_for(blueprint, GraphConfig())
-        for form in (layout, expanded(layout)):
+        for form in (layout, expand_layout(layout)):
             ours = _edges(packet, blueprint, form)
             for relation in RELATIONS:
                 golden = case["edges"].get(relation.key, [])

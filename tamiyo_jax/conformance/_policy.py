@@ -7,10 +7,16 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jraph
 import numpy as np
 
-from tamiyo_jax.graph import EDGE_WIDTH, FEATURE_WIDTH, NODE_TYPES, RELATIONS, GraphLayout
+from tamiyo_jax.graph import (
+    EDGE_WIDTH,
+    FEATURE_WIDTH,
+    NODE_TYPES,
+    RELATIONS,
+    GraphLayout,
+    GraphsTuple,
+)
 from tamiyo_jax.policy import (
     PolicyOutputs,
     apply,
@@ -51,7 +57,7 @@ def compare_policy(path: Path) -> dict[str, float]:
 
 def golden_graph(
     arrays: Mapping[str, np.ndarray], *, padding: int
-) -> tuple[GraphLayout, jraph.GraphsTuple]:
+) -> tuple[GraphLayout, GraphsTuple]:
     """The golden graph with every relation listed and `padding` spare rows in each block."""
     nodes, edges = _under("nodes", arrays), _under("edges", arrays)
     layout = GraphLayout.of(
@@ -77,7 +83,7 @@ def golden_graph(
         ends[:, real] = index + np.array([[end.start] for end in blocks], np.int32)
         attributes[real] = edges[f"{relation.key}/attr"]
         edge_mask[real] = True
-    return layout, jraph.GraphsTuple(
+    return layout, GraphsTuple(
         nodes={
             "x": jnp.asarray(x),
             "mask": jnp.asarray(node_mask),

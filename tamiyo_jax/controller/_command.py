@@ -20,7 +20,7 @@ from tamiyo_jax.controller._blend_mode import blend_annotations
 from tamiyo_jax.controller._observe import Situation
 from tamiyo_jax.errors import NoLegalActionError
 from tamiyo_jax.policy import Action, Proposal
-from tamiyo_jax.risk import Verdict, downgraded_lr_delta
+from tamiyo_jax.risk import Verdict, clip_lr_delta
 
 __all__ = ["find_evaluated_blueprint", "make_command"]
 
@@ -111,7 +111,7 @@ def _lr_delta(config: TamiyoConfig, proposal: Proposal | None, verdict: Verdict)
     """The guard's brake; or the policy's own change, under a downgrade never an increase."""
     if verdict.brakes or proposal is None:
         return -config.guard.brake
-    return downgraded_lr_delta(proposal.lr_delta) if verdict.downgraded else proposal.lr_delta
+    return clip_lr_delta(proposal.lr_delta) if verdict.downgraded else proposal.lr_delta
 
 
 def _number(value: float) -> str:

@@ -11,16 +11,17 @@ from tamiyo_jax.graph._coverage import (
     Completeness,
     FeatureChanges,
     completeness,
+    count_truncated,
     coverage,
     feature_changes,
     missing_features,
     relation_group,
     total_coverage,
-    truncated,
 )
 from tamiyo_jax.graph._edges import complete_attributes, complete_rows
 from tamiyo_jax.graph._encode import encode, encode_packet
-from tamiyo_jax.graph._layout import Block, GraphLayout, expanded, layout_for
+from tamiyo_jax.graph._jraph import GraphsTuple
+from tamiyo_jax.graph._layout import Block, GraphLayout, expand_layout, layout_for
 from tamiyo_jax.graph._normalizer import (
     Normalizer,
     init_normalizer,
@@ -55,6 +56,7 @@ __all__ = [
     "Completeness",
     "FeatureChanges",
     "GraphLayout",
+    "GraphsTuple",
     "Normalizer",
     "RawGraph",
     "Registries",
@@ -66,11 +68,12 @@ __all__ = [
     "complete_attributes",
     "complete_rows",
     "completeness",
+    "count_truncated",
     "coverage",
     "encode",
     "encode_blueprint",
     "encode_packet",
-    "expanded",
+    "expand_layout",
     "feature_changes",
     "init_normalizer",
     "layout_for",
@@ -79,7 +82,6 @@ __all__ = [
     "relation_group",
     "schema_digest",
     "total_coverage",
-    "truncated",
     "update",
     "update_and_normalize",
 ]

@@ -15,8 +15,8 @@ import numpy as np
 
 from tamiyo_jax.config import GraphConfig
 from tamiyo_jax.contracts import Blueprint
-from tamiyo_jax.graph._edges import listed_with_packet, write_static_relations
-from tamiyo_jax.graph._layout import GraphLayout, fitting
+from tamiyo_jax.graph._edges import find_packet_relations, write_static_relations
+from tamiyo_jax.graph._layout import GraphLayout, count_fitting
 from tamiyo_jax.graph._live import LiveSlots, live_slots
 from tamiyo_jax.graph._nodes import (
     activation_columns,
@@ -32,7 +32,7 @@ from tamiyo_jax.graph._nodes import (
 from tamiyo_jax.graph._raw import RawGraph, blank
 from tamiyo_jax.graph._registry import Registries
 from tamiyo_jax.graph._schema import Relation
-from tamiyo_jax.graph._seed_edges import Seat, SeedEdges, draw_seed_edges, seed_links
+from tamiyo_jax.graph._seed_edges import SeedEdges, SeedPlacement, draw_seed_edges, seed_links
 
 __all__ = ["BlueprintArrays", "Stage", "StageKey", "blueprint_order", "encode_blueprint"]
 
@@ -97,13 +97,15 @@ class BlueprintArrays(NamedTuple):
     live: LiveSlots
     pairs: Mapping[str, np.ndarray]
     listed: tuple[Relation, ...]
-    staged: Callable[[StageKey], Stage]
-    seated: Callable[[tuple[Seat, ...]], SeedEdges]
+    stage_for: Callable[[StageKey], Stage]
+    seed_edges_for: Callable[[tuple[SeedPlacement, ...]], SeedEdges]
 
 
 def blueprint_order(blueprint: Blueprint, candidates: Sequence[Blueprint]) -> tuple[Blueprint, ...]:
     """The blueprints in the order of their nodes: the active one, then the other candidates."""
-    others = (one for one in candidates if one.blueprint_id != blueprint.blueprint_id)
+    others = (
+        candidate for candidate in candidates if candidate.blueprint_id != blueprint.blueprint_id
+    )
     return (blueprint, *others)
 
 
@@ -128,7 +130,7 @@ def encode_blueprint(
         ("activation", activation_columns(blueprint.activations), len(blueprint.activations)),
         ("parameter", parameter_columns(blueprint), len(blueprint.parameters)),
     ):
-        kept = fitting(name, count, layout.nodes[name].capacity, config)
+        kept = count_fitting(name, count, layout.nodes[name].capacity, config)
         where = write_rows(raw, layout, name, make_rows(name, columns, kept), count)
         raw.attributes[where, 0] = positions(count)[:kept]
         if name == "layer":
@@ -152,9 +154,9 @@ def encode_blueprint(
         raw,
         live=live_slots(blueprint, layout),
         pairs=pairs,
-        listed=listed_with_packet(layout),
-        staged=_remembered(functools.partial(_stage, raw, layout)),
-        seated=_remembered(functools.partial(draw_seed_edges, raw, layout, links, config)),
+        listed=find_packet_relations(layout),
+        stage_for=_remembered(functools.partial(_stage, raw, layout)),
+        seed_edges_for=_remembered(functools.partial(draw_seed_edges, raw, layout, links, config)),
     )
 
 
@@ -168,21 +170,25 @@ def _stage(static: RawGraph, layout: GraphLayout, key: StageKey) -> Stage:
     blueprints, active = key.blueprints, key.blueprints[0]
     layer_types = [layer.type for layer in active.layers]
     functions = [layer.activation for layer in active.layers]
-    activation_types = [one.type for one in active.activations]
-    ids = [one.blueprint_id for one in blueprints]
+    activation_types = [activation.type for activation in active.activations]
+    ids = [blueprint.blueprint_id for blueprint in blueprints]
     registries = key.registries.with_keys(
         blueprints=ids,
         layer_types=_distinct(layer_types),
         activation_types=_distinct((*functions, *activation_types)),
-        optimizer_families=[one.optimizer_family for one in blueprints],
-        hazard_classes=[one.hazard_class for one in blueprints],
-        blending_methods=[name for one in blueprints for name in one.allowed_blending_methods],
+        optimizer_families=[blueprint.optimizer_family for blueprint in blueprints],
+        hazard_classes=[blueprint.hazard_class for blueprint in blueprints],
+        blending_methods=[
+            name for blueprint in blueprints for name in blueprint.allowed_blending_methods
+        ],
     )
     raw = RawGraph(*(array.copy() for array in static))
     kept = blueprints[: layout.nodes["blueprint"].capacity]
     rows = make_rows("blueprint", blueprint_columns(kept), len(kept))
     where = write_rows(raw, layout, "blueprint", rows, len(blueprints))
-    raw.attributes[where] = [(one.stage, finite(one.effective_risk)) for one in kept]
+    raw.attributes[where] = [
+        (blueprint.stage, finite(blueprint.effective_risk)) for blueprint in kept
+    ]
     for name, feature, keys, registry in (
         ("blueprint", "blueprint_index", ids, registries.blueprints),
         ("layer", "type", layer_types, registries.layer_types),

@@ -1,13 +1,13 @@
-"""From a `RawGraph` to the `jraph.GraphsTuple` that the network reads."""
+"""From a `RawGraph` to the `GraphsTuple` that the network reads."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import jraph
 import numpy as np
 
 from tamiyo_jax.graph._edges import complete_attributes, complete_rows
+from tamiyo_jax.graph._jraph import GraphsTuple, pad_with_graphs
 from tamiyo_jax.graph._layout import GraphLayout, bucket
 from tamiyo_jax.graph._normalizer import Normalizer, update_and_normalize
 from tamiyo_jax.graph._raw import RawGraph
@@ -18,7 +18,7 @@ __all__ = ["build", "compact"]
 
 def build(
     layout: GraphLayout, normalizer: Normalizer, raw: RawGraph, *, rate: float | jax.Array = 0.1
-) -> tuple[Normalizer, jraph.GraphsTuple]:
+) -> tuple[Normalizer, GraphsTuple]:
     """Update the normaliser with a graph's values and normalise them.
 
     Jit with `layout` static; `vmap` over `normalizer` and `raw`.
@@ -38,7 +38,7 @@ def build(
     """
     values, present = jnp.asarray(raw.values), jnp.asarray(raw.present)
     normalizer, x = update_and_normalize(layout, normalizer, values, present, rate=rate)
-    graph = jraph.GraphsTuple(
+    graph = GraphsTuple(
         nodes={"x": x, "mask": jnp.asarray(raw.mask), "attributes": jnp.asarray(raw.attributes)},
         edges={"x": jnp.asarray(raw.edges), "mask": jnp.asarray(raw.edge_mask)},
         senders=jnp.asarray(raw.senders),
@@ -50,7 +50,7 @@ def build(
     return normalizer, graph
 
 
-def compact(layout: GraphLayout, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
+def compact(layout: GraphLayout, graph: GraphsTuple) -> GraphsTuple:
     """The ordinary jraph form of a built graph, on the host.
 
     Real nodes and edges come first, complete relations are written out, and one padding
@@ -75,12 +75,12 @@ def compact(layout: GraphLayout, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
     row = np.cumsum(mask, dtype=np.int32) - 1
 
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
-    for index, one in enumerate(RELATIONS):
-        if layout.is_complete(one):
-            senders, receivers = complete_rows(layout, one, mask)
-            values = complete_attributes(one, attributes, senders, receivers)
+    for index, relation in enumerate(RELATIONS):
+        if layout.is_complete(relation):
+            senders, receivers = complete_rows(layout, relation, mask)
+            values = complete_attributes(relation, attributes, senders, receivers)
         else:
-            block = layout.edges[one.key].slice
+            block = layout.edges[relation.key].slice
             real = table.edges["mask"][block]
             senders, receivers = table.senders[block][real], table.receivers[block][real]
             values = table.edges["x"][block][real]
@@ -89,7 +89,7 @@ def compact(layout: GraphLayout, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
     links = len(senders)
-    ordinary = jraph.GraphsTuple(
+    ordinary = GraphsTuple(
         nodes={
             "x": table.nodes["x"][mask],
             "attributes": attributes[mask],
@@ -102,6 +102,6 @@ def compact(layout: GraphLayout, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
         n_node=jnp.array([np.count_nonzero(mask)], jnp.int32),
         n_edge=jnp.array([links], jnp.int32),
     )
-    return jraph.pad_with_graphs(
+    return pad_with_graphs(
         ordinary, n_node=layout.num_nodes, n_edge=bucket(links, 2 * links + 1), n_graph=2
     )

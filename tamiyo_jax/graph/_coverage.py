@@ -19,13 +19,13 @@ __all__ = [
     "Completeness",
     "FeatureChanges",
     "completeness",
+    "count_truncated",
     "coverage",
     "feature_changes",
+    "find_missing_required",
     "missing_features",
-    "missing_required",
     "relation_group",
     "total_coverage",
-    "truncated",
 ]
 
 
@@ -57,13 +57,13 @@ class Completeness(NamedTuple):
     truncated: Mapping[str, int]
 
 
-def relation_group(one: Relation) -> str:
+def relation_group(relation: Relation) -> str:
     """Name of a relation in reports: ``edges.<source>_<name>``."""
-    return f"edges.{one.source}_{one.name}"
+    return f"edges.{relation.source}_{relation.name}"
 
 
-_PLACE = {one.key: place for place, one in enumerate(RELATIONS)}
-_GROUP = {one.key: relation_group(one) for one in RELATIONS}
+_PLACE = {relation.key: place for place, relation in enumerate(RELATIONS)}
+_GROUP = {relation.key: relation_group(relation) for relation in RELATIONS}
 
 
 def _table(which: Callable[[Column], bool]) -> np.ndarray:
@@ -84,7 +84,7 @@ def _absent(layout: GraphLayout, raw: RawGraph, features: np.ndarray) -> list[st
     """Those of `features`, bool[T, 16], that at least one real node lacks."""
     caps = [capacity for _, capacity in layout.node_capacities]
     real = np.minimum(raw.expected_nodes, np.array(caps, np.int32))
-    kinds, columns = (features & (raw.told < real[:, np.newaxis])).nonzero()
+    kinds, columns = (features & (raw.reported < real[:, np.newaxis])).nonzero()
     return [
         f"{NODE_TYPES[i].name}.{NODE_TYPES[i].columns[j].name}"
         for i, j in zip(kinds.tolist(), columns.tolist(), strict=True)
@@ -93,8 +93,8 @@ def _absent(layout: GraphLayout, raw: RawGraph, features: np.ndarray) -> list[st
 
 def _feature_counts(raw: RawGraph) -> Iterator[tuple[str, int, int]]:
     """(group, told, expected) of every node type of which the input holds anything."""
-    told = (raw.told * _COUNTED).sum(axis=1)
-    rows = zip(NODE_TYPES, told.tolist(), raw.expected_nodes.tolist(), _PER_NODE, strict=True)
+    reported = (raw.reported * _COUNTED).sum(axis=1)
+    rows = zip(NODE_TYPES, reported.tolist(), raw.expected_nodes.tolist(), _PER_NODE, strict=True)
     for kind, count, nodes, features in rows:
         if nodes:
             yield f"node.{kind.name}", count, nodes * features
@@ -114,13 +114,13 @@ def completeness(layout: GraphLayout, raw: RawGraph) -> Completeness:
     features = tuple(_feature_counts(raw))
     edges = tuple(_edge_counts(layout, raw))
     counts = (*features, *edges)
-    told, expected = sum([count for _, count, _ in counts]), sum([of for _, _, of in counts])
+    reported, expected = sum([count for _, count, _ in counts]), sum([of for _, _, of in counts])
     lacking = (group for group, real, links in edges if real < links)
     return Completeness(
         coverage={group: count / of for group, count, of in counts},
-        total=told / expected if expected else 1.0,
+        total=reported / expected if expected else 1.0,
         missing=frozenset((*_absent(layout, raw, _COUNTED), *lacking)),
-        truncated=_truncated(layout, raw),
+        truncated=_count_truncated(layout, raw),
     )
 
 
@@ -139,12 +139,12 @@ def missing_features(layout: GraphLayout, raw: RawGraph) -> frozenset[str]:
     return completeness(layout, raw).missing
 
 
-def truncated(layout: GraphLayout, raw: RawGraph) -> Mapping[str, int]:
+def count_truncated(layout: GraphLayout, raw: RawGraph) -> Mapping[str, int]:
     """See `Completeness.truncated`."""
     return completeness(layout, raw).truncated
 
 
-def missing_required(layout: GraphLayout, raw: RawGraph) -> tuple[str, ...]:
+def find_missing_required(layout: GraphLayout, raw: RawGraph) -> tuple[str, ...]:
     """Names of the required features that at least one real node lacks, sorted."""
     return tuple(sorted(_absent(layout, raw, _REQUIRED)))
 
@@ -158,7 +158,7 @@ def feature_changes(previous: frozenset[str], now: frozenset[str]) -> FeatureCha
     return FeatureChanges(tuple(sorted(now - previous)), tuple(sorted(previous - now)))
 
 
-def _truncated(layout: GraphLayout, raw: RawGraph) -> Mapping[str, int]:
+def _count_truncated(layout: GraphLayout, raw: RawGraph) -> Mapping[str, int]:
     nodes = zip(layout.node_capacities, raw.expected_nodes.tolist(), strict=True)
     cut = {name: count - capacity for (name, capacity), count in nodes if count > capacity}
     edges = raw.expected_edges.tolist()

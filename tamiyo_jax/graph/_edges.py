@@ -15,16 +15,16 @@ import numpy as np
 from tamiyo_jax.config import GraphConfig
 from tamiyo_jax.contracts import Blueprint
 from tamiyo_jax.errors import GraphSchemaError
-from tamiyo_jax.graph._layout import GraphLayout, fitting
+from tamiyo_jax.graph._layout import GraphLayout, count_fitting
 from tamiyo_jax.graph._nodes import finite
 from tamiyo_jax.graph._raw import RawGraph
-from tamiyo_jax.graph._schema import EDGE_WIDTH, RELATIONS, Relation, relation
+from tamiyo_jax.graph._schema import EDGE_WIDTH, RELATIONS, Relation, find_relation
 
 __all__ = [
     "Edges",
     "complete_attributes",
     "complete_rows",
-    "listed_with_packet",
+    "find_packet_relations",
     "write_complete_relations",
     "write_edges",
     "write_static_relations",
@@ -33,15 +33,19 @@ __all__ = [
 CONNECTS = "layer__connects__layer"
 
 
-def _depends_on_packet(one: Relation) -> bool:
+def _depends_on_packet(relation: Relation) -> bool:
     """Whether edges of the relation can change while the blueprint stays the same."""
-    ends = {one.source, one.target}
-    return "seed" in ends or ("blueprint" in ends and one.active is None)
+    ends = {relation.source, relation.target}
+    return "seed" in ends or ("blueprint" in ends and relation.active is None)
 
 
-_PLACE: Mapping[str, int] = {one.key: place for place, one in enumerate(RELATIONS)}
-_STATIC = tuple(one for one in RELATIONS if one.complete and not _depends_on_packet(one))
-_WITH_PACKET = tuple(one for one in RELATIONS if one.complete and _depends_on_packet(one))
+_PLACE: Mapping[str, int] = {relation.key: place for place, relation in enumerate(RELATIONS)}
+_STATIC = tuple(
+    relation for relation in RELATIONS if relation.complete and not _depends_on_packet(relation)
+)
+_WITH_PACKET = tuple(
+    relation for relation in RELATIONS if relation.complete and _depends_on_packet(relation)
+)
 
 
 class Edges(NamedTuple):
@@ -61,34 +65,34 @@ class Edges(NamedTuple):
 
 
 def complete_rows(
-    layout: GraphLayout, one: Relation, mask: np.ndarray
+    layout: GraphLayout, relation: Relation, mask: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """All pairs of a complete relation, source by source.
 
     Args:
       layout: where the blocks lie.
-      one: the relation.
+      relation: the relation.
       mask: bool[N], the real nodes.
 
     Returns:
       senders and receivers, i32[n] each, rows of the node table.
     """
     ends: list[np.ndarray] = []
-    for end, kind in (("source", one.source), ("target", one.target)):
+    for end, kind in (("source", relation.source), ("target", relation.target)):
         block = layout.nodes[kind]
         rows = block.start + np.flatnonzero(mask[block.slice]).astype(np.int32)
-        ends.append(rows[:1] if one.active == end else rows)
+        ends.append(rows[:1] if relation.active == end else rows)
     sources, targets = ends
     return np.repeat(sources, len(targets)), np.tile(targets, len(sources))
 
 
 def complete_attributes(
-    one: Relation, attributes: np.ndarray, senders: np.ndarray, receivers: np.ndarray
+    relation: Relation, attributes: np.ndarray, senders: np.ndarray, receivers: np.ndarray
 ) -> np.ndarray:
     """Attributes of edges of a complete relation, from their ends.
 
     Args:
-      one: the relation; it has terms.
+      relation: the relation; it has terms.
       attributes: f32[N, 2], of the node table.
       senders: i32[n], rows of the node table.
       receivers: i32[n].
@@ -97,7 +101,7 @@ def complete_attributes(
       f32[n, 3].
     """
     values = np.zeros((len(senders), EDGE_WIDTH), np.float32)
-    for column, term in enumerate(one.terms or ()):
+    for column, term in enumerate(relation.terms or ()):
         if term.end == "constant":
             values[:, column] = term.value
         else:
@@ -106,9 +110,9 @@ def complete_attributes(
     return values
 
 
-def listed_with_packet(layout: GraphLayout) -> tuple[Relation, ...]:
+def find_packet_relations(layout: GraphLayout) -> tuple[Relation, ...]:
     """Relations complete by construction that this layout lists, and that packets change."""
-    return tuple(one for one in _WITH_PACKET if not layout.is_complete(one))
+    return tuple(relation for relation in _WITH_PACKET if not layout.is_complete(relation))
 
 
 def write_static_relations(
@@ -135,13 +139,13 @@ def write_static_relations(
       GraphSchemaError: the blueprint lists pairs of a relation that this layout holds complete.
     """
     for key in pairs:
-        if layout.is_complete(relation(key)):
+        if layout.is_complete(find_relation(key)):
             raise GraphSchemaError(
                 f"blueprint {blueprint.blueprint_id} lists pairs of {key}, which is complete "
                 "in this layout; make the layout with layout_for(blueprint, config)",
                 name=key,
             )
-    static = [one for one in _STATIC if not layout.is_complete(one)]
+    static = [relation for relation in _STATIC if not layout.is_complete(relation)]
     write_complete_relations(raw, layout, static, pairs, config)
     write_edges(raw, layout, CONNECTS, _connections(raw, layout, blueprint), config)
 
@@ -165,16 +169,16 @@ def write_complete_relations(
     Raises:
       GraphCapacityError: more edges than a block holds, and truncation is off.
     """
-    for one in relations:
-        if one.key in pairs:
-            _, senders, receivers = _rows(raw, layout, one, *pairs[one.key].T)
-            expected = len(pairs[one.key])
+    for relation in relations:
+        if relation.key in pairs:
+            _, senders, receivers = _rows(raw, layout, relation, *pairs[relation.key].T)
+            expected = len(pairs[relation.key])
         else:
-            senders, receivers = complete_rows(layout, one, raw.mask)
+            senders, receivers = complete_rows(layout, relation, raw.mask)
             expected = len(senders)
-        attributes = complete_attributes(one, raw.attributes, senders, receivers)
+        attributes = complete_attributes(relation, raw.attributes, senders, receivers)
         edges = Edges(senders, receivers, attributes, expected)
-        write_edges(raw, layout, one.key, edges, config)
+        write_edges(raw, layout, relation.key, edges, config)
 
 
 def write_edges(
@@ -187,7 +191,7 @@ def write_edges(
     """
     start, capacity = layout.edges[key]
     raw.expected_edges[_PLACE[key]] = edges.expected
-    kept = fitting(key, len(edges.senders), capacity, config)
+    kept = count_fitting(key, len(edges.senders), capacity, config)
     where = slice(start, start + kept)
     raw.edges[where] = edges.attributes[:kept]
     raw.edge_mask[where] = True
@@ -197,10 +201,10 @@ def write_edges(
 
 
 def _rows(
-    raw: RawGraph, layout: GraphLayout, one: Relation, sources: np.ndarray, targets: np.ndarray
+    raw: RawGraph, layout: GraphLayout, relation: Relation, sources: np.ndarray, targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which (source, target) pairs the graph holds, and their rows in the node table."""
-    ends = (layout.nodes[one.source], sources), (layout.nodes[one.target], targets)
+    ends = (layout.nodes[relation.source], sources), (layout.nodes[relation.target], targets)
     held = np.logical_and(
         *(nodes < np.count_nonzero(raw.mask[block.slice]) for block, nodes in ends)
     )
@@ -223,5 +227,5 @@ def _connections(raw: RawGraph, layout: GraphLayout, blueprint: Blueprint) -> Ed
         strengths = [risk] * count
     depths = ((ends + 1) / max(layers, 1) for ends in (sources, targets))
     attributes = np.column_stack([*depths, np.array(strengths, np.float64)])
-    held, senders, receivers = _rows(raw, layout, relation(CONNECTS), sources, targets)
+    held, senders, receivers = _rows(raw, layout, find_relation(CONNECTS), sources, targets)
     return Edges(senders, receivers, attributes[held], len(attributes))

@@ -20,9 +20,9 @@ from tamiyo_jax.graph._blueprint_arrays import (
     blueprint_order,
     encode_blueprint,
 )
-from tamiyo_jax.graph._coverage import missing_required
+from tamiyo_jax.graph._coverage import find_missing_required
 from tamiyo_jax.graph._edges import write_complete_relations
-from tamiyo_jax.graph._layout import GraphLayout, fitting
+from tamiyo_jax.graph._layout import GraphLayout, count_fitting
 from tamiyo_jax.graph._live import write_live
 from tamiyo_jax.graph._nodes import (
     TYPE_INDEX,
@@ -36,7 +36,7 @@ from tamiyo_jax.graph._nodes import (
 )
 from tamiyo_jax.graph._raw import RawGraph
 from tamiyo_jax.graph._registry import Registries, Registry
-from tamiyo_jax.graph._seed_edges import Seat, SeedEdges, watches
+from tamiyo_jax.graph._seed_edges import SeedEdges, SeedPlacement, watches
 
 __all__ = ["encode", "encode_packet"]
 
@@ -57,50 +57,52 @@ def encode_packet(
     blueprints = blueprint_order(blueprint, candidates)
     _check_named(packet, blueprints)
     for name, count in (("seed", len(seeds)), ("blueprint", len(blueprints))):
-        fitting(name, count, layout.nodes[name].capacity, config)
-    registries, static = arrays.staged(StageKey(registries, blueprints))
+        count_fitting(name, count, layout.nodes[name].capacity, config)
+    registries, static = arrays.stage_for(StageKey(registries, blueprints))
     registries = registries.with_keys(seeds=[seed.seed_id for seed in seeds])
     blending = [blend_allowed(seed, blueprint) for seed in seeds]
-    seated = arrays.seated(_seats(arrays, seeds, blending))
-    raw = _copied(static, seated, whole=bool(arrays.listed))
+    seed_edges_for = arrays.seed_edges_for(_place_seeds(arrays, seeds, blending))
+    raw = _copy_arrays(static, seed_edges_for, whole=bool(arrays.listed))
 
     write_rows(raw, layout, "global", make_rows("global", global_columns(packet), 1), 1)
     _write_seeds(raw, layout, seeds, len(blueprint.layers), blending, registries.seeds)
     _write_losses(raw, layout, packet, min(len(blueprints), layout.nodes["blueprint"].capacity))
     write_live(raw, arrays.live, packet.training_metrics)
-    raw.edges.reshape(-1)[seated.filled] = raw.attributes.reshape(-1)[seated.origins]
+    raw.edges.reshape(-1)[seed_edges_for.filled] = raw.attributes.reshape(-1)[
+        seed_edges_for.origins
+    ]
     write_complete_relations(raw, layout, arrays.listed, arrays.pairs, config)
     if config.strict_features:
-        _require(missing_required(layout, raw))
+        _require(find_missing_required(layout, raw))
     return raw, registries
 
 
-def _seats(
+def _place_seeds(
     arrays: BlueprintArrays, seeds: Sequence[SeedState], blending: Sequence[bool]
-) -> tuple[Seat, ...]:
+) -> tuple[SeedPlacement, ...]:
     thresholds = arrays.blueprint.monitor_thresholds
     return tuple(
         [
-            Seat(seed.seed_id, seed.layer_depth, may, watches(seed, thresholds))
+            SeedPlacement(seed.seed_id, seed.layer_depth, may, watches(seed, thresholds))
             for seed, may in zip(seeds, blending, strict=True)
         ]
     )
 
 
-def _copied(static: RawGraph, seated: SeedEdges, *, whole: bool) -> RawGraph:
+def _copy_arrays(static: RawGraph, seed_edges_for: SeedEdges, *, whole: bool) -> RawGraph:
     """Copies of what a packet changes; the places of edges are shared unless `whole`."""
     raw = RawGraph(
         values=static.values.copy(),
         present=static.present.copy(),
-        told=static.told.copy(),
+        reported=static.reported.copy(),
         mask=static.mask.copy(),
         attributes=static.attributes.copy(),
-        edges=seated.edges.copy(),
-        edge_mask=seated.edge_mask,
-        senders=seated.senders,
-        receivers=seated.receivers,
+        edges=seed_edges_for.edges.copy(),
+        edge_mask=seed_edges_for.edge_mask,
+        senders=seed_edges_for.senders,
+        receivers=seed_edges_for.receivers,
         expected_nodes=static.expected_nodes.copy(),
-        expected_edges=seated.expected_edges,
+        expected_edges=seed_edges_for.expected_edges,
     )
     if not whole:
         return raw
@@ -126,7 +128,7 @@ def _write_seeds(
     columns = seed_columns(seeds, layers, registry.fractions(ids), blending)
     rows = make_rows("seed", columns, count)
     where = write_rows(raw, layout, "seed", rows, len(seeds))
-    raw.told[TYPE_INDEX["seed"], _SEED_INDEX] = registry.count(ids[:count])
+    raw.reported[TYPE_INDEX["seed"], _SEED_INDEX] = registry.count(ids[:count])
     raw.attributes[where, 0] = rows.values[:, _SEED_STAGE]
     raw.attributes[where, 1] = rows.values[:, _SEED_RISK]
 
@@ -143,7 +145,7 @@ def _write_losses(
             column, present = column_of("blueprint", feature), math.isfinite(loss)
             raw.values[where, column] = finite(loss)
             raw.values[where, column + 1] = raw.present[where, column] = present
-            raw.told[TYPE_INDEX["blueprint"], column] = count
+            raw.reported[TYPE_INDEX["blueprint"], column] = count
 
 
 def encode(
@@ -190,7 +192,7 @@ def _check_named(packet: SystemStatePacket, blueprints: Sequence[Blueprint]) -> 
             value=packet.blueprint_id,
         )
     named = tuple(dict.fromkeys((packet.blueprint_id, *packet.candidates)))
-    given = tuple(one.blueprint_id for one in blueprints)
+    given = tuple(blueprint.blueprint_id for blueprint in blueprints)
     if given != named:
         raise InvalidPacketError(
             f"blueprints {given} were given for a packet that names {named}; fetch the ones "

@@ -16,9 +16,9 @@ from typing import NamedTuple
 from tamiyo_jax.config import GraphConfig
 from tamiyo_jax.contracts import Blueprint
 from tamiyo_jax.errors import GraphCapacityError, GraphSchemaError
-from tamiyo_jax.graph._schema import NODE_TYPES, RELATIONS, Relation, node_type, relation
+from tamiyo_jax.graph._schema import NODE_TYPES, RELATIONS, Relation, find_node_type, find_relation
 
-__all__ = ["Block", "GraphLayout", "bucket", "expanded", "fitting", "layout_for"]
+__all__ = ["Block", "GraphLayout", "bucket", "count_fitting", "expand_layout", "layout_for"]
 
 
 def bucket(count: int, cap: int) -> int:
@@ -58,22 +58,23 @@ class GraphLayout:
 
     def __post_init__(self) -> None:
         for name, _ in self.node_capacities:
-            node_type(name)
+            find_node_type(name)
         if tuple(name for name, _ in self.node_capacities) != tuple(t.name for t in NODE_TYPES):
             raise GraphSchemaError(
                 "a layout gives a capacity to every node type, in the order of the schema",
                 name=str([name for name, _ in self.node_capacities]),
             )
-        listed = [relation(key).key for key, _ in self.edge_capacities]
-        if listed != [one.key for one in RELATIONS if one.key in set(listed)]:
+        listed = [find_relation(key).key for key, _ in self.edge_capacities]
+        if listed != [relation.key for relation in RELATIONS if relation.key in set(listed)]:
             raise GraphSchemaError(
                 "relations of a layout stand in the order of the schema, once each",
                 name=str(listed),
             )
-        for one in RELATIONS:
-            if not one.complete and one.key not in listed:
+        for relation in RELATIONS:
+            if not relation.complete and relation.key not in listed:
                 raise GraphSchemaError(
-                    f"relation {one.key} comes from data; give it an edge capacity", name=one.key
+                    f"relation {relation.key} comes from data; give it an edge capacity",
+                    name=relation.key,
                 )
 
     def __hash__(self) -> int:
@@ -92,12 +93,16 @@ class GraphLayout:
     def of(cls, nodes: Mapping[str, int], edges: Mapping[str, int]) -> GraphLayout:
         """A layout from capacities by name; every node type and listed relation is required."""
         for name in nodes:
-            node_type(name)
+            find_node_type(name)
         for key in edges:
-            relation(key)
+            find_relation(key)
         return cls(
             tuple((kind.name, nodes[kind.name]) for kind in NODE_TYPES),
-            tuple((one.key, edges[one.key]) for one in RELATIONS if one.key in edges),
+            tuple(
+                (relation.key, edges[relation.key])
+                for relation in RELATIONS
+                if relation.key in edges
+            ),
         )
 
     @cached_property
@@ -130,12 +135,12 @@ class GraphLayout:
         """Rows of the edge table."""
         return sum(capacity for _, capacity in self.edge_capacities)
 
-    def is_complete(self, one: Relation) -> bool:
+    def is_complete(self, relation: Relation) -> bool:
         """Whether the relation is complete here, and so has no edges in the table."""
-        return one.key not in self.edges
+        return relation.key not in self.edges
 
 
-def fitting(name: str, count: int, cap: int, config: GraphConfig) -> int:
+def count_fitting(name: str, count: int, cap: int, config: GraphConfig) -> int:
     """How many of `count` may stay under `cap`.
 
     Raises:
@@ -171,7 +176,7 @@ def layout_for(blueprint: Blueprint, config: GraphConfig) -> GraphLayout:
     }
     nodes = {kind.name: config.node_cap(kind.name) for kind in NODE_TYPES}
     for name, count in sizes.items():
-        nodes[name] = bucket(fitting(name, count, nodes[name], config), nodes[name])
+        nodes[name] = bucket(count_fitting(name, count, nodes[name], config), nodes[name])
 
     if blueprint.layer_edges is not None:
         links = len(blueprint.layer_edges)
@@ -183,7 +188,7 @@ def layout_for(blueprint: Blueprint, config: GraphConfig) -> GraphLayout:
         "layer__monitored_by__seed": len(blueprint.monitored_layers),
     }
     for key, pairs in blueprint.relation_pairs.items():
-        if not relation(key).complete:
+        if not find_relation(key).complete:
             raise GraphSchemaError(
                 f"relation_pairs: {key} is not complete by construction; its edges come from "
                 "the fields of the packet and the blueprint",
@@ -191,7 +196,7 @@ def layout_for(blueprint: Blueprint, config: GraphConfig) -> GraphLayout:
             )
         listed[key] = len(pairs)
     edges = {
-        key: bucket(fitting(key, count, config.max_edges, config), config.max_edges)
+        key: bucket(count_fitting(key, count, config.max_edges, config), config.max_edges)
         for key, count in listed.items()
     }
     edges["seed__peer__seed"] = nodes["seed"]
@@ -202,12 +207,12 @@ def layout_for(blueprint: Blueprint, config: GraphConfig) -> GraphLayout:
     return GraphLayout.of(nodes, edges)
 
 
-def expanded(layout: GraphLayout) -> GraphLayout:
+def expand_layout(layout: GraphLayout) -> GraphLayout:
     """The same layout with every relation listed, complete ones at their full capacity."""
     nodes = dict(layout.node_capacities)
     full = {
-        one.key: (1 if one.active == "source" else nodes[one.source])
-        * (1 if one.active == "target" else nodes[one.target])
-        for one in RELATIONS
+        relation.key: (1 if relation.active == "source" else nodes[relation.source])
+        * (1 if relation.active == "target" else nodes[relation.target])
+        for relation in RELATIONS
     }
     return GraphLayout.of(nodes, {**full, **dict(layout.edge_capacities)})

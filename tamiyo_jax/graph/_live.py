@@ -14,7 +14,7 @@ from tamiyo_jax.contracts import Blueprint
 from tamiyo_jax.graph._layout import GraphLayout
 from tamiyo_jax.graph._nodes import TYPE_INDEX, VALUE_LIMIT, column_of
 from tamiyo_jax.graph._raw import RawGraph
-from tamiyo_jax.graph._schema import node_type
+from tamiyo_jax.graph._schema import find_node_type
 
 __all__ = ["LiveSlots", "live_slots", "write_live"]
 
@@ -41,7 +41,7 @@ class LiveSlots(NamedTuple):
     row: np.ndarray
     column: np.ndarray
     bit: np.ndarray
-    told: np.ndarray
+    reported: np.ndarray
 
 
 def live_slots(blueprint: Blueprint, layout: GraphLayout) -> LiveSlots:
@@ -50,7 +50,9 @@ def live_slots(blueprint: Blueprint, layout: GraphLayout) -> LiveSlots:
     activations = blueprint.activations[: layout.nodes["activation"].capacity]
     nodes = {
         "layer": {layer.layer_id: (i, layer) for i, layer in enumerate(layers)},
-        "activation": {one.activation_id: (i, one) for i, one in enumerate(activations)},
+        "activation": {
+            activation.activation_id: (i, activation) for i, activation in enumerate(activations)
+        },
     }
     slots = {
         f"{name}/{node_id}/{feature}": (
@@ -64,13 +66,15 @@ def live_slots(blueprint: Blueprint, layout: GraphLayout) -> LiveSlots:
         for node_id, (i, node) in nodes[name].items()
         for feature in features
     }
-    kind, row, column, bit, told = np.array(list(slots.values()), np.int64).reshape(-1, 5).T
+    kind, row, column, bit, reported = np.array(list(slots.values()), np.int64).reshape(-1, 5).T
     places = {key: place for place, key in enumerate(slots)}
-    return LiveSlots(places, kind, row, column, bit.astype(np.bool_), told.astype(np.bool_))
+    return LiveSlots(places, kind, row, column, bit.astype(np.bool_), reported.astype(np.bool_))
 
 
 def _has_bit(name: str, feature: str) -> bool:
-    return any(one.name == feature and one.presence for one in node_type(name).columns)
+    return any(
+        column.name == feature and column.presence for column in find_node_type(name).columns
+    )
 
 
 def write_live(raw: RawGraph, slots: LiveSlots, metrics: Mapping[str, float]) -> None:
@@ -85,4 +89,4 @@ def write_live(raw: RawGraph, slots: LiveSlots, metrics: Mapping[str, float]) ->
     raw.values[row, column] = np.where(present, np.clip(numbers, -VALUE_LIMIT, VALUE_LIMIT), 0.0)
     raw.present[row, column] = present
     raw.values[row[bit], column[bit] + 1] = present[bit]
-    np.add.at(raw.told, (slots.kind[at], column), ~slots.told[at])
+    np.add.at(raw.reported, (slots.kind[at], column), ~slots.reported[at])

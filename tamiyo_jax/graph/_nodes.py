@@ -25,7 +25,7 @@ from tamiyo_jax.contracts import (
 from tamiyo_jax.graph._layout import GraphLayout
 from tamiyo_jax.graph._raw import RawGraph
 from tamiyo_jax.graph._registry import Registry
-from tamiyo_jax.graph._schema import FEATURE_WIDTH, NODE_TYPES, node_type
+from tamiyo_jax.graph._schema import FEATURE_WIDTH, NODE_TYPES, find_node_type
 
 __all__ = [
     "TYPE_INDEX",
@@ -70,7 +70,7 @@ class Rows(NamedTuple):
 
     values: np.ndarray
     present: np.ndarray
-    told: np.ndarray
+    reported: np.ndarray
 
 
 def finite(value: float | None) -> float:
@@ -95,7 +95,7 @@ def _log1p(value: float | None) -> float | None:
     return None if value is None else math.log1p(max(value, 0.0))
 
 
-def _clipped(value: float | None, low: float, high: float) -> float | None:
+def _clip(value: float | None, low: float, high: float) -> float | None:
     return None if value is None else min(max(value, low), high)
 
 
@@ -117,18 +117,18 @@ def blend_allowed(seed: SeedState, blueprint: Blueprint) -> bool:
 
 def global_columns(packet: SystemStatePacket) -> Columns:
     """Features of the global node."""
-    told = packet.training_metrics
+    reported = packet.training_metrics
     return {
-        "loss": [told.get("loss")],
-        "validation_loss": [told.get("validation_loss")],
-        "training_loss": [told.get("training_loss")],
-        "gradient_norm": [told.get("gradient_norm")],
-        "samples_per_s": [told.get("samples_per_s")],
-        "hook_latency_ms": [told.get("hook_latency_ms")],
+        "loss": [reported.get("loss")],
+        "validation_loss": [reported.get("validation_loss")],
+        "training_loss": [reported.get("training_loss")],
+        "gradient_norm": [reported.get("gradient_norm")],
+        "samples_per_s": [reported.get("samples_per_s")],
+        "hook_latency_ms": [reported.get("hook_latency_ms")],
         "current_epoch": [packet.current_epoch],
         "global_step": [_log1p(packet.global_step)],
         "seed_count": [math.tanh(len(packet.seeds))],
-        "epoch_progress": [_over(packet.current_epoch, told.get("epochs_total"))],
+        "epoch_progress": [_over(packet.current_epoch, reported.get("epochs_total"))],
     }
 
 
@@ -166,13 +166,13 @@ def blueprint_columns(blueprints: Sequence[Blueprint]) -> Columns:
         "blueprint_index": [0.0] * len(blueprints),
         "validation_loss": nothing,
         "training_loss": nothing,
-        "risk": [one.effective_risk for one in blueprints],
-        "stage": [one.stage / BLUEPRINT_STAGES for one in blueprints],
-        "parameter_count": [_log1p(_parameter_count(one)) for one in blueprints],
-        "tier": [one.tier / TIERS for one in blueprints],
-        "quarantine_only": [one.quarantine_only for one in blueprints],
-        "approval_required": [one.approval_required for one in blueprints],
-        "candidate_score": [one.candidate_score for one in blueprints],
+        "risk": [blueprint.effective_risk for blueprint in blueprints],
+        "stage": [blueprint.stage / BLUEPRINT_STAGES for blueprint in blueprints],
+        "parameter_count": [_log1p(_parameter_count(blueprint)) for blueprint in blueprints],
+        "tier": [blueprint.tier / TIERS for blueprint in blueprints],
+        "quarantine_only": [blueprint.quarantine_only for blueprint in blueprints],
+        "approval_required": [blueprint.approval_required for blueprint in blueprints],
+        "candidate_score": [blueprint.candidate_score for blueprint in blueprints],
     }
 
 
@@ -190,7 +190,7 @@ def layer_columns(layers: Sequence[LayerSpec]) -> Columns:
         "depth": [position(layer.depth, count) for layer in layers],
         "latency_ms": [layer.latency_ms for layer in layers],
         "parameter_count": [_log1p(layer.parameter_count) for layer in layers],
-        "dropout_rate": [_clipped(layer.dropout_rate, 0.0, 1.0) for layer in layers],
+        "dropout_rate": [_clip(layer.dropout_rate, 0.0, 1.0) for layer in layers],
         "type": [0.0] * count,
         "activation": [0.0] * count,
         "weight_norm": [layer.weight_norm for layer in layers],
@@ -205,10 +205,10 @@ def activation_columns(activations: Sequence[ActivationSpec]) -> Columns:
     return {
         "type": [0.0] * count,
         "present": [1.0] * count,
-        "saturation_rate": [one.saturation_rate for one in activations],
-        "gradient_flow": [one.gradient_flow for one in activations],
-        "computational_cost": [_log1p(one.computational_cost) for one in activations],
-        "nonlinearity_strength": [one.nonlinearity_strength for one in activations],
+        "saturation_rate": [activation.saturation_rate for activation in activations],
+        "gradient_flow": [activation.gradient_flow for activation in activations],
+        "computational_cost": [_log1p(activation.computational_cost) for activation in activations],
+        "nonlinearity_strength": [activation.nonlinearity_strength for activation in activations],
         "position": [i / max(count - 1, 1) for i in range(count)],
     }
 
@@ -217,12 +217,17 @@ def parameter_columns(blueprint: Blueprint) -> Columns:
     """Features of parameters; span and default follow from the bounds unless given."""
     parameters = blueprint.parameters
     return {
-        "min": [one.min for one in parameters],
-        "max": [one.max for one in parameters],
-        "span": [one.max - one.min if one.span is None else one.span for one in parameters],
+        "min": [parameter.min for parameter in parameters],
+        "max": [parameter.max for parameter in parameters],
+        "span": [
+            parameter.max - parameter.min if parameter.span is None else parameter.span
+            for parameter in parameters
+        ],
         "default": [
-            one.min + (one.max - one.min) / 2 if one.default is None else one.default
-            for one in parameters
+            parameter.min + (parameter.max - parameter.min) / 2
+            if parameter.default is None
+            else parameter.default
+            for parameter in parameters
         ],
         "blueprint_risk": [finite(blueprint.effective_risk)] * len(parameters),
         "blueprint_stage": [blueprint.stage / BLUEPRINT_STAGES] * len(parameters),
@@ -247,7 +252,7 @@ class _Plan(NamedTuple):
 
 @functools.cache
 def _plan(name: str) -> _Plan:
-    columns = node_type(name).columns
+    columns = find_node_type(name).columns
     names = tuple(dict.fromkeys(column.name for column in columns))
     return _Plan(
         names,
@@ -260,21 +265,21 @@ def _plan(name: str) -> _Plan:
 @functools.cache
 def column_of(name: str, feature: str) -> int:
     """Column of a feature's value; its presence bit, if it has one, is the next."""
-    return [one.name for one in node_type(name).columns].index(feature)
+    return [column.name for column in find_node_type(name).columns].index(feature)
 
 
 def make_rows(name: str, columns: Columns, count: int) -> Rows:
     """Rows of the first `count` nodes of the type `name`, from the features of all."""
     plan = _plan(name)
-    given = [columns[one][:count] for one in plan.names]
+    given = [columns[feature][:count] for feature in plan.names]
     values = np.array(given, np.float64).take(plan.feature, axis=0)  # None becomes NaN
     present = np.isfinite(values)
     np.copyto(values, 0.0, where=~present)
     np.maximum(np.minimum(values, VALUE_LIMIT, out=values), -VALUE_LIMIT, out=values)
     np.copyto(values, present, where=plan.bit)
-    told = np.zeros(FEATURE_WIDTH, np.int32)
-    told[plan.column] = [count - one.count(None) for one in given]
-    return Rows(values.T, (present | plan.bit).T, told)
+    reported = np.zeros(FEATURE_WIDTH, np.int32)
+    reported[plan.column] = [count - numbers.count(None) for numbers in given]
+    return Rows(values.T, (present | plan.bit).T, reported)
 
 
 def write_rows(raw: RawGraph, layout: GraphLayout, name: str, rows: Rows, expected: int) -> slice:
@@ -296,7 +301,7 @@ def write_rows(raw: RawGraph, layout: GraphLayout, name: str, rows: Rows, expect
     raw.expected_nodes[index] = expected
     raw.values[where, :width] = rows.values
     raw.present[where, :width] = rows.present
-    raw.told[index] = rows.told
+    raw.reported[index] = rows.reported
     raw.mask[where] = True
     return where
 
@@ -316,4 +321,4 @@ def write_indices(
     block, column = layout.nodes[name], column_of(name, feature)
     kept = keys[: block.capacity]
     raw.values[block.start : block.start + len(kept), column] = registry.fractions(kept)
-    raw.told[TYPE_INDEX[name], column] = registry.count(kept)
+    raw.reported[TYPE_INDEX[name], column] = registry.count(kept)

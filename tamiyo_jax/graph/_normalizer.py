@@ -35,8 +35,8 @@ class Normalizer(NamedTuple):
 def init_normalizer() -> Normalizer:
     """The priors of the schema."""
     return Normalizer(
-        mean=jnp.array([one.mean for one in STATISTICS], jnp.float32),
-        var=jnp.array([one.std**2 for one in STATISTICS], jnp.float32),
+        mean=jnp.array([statistic.mean for statistic in STATISTICS], jnp.float32),
+        var=jnp.array([statistic.std**2 for statistic in STATISTICS], jnp.float32),
         count=jnp.zeros(len(STATISTICS), jnp.float32),
     )
 
@@ -44,7 +44,7 @@ def init_normalizer() -> Normalizer:
 @functools.cache
 def _statistic_of_column() -> np.ndarray:
     """i32[T * 16]: the statistic of each column of each type, S where there is none."""
-    index = {one.name: i for i, one in enumerate(STATISTICS)}
+    index = {statistic.name: i for i, statistic in enumerate(STATISTICS)}
     columns = np.full((len(NODE_TYPES), FEATURE_WIDTH), len(STATISTICS), np.int32)
     for row, kind in enumerate(NODE_TYPES):
         for j, column in enumerate(kind.columns):
@@ -102,7 +102,7 @@ def update(
     some = jnp.maximum(count, 1.0)
     mean = _totals([x * w for x, w in zip(blocks, weights, strict=True)]) / some
     centred = [(x - m) * w for x, w, m in zip(blocks, weights, _by_column(mean, 0.0), strict=True)]
-    variance = _totals([one * one for one in centred]) / some
+    variance = _totals([deviation * deviation for deviation in centred]) / some
 
     step = mean - normalizer.mean
     moved = (1.0 - rate) * (normalizer.var + rate * step * step) + rate * variance

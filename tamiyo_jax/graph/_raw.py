@@ -13,7 +13,7 @@ from tamiyo_jax.graph._schema import (
     FEATURE_WIDTH,
     NODE_TYPES,
     RELATIONS,
-    relation,
+    find_relation,
 )
 
 __all__ = ["RawGraph", "blank"]
@@ -40,7 +40,7 @@ class RawGraph(NamedTuple):
 
     values: np.ndarray
     present: np.ndarray
-    told: np.ndarray
+    reported: np.ndarray
     mask: np.ndarray
     attributes: np.ndarray
     edges: np.ndarray
@@ -57,12 +57,12 @@ def blank(layout: GraphLayout) -> RawGraph:
     senders = np.zeros(links, np.int32)
     receivers = np.zeros(links, np.int32)
     for key, block in layout.edges.items():
-        senders[block.slice] = layout.nodes[relation(key).source].padding
-        receivers[block.slice] = layout.nodes[relation(key).target].padding
+        senders[block.slice] = layout.nodes[find_relation(key).source].padding
+        receivers[block.slice] = layout.nodes[find_relation(key).target].padding
     return RawGraph(
         values=np.zeros((rows, FEATURE_WIDTH), np.float32),
         present=np.zeros((rows, FEATURE_WIDTH), np.bool_),
-        told=np.zeros((len(NODE_TYPES), FEATURE_WIDTH), np.int32),
+        reported=np.zeros((len(NODE_TYPES), FEATURE_WIDTH), np.int32),
         mask=np.zeros(rows, np.bool_),
         attributes=np.zeros((rows, ATTRIBUTE_WIDTH), np.float32),
         edges=np.zeros((links, EDGE_WIDTH), np.float32),

@@ -158,8 +158,8 @@ class Registries:
           GraphCapacityError: a closed vocabulary is full.
         """
         held = {name: self[name] for name in keys}
-        grown = {name: one.with_keys(keys[name]) for name, one in held.items()}
-        changed = {name: one for name, one in grown.items() if one is not held[name]}
+        grown = {name: registry.with_keys(keys[name]) for name, registry in held.items()}
+        changed = {name: registry for name, registry in grown.items() if registry is not held[name]}
         return replace(self, **changed) if changed else self
 
     def __getitem__(self, name: str) -> Registry:
@@ -221,4 +221,4 @@ class Registries:
         return cls.empty().apply_additions(plain)
 
 
-_NAMES = tuple(one.name for one in fields(Registries))
+_NAMES = tuple(field.name for field in fields(Registries))

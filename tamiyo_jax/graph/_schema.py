@@ -26,8 +26,8 @@ __all__ = [
     "Relation",
     "Statistic",
     "Term",
-    "node_type",
-    "relation",
+    "find_node_type",
+    "find_relation",
     "schema_digest",
 ]
 
@@ -325,10 +325,10 @@ RELATIONS: tuple[Relation, ...] = (
 )
 
 _NODE_TYPES = {kind.name: kind for kind in NODE_TYPES}
-_RELATIONS = {one.key: one for one in RELATIONS}
+_RELATIONS = {relation.key: relation for relation in RELATIONS}
 
 
-def node_type(name: str) -> NodeType:
+def find_node_type(name: str) -> NodeType:
     """The node type of that name, or `GraphSchemaError`."""
     if name not in _NODE_TYPES:
         raise GraphSchemaError(
@@ -338,7 +338,7 @@ def node_type(name: str) -> NodeType:
     return _NODE_TYPES[name]
 
 
-def relation(key: str) -> Relation:
+def find_relation(key: str) -> Relation:
     """The relation of that key (``source__name__target``), or `GraphSchemaError`."""
     if key not in _RELATIONS:
         raise GraphSchemaError(f"relation {key!r} is not in the schema", name=key)

@@ -19,7 +19,7 @@ from tamiyo_jax.graph._nodes import SEED_STAGES, finite, position, positions
 from tamiyo_jax.graph._raw import RawGraph
 from tamiyo_jax.graph._schema import ATTRIBUTE_WIDTH, EDGE_WIDTH
 
-__all__ = ["Seat", "SeedEdges", "SeedLinks", "draw_seed_edges", "seed_links", "watches"]
+__all__ = ["SeedEdges", "SeedLinks", "SeedPlacement", "draw_seed_edges", "seed_links", "watches"]
 
 PEER = "seed__peer__seed"
 ALLOWED, ASSOCIATED = "seed__allowed__parameter", "parameter__associated__seed"
@@ -40,7 +40,7 @@ FROM_SEEDS = (
 )
 
 
-class Seat(NamedTuple):
+class SeedPlacement(NamedTuple):
     """All of a seed that its edges depend on, but for its stage and risk."""
 
     seed_id: str
@@ -151,7 +151,7 @@ def draw_seed_edges(
     layout: GraphLayout,
     links: SeedLinks,
     config: GraphConfig,
-    seats: tuple[Seat, ...],
+    placements: tuple[SeedPlacement, ...],
 ) -> SeedEdges:
     """Add the edges of seeds to those that depend on the blueprint alone.
 
@@ -160,20 +160,20 @@ def draw_seed_edges(
       layout: where the blocks lie.
       links: what the blueprint says of seeds.
       config: caps and what happens above them.
-      seats: one per seed; those that the graph does not hold count as expected.
+      placements: one per seed; seeds that do not fit into the graph count as expected.
 
     Raises:
       GraphCapacityError: more edges than a block holds, and truncation is off.
     """
     raw = RawGraph(*(array.copy() for array in static))
-    allowed, monitors = _allowed(layout, links, seats), _monitors(layout, links, seats)
+    allowed, monitors = _allowed(layout, links, placements), _monitors(layout, links, placements)
     origins = np.full(raw.edges.shape, -1, np.int64)
     for key, edges in (
-        (PEER, _peers(layout, len(seats))),
+        (PEER, _peers(layout, len(placements))),
         (ALLOWED, allowed),
-        (ASSOCIATED, _turned(allowed)),
+        (ASSOCIATED, _reverse(allowed)),
         (MONITORS, monitors),
-        (MONITORED_BY, _turned(monitors)),
+        (MONITORED_BY, _reverse(monitors)),
     ):
         where = write_edges(raw, layout, key, edges, config)
         for relation, end, column, attribute in FROM_SEEDS:
@@ -195,7 +195,7 @@ def draw_seed_edges(
     return drawn
 
 
-def _turned(edges: Edges) -> Edges:
+def _reverse(edges: Edges) -> Edges:
     """The same edges the other way round."""
     return edges._replace(senders=edges.receivers, receivers=edges.senders)
 
@@ -209,15 +209,15 @@ def _peers(layout: GraphLayout, count: int) -> Edges:
     return Edges(senders, senders + 1, attributes, max(count - 1, 0))
 
 
-def _allowed(layout: GraphLayout, links: SeedLinks, seats: Sequence[Seat]) -> Edges:
+def _allowed(layout: GraphLayout, links: SeedLinks, placements: Sequence[SeedPlacement]) -> Edges:
     """Seeds that may blend, to the parameters on their list, or to all without a list."""
     block = layout.nodes["seed"]
     lists = [
-        (row, *links.lists.get(seat.seed_id, links.everything))
-        for row, seat in enumerate(seats, start=block.start)
-        if seat.blending
+        (row, *links.lists.get(placement.seed_id, links.everything))
+        for row, placement in enumerate(placements, start=block.start)
+        if placement.blending
     ]
-    carried = {seat.seed_id for seat in seats}
+    carried = {placement.seed_id for placement in placements}
     expected = sum(count for _, _, count in lists) + sum(
         count for seed_id, count in links.lengths.items() if seed_id not in carried
     )
@@ -228,13 +228,13 @@ def _allowed(layout: GraphLayout, links: SeedLinks, seats: Sequence[Seat]) -> Ed
     return Edges(senders, receivers, np.ones((len(senders), EDGE_WIDTH)), expected)
 
 
-def _monitors(layout: GraphLayout, links: SeedLinks, seats: Sequence[Seat]) -> Edges:
+def _monitors(layout: GraphLayout, links: SeedLinks, placements: Sequence[SeedPlacement]) -> Edges:
     """Seeds to the layers that they watch, those within the thresholds."""
     if links.watches is None:
-        sources, layers, expected = _own_layers(seats, len(links.depths))
+        sources, layers, expected = _own_layers(placements, len(links.depths))
         weights = links.depths[layers]
     else:
-        sources, layers, weights, expected = _watched_layers(seats, links.watches)
+        sources, layers, weights, expected = _watched_layers(placements, links.watches)
     seeds, held = layout.nodes["seed"], layout.nodes["layer"]
     fit = (sources < seeds.capacity) & (layers < held.capacity)
     attributes = np.zeros((np.count_nonzero(fit), EDGE_WIDTH))
@@ -242,21 +242,27 @@ def _monitors(layout: GraphLayout, links: SeedLinks, seats: Sequence[Seat]) -> E
     return Edges(sources[fit] + seeds.start, layers[fit] + held.start, attributes, expected)
 
 
-def _own_layers(seats: Sequence[Seat], layers: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _own_layers(
+    placements: Sequence[SeedPlacement], layers: int
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Each seed and the layer at its depth; one without a depth is expected to watch."""
-    watching = [(i, seat.layer_depth) for i, seat in enumerate(seats) if seat.watching and layers]
+    watching = [
+        (i, placement.layer_depth)
+        for i, placement in enumerate(placements)
+        if placement.watching and layers
+    ]
     known = [(i, min(max(depth, 0), layers - 1)) for i, depth in watching if depth is not None]
     sources, targets = np.array(known, np.int64).reshape(-1, 2).T
     return sources, targets, len(watching)
 
 
 def _watched_layers(
-    seats: Sequence[Seat], watches: _Watches
+    placements: Sequence[SeedPlacement], watches: _Watches
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """The watches of the seeds within the thresholds; one of an absent seed is expected."""
-    index = {seat.seed_id: i for i, seat in enumerate(seats)}
-    place = np.array([index.get(one, -1) for one in watches.seed_ids])[watches.watcher]
+    index = {placement.seed_id: i for i, placement in enumerate(placements)}
+    place = np.array([index.get(seed_id, -1) for seed_id in watches.seed_ids])[watches.watcher]
     absent = place < 0
-    known = ~absent & np.array([*(seat.watching for seat in seats), False])[place]
+    known = ~absent & np.array([*(placement.watching for placement in placements), False])[place]
     expected = int(np.count_nonzero(known | absent))
     return place[known], watches.layer[known], watches.attribute[known], expected

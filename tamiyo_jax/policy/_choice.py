@@ -47,7 +47,7 @@ def first_legal(wanted: Iterable[Choice], legality: Legality) -> Choice:
         for.
       legality: what may be chosen, as the observation says.
     """
-    return next((one for one in wanted if _is_legal(one, legality)), Choice(Action.WAIT))
+    return next((choice for choice in wanted if _is_legal(choice, legality)), Choice(Action.WAIT))
 
 
 def outputs_for(choice: Choice, observation: Observation, config: PolicyConfig) -> PolicyOutputs:

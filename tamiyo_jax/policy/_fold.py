@@ -97,12 +97,12 @@ def fold(params: Params, layout: GraphLayout) -> FoldedParams:
     encoders = {kind.name: params[f"encoder_{kind.name}"] for kind in NODE_TYPES}
     folded = FoldedParams(
         encoders={
-            name: (_linear(one["linear"]), (one["norm"]["scale"], one["norm"]["bias"]))
-            for name, one in encoders.items()
+            name: (_linear(encoder["linear"]), (encoder["norm"]["scale"], encoder["norm"]["bias"]))
+            for name, encoder in encoders.items()
         },
         layers=tuple(
-            (_fold_attention if one.attention else _fold_mean)(params[name], one)
-            for name, one in zip(LAYERS, plan(layout), strict=True)
+            (_fold_attention if layer_plan.attention else _fold_mean)(params[name], layer_plan)
+            for name, layer_plan in zip(LAYERS, plan(layout), strict=True)
         ),
         heads=(np.concatenate(kernels, axis=1), np.concatenate(biases)),
         bounded={name: _linear(params[name]["out"]) for name in BOUNDED_HEADS},
@@ -115,11 +115,13 @@ def _linear(dense: Params) -> Linear:
     return dense["kernel"], dense["bias"]
 
 
-def _fold_mean(layer: Params, one: LayerPlan) -> FoldedLayer:
-    kernels = {r.relation.key: layer[r.relation.key]["neighbours"]["kernel"] for r in one.routes}
-    roots = {target: [layer[key]["root"] for key in _into(target)] for target in one.targets}
+def _fold_mean(layer: Params, layer_plan: LayerPlan) -> FoldedLayer:
+    kernels = {
+        r.relation.key: layer[r.relation.key]["neighbours"]["kernel"] for r in layer_plan.routes
+    }
+    roots = {target: [layer[key]["root"] for key in _into(target)] for target in layer_plan.targets}
     own = {target: [_mean([root["kernel"] for root in found])] for target, found in roots.items()}
-    after, before = _projections(one, kernels, own)
+    after, before = _projections(layer_plan, kernels, own)
     return FoldedLayer(
         after,
         before,
@@ -129,23 +131,23 @@ def _fold_mean(layer: Params, one: LayerPlan) -> FoldedLayer:
     )
 
 
-def _fold_attention(layer: Params, one: LayerPlan) -> FoldedLayer:
+def _fold_attention(layer: Params, layer_plan: LayerPlan) -> FoldedLayer:
     kernels = {
         route.relation.key: _by_heads(layer[route.relation.key]["source_kernel"], route)
-        for route in one.routes
+        for route in layer_plan.routes
     }
-    edges = [_logits(layer[route.relation.key], "edge") for route in one.listed]
-    after, before = _projections(one, kernels, {})
+    edges = [_logits(layer[route.relation.key], "edge") for route in layer_plan.listed]
+    after, before = _projections(layer_plan, kernels, {})
     return FoldedLayer(
         after,
         before,
-        bias={t: _mean([layer[key]["bias"] for key in _into(t)]) for t in one.targets},
+        bias={t: _mean([layer[key]["bias"] for key in _into(t)]) for t in layer_plan.targets},
         terms={
             kind.name: np.concatenate(
                 [_term(layer[route.relation.key], route, end) for route, end in found], axis=1
             )
             for kind in NODE_TYPES
-            if (found := one.terms(kind.name))
+            if (found := layer_plan.terms(kind.name))
         },
         edges=np.stack(edges) if edges else np.zeros((0, EDGE_WIDTH, 0), np.float32),
     )
@@ -153,7 +155,7 @@ def _fold_attention(layer: Params, one: LayerPlan) -> FoldedLayer:
 
 def _into(target: str) -> list[str]:
     """The relations into a type; all of them enter its mean, with or without edges."""
-    return [one.key for one in RELATIONS if one.target == target]
+    return [relation.key for relation in RELATIONS if relation.target == target]
 
 
 def _mean(arrays: list[np.ndarray]) -> np.ndarray:
@@ -190,26 +192,29 @@ def _term(relation: Params, route: Route, end: str) -> np.ndarray:
 
 
 def _projections(
-    one: LayerPlan, kernels: Mapping[str, np.ndarray], own: Mapping[str, list[np.ndarray]]
+    layer_plan: LayerPlan, kernels: Mapping[str, np.ndarray], own: Mapping[str, list[np.ndarray]]
 ) -> tuple[dict[Place, dict[str, Array]], dict[str, Array]]:
     """`after` and `before` of a layer: its kernels where they are applied, 1/R of each.
 
     Args:
-      one: the plan.
+      layer_plan: the plan of the layer.
       kernels: by relation.
       own: by target, the weight of its own embedding, if the layer has one.
     """
     shared = {
         route.relation.key: kernels[route.relation.key]
         * np.float32(1.0 / len(_into(route.relation.target)))
-        for route in one.routes
+        for route in layer_plan.routes
     }
     after: dict[Place, dict[str, Array]] = {place: {} for place in PLACES}
     for place in PLACES:
-        for target in one.targets:
-            parts = [shared[route.relation.key] for route in one.gathered(target, place)]
+        for target in layer_plan.targets:
+            parts = [
+                shared[route.relation.key]
+                for route in layer_plan.routes_projected_after(target, place)
+            ]
             if place == "each":
                 parts = [*own.get(target, []), *parts]
             if parts:
                 after[place][target] = np.concatenate(parts)
-    return after, {r.relation.key: shared[r.relation.key] for r in one.routes if r.before}
+    return after, {r.relation.key: shared[r.relation.key] for r in layer_plan.routes if r.before}

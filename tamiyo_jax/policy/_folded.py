@@ -15,10 +15,9 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jraph
 import numpy as np
 
-from tamiyo_jax.graph import EDGE_WIDTH, NODE_TYPES, GraphLayout
+from tamiyo_jax.graph import EDGE_WIDTH, NODE_TYPES, GraphLayout, GraphsTuple
 from tamiyo_jax.policy._fold import BOUNDED_HEADS, LINEAR_HEADS, FoldedLayer, FoldedParams, Linear
 from tamiyo_jax.policy._layers import LEAKY_SLOPE, SOFTMAX_EPSILON, tables
 from tamiyo_jax.policy._network import LAYER_NORM_EPSILON, NUM_BREAKER_LOGITS, NUM_RISK_CLASSES
@@ -62,9 +61,7 @@ class _Graph(NamedTuple):
     links: Mapping[str, _Links]
 
 
-def apply_folded(
-    folded: FoldedParams, layout: GraphLayout, graph: jraph.GraphsTuple
-) -> PolicyOutputs:
+def apply_folded(folded: FoldedParams, layout: GraphLayout, graph: GraphsTuple) -> PolicyOutputs:
     """Outputs for one graph, as `apply` gives them; pure, jittable, vmappable.
 
     Args:
@@ -75,13 +72,13 @@ def apply_folded(
     plans = plan(layout)
     features, seen = _read(layout, graph, plans[0].listed)
     h = {kind.name: _encode(folded, kind.name, features[kind.name]) for kind in NODE_TYPES}
-    for weights, one in zip(folded.layers, plans, strict=True):
-        h = _layer(weights, one, seen, h)
+    for weights, layer_plan in zip(folded.layers, plans, strict=True):
+        h = _layer(weights, layer_plan, seen, h)
     return _heads(folded, seen.real, h)
 
 
 def _read(
-    layout: GraphLayout, graph: jraph.GraphsTuple, listed: Sequence[Route]
+    layout: GraphLayout, graph: GraphsTuple, listed: Sequence[Route]
 ) -> tuple[Blocks, _Graph]:
     """Features f32[C, 16] by node type, and the rest."""
     table = tables(graph)
@@ -121,21 +118,23 @@ def _affine(x: jax.Array, linear: Linear) -> jax.Array:
     return x @ kernel + bias[None]
 
 
-def _layer(folded: FoldedLayer, one: LayerPlan, graph: _Graph, h: Blocks) -> dict[str, jax.Array]:
+def _layer(
+    folded: FoldedLayer, layer_plan: LayerPlan, graph: _Graph, h: Blocks
+) -> dict[str, jax.Array]:
     """``h_t ← GELU(mean of what arrives) + h_t``, for the targets of the plan."""
-    weightings = (_attention if one.attention else _equal)(folded, one, graph, h)
+    weightings = (_attention if layer_plan.attention else _equal)(folded, layer_plan, graph, h)
     after: dict[str, jax.Array] = {}
-    for target in one.targets:
+    for target in layer_plan.targets:
         arriving = jnp.asarray(folded.bias[target])[None]
         for place, kernels in folded.after.items():
             if target in kernels:
-                own = [h[target]] if place == "each" and not one.attention else []
-                routes = one.gathered(target, place)
+                own = [h[target]] if place == "each" and not layer_plan.attention else []
+                routes = layer_plan.routes_projected_after(target, place)
                 parts = [_weigh(r, weightings, graph, h, folded.before) for r in routes]
                 row = jnp.concatenate(own + parts, axis=1) @ kernels[target]
                 spare = len(h[target]) - 1 if place == "first" else 0
                 arriving = arriving + jnp.pad(row, ((0, spare), (0, 0)))
-        for route in [route for route in one.into(target) if route.before]:
+        for route in [route for route in layer_plan.into(target) if route.before]:
             if route.dense:
                 arriving = arriving + _weigh(route, weightings, graph, h, folded.before)
             else:
@@ -184,14 +183,14 @@ def _messages(
     return jnp.asarray(sum(weights[:, k, None] * part for k, part in enumerate(parts)))
 
 
-def _equal(folded: FoldedLayer, one: LayerPlan, graph: _Graph, h: Blocks) -> Weightings:
+def _equal(folded: FoldedLayer, layer_plan: LayerPlan, graph: _Graph, h: Blocks) -> Weightings:
     """1/n over the n sources of each target."""
     del folded, h
-    weightings = {r.relation.key: _share(r, graph) for r in one.routes if r.edges is None}
-    if one.listed:
-        slots, count = _slots(one.listed, graph.links)
+    weightings = {r.relation.key: _share(r, graph) for r in layer_plan.routes if r.edges is None}
+    if layer_plan.listed:
+        slots, count = _slots(layer_plan.listed, graph.links)
         edges = jax.ops.segment_sum(jnp.ones(slots.shape, jnp.float32), slots, count + 1)
-        weightings |= _spread(one.listed, graph.links, (1.0 / edges[slots])[:, None])
+        weightings |= _spread(layer_plan.listed, graph.links, (1.0 / edges[slots])[:, None])
     return weightings
 
 
@@ -201,25 +200,25 @@ def _share(route: Route, graph: _Graph) -> jax.Array:
     return (real / jnp.maximum(jnp.sum(real), 1.0))[None, None]
 
 
-def _attention(folded: FoldedLayer, one: LayerPlan, graph: _Graph, h: Blocks) -> Weightings:
+def _attention(folded: FoldedLayer, layer_plan: LayerPlan, graph: _Graph, h: Blocks) -> Weightings:
     """Softmax over the sources of each target, by head."""
     terms: dict[str, jax.Array] = {}
     for kind, kernel in folded.terms.items():
         rows = jnp.concatenate([h[kind], graph.extras[kind]], axis=1) @ kernel
-        terms[kind] = rows.reshape(len(rows), len(one.terms(kind)), -1)
-    weightings = _attention_of_edges(folded, one, graph, terms) if one.listed else {}
-    for route in one.routes:
+        terms[kind] = rows.reshape(len(rows), len(layer_plan.terms(kind)), -1)
+    weightings = _attention_of_edges(folded, layer_plan, graph, terms) if layer_plan.listed else {}
+    for route in layer_plan.routes:
         if route.edges is None:
             attends = route.attends
             key = route.relation.key
             weightings[key] = (
-                _softmax(route, one, graph, terms) if attends else _share(route, graph)
+                _softmax(route, layer_plan, graph, terms) if attends else _share(route, graph)
             )
     return weightings
 
 
 def _softmax(
-    route: Route, one: LayerPlan, graph: _Graph, terms: Mapping[str, jax.Array]
+    route: Route, layer_plan: LayerPlan, graph: _Graph, terms: Mapping[str, jax.Array]
 ) -> jax.Array:
     """Attention of a complete relation: f32[T, K, S], 0 where the source is no node.
 
@@ -230,9 +229,9 @@ def _softmax(
     """
     source, target = route.relation.source, route.relation.target
     real = graph.real[source][:, None]
-    sent = terms[source][:, one.terms(source).index((route, "source"))]
+    sent = terms[source][:, layer_plan.terms(source).index((route, "source"))]
     sent = jnp.where(real, sent, jnp.finfo(sent.dtype).min)
-    asked = terms[target][: route.rows, one.terms(target).index((route, "target"))]
+    asked = terms[target][: route.rows, layer_plan.terms(target).index((route, "target"))]
     largest = jnp.max(sent, axis=0)[None]
     above, below = (
         jnp.where(real, jnp.exp(slope * (sent - largest)), 0.0) for slope in (1.0, LEAKY_SLOPE)
@@ -244,7 +243,7 @@ def _softmax(
 
 
 def _attention_of_edges(
-    folded: FoldedLayer, one: LayerPlan, graph: _Graph, terms: Mapping[str, jax.Array]
+    folded: FoldedLayer, layer_plan: LayerPlan, graph: _Graph, terms: Mapping[str, jax.Array]
 ) -> Weightings:
     """Attention along the edges of all listed relations at once."""
     ends = accumulate((x.shape[0] * x.shape[1] for x in terms.values()), initial=0)
@@ -252,10 +251,10 @@ def _attention_of_edges(
     table = jnp.concatenate([x.reshape(-1, x.shape[2]) for x in terms.values()])
 
     def rows(route: Route, end: str, kind: str, nodes: jax.Array) -> jax.Array:
-        found = one.terms(kind)
+        found = layer_plan.terms(kind)
         return starts[kind] + nodes * len(found) + found.index((route, end))
 
-    listed = [(route, graph.links[route.relation.key]) for route in one.listed]
+    listed = [(route, graph.links[route.relation.key]) for route in layer_plan.listed]
     senders = [rows(r, "source", r.relation.source, links.senders) for r, links in listed]
     receivers = [
         rows(r, "target", r.relation.target, jnp.minimum(links.receivers, r.rows - 1))
@@ -269,11 +268,11 @@ def _attention_of_edges(
     for column in range(EDGE_WIDTH):
         logits = logits + attributes[:, column, None] * kernels[:, column]
     logits = nn.leaky_relu(logits, LEAKY_SLOPE)
-    slots, count = _slots(one.listed, graph.links)
+    slots, count = _slots(layer_plan.listed, graph.links)
     peak = jax.ops.segment_max(logits, slots, count + 1)
     weights = jnp.exp(logits - peak[slots])
     total = jax.ops.segment_sum(weights, slots, count + 1)
-    return _spread(one.listed, graph.links, weights / total[slots])
+    return _spread(layer_plan.listed, graph.links, weights / total[slots])
 
 
 def _slots(listed: Sequence[Route], links: Mapping[str, _Links]) -> tuple[jax.Array, int]:
@@ -302,9 +301,9 @@ def _spread(listed: Sequence[Route], links: Mapping[str, _Links], weights: jax.A
     sizes = [route.rows * route.sources for route in dense]
     cells: list[jax.Array] = []
     for route, end, size in zip(dense, accumulate(sizes), sizes, strict=True):
-        one = links[route.relation.key]
-        cell = end - size + one.receivers * route.sources + one.senders
-        cells.append(jnp.where(one.receivers < route.rows, cell, sum(sizes)))
+        edges = links[route.relation.key]
+        cell = end - size + edges.receivers * route.sources + edges.senders
+        cells.append(jnp.where(edges.receivers < route.rows, cell, sum(sizes)))
     spread = jnp.zeros((sum(sizes) + 1, weights.shape[1]), weights.dtype)
     spread = spread.at[jnp.concatenate(cells)].add(jnp.concatenate([parts[r] for r in dense]))
     blocks = jnp.split(spread, list(accumulate(sizes)))

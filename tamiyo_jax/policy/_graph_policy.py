@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 import jax
-import jraph
 
 from tamiyo_jax.config import GraphConfig
-from tamiyo_jax.graph import GraphLayout, Normalizer, RawGraph, build, init_normalizer
+from tamiyo_jax.graph import GraphLayout, GraphsTuple, Normalizer, RawGraph, build, init_normalizer
 from tamiyo_jax.policy._fold import FoldedParams, fold
 from tamiyo_jax.policy._folded import apply_folded
 from tamiyo_jax.policy._network import Params, apply
@@ -66,13 +65,13 @@ def decide_many(
       Statistics after each decision, and its outputs; both with a leading axis of B.
     """
 
-    def take_in(
+    def normalize_next(
         state: Normalizer, raw: RawGraph
-    ) -> tuple[Normalizer, tuple[Normalizer, jraph.GraphsTuple]]:
+    ) -> tuple[Normalizer, tuple[Normalizer, GraphsTuple]]:
         state, graph = build(layout, state, raw, rate=rate)
         return state, (state, graph)
 
-    _, (states, graphs) = jax.lax.scan(take_in, normalizer, raws)
+    _, (states, graphs) = jax.lax.scan(normalize_next, normalizer, raws)
     network = apply_folded if isinstance(params, FoldedParams) else apply
     return states, jax.vmap(partial(network, params, layout))(graphs)
 

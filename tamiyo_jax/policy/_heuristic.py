@@ -134,5 +134,5 @@ class HeuristicPolicy:
 
 def candidate_ids(packet: SystemStatePacket) -> tuple[str, ...]:
     """Ids of the blueprint nodes in the order of their rows: the active one, then the rest."""
-    others = (one for one in packet.candidates if one != packet.blueprint_id)
+    others = (name for name in packet.candidates if name != packet.blueprint_id)
     return (packet.blueprint_id, *others)

@@ -17,9 +17,8 @@ from typing import NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jraph
 
-from tamiyo_jax.graph import EDGE_WIDTH, NODE_TYPES, RELATIONS, GraphLayout, Relation
+from tamiyo_jax.graph import EDGE_WIDTH, NODE_TYPES, RELATIONS, GraphLayout, GraphsTuple, Relation
 
 __all__ = [
     "LEAKY_SLOPE",
@@ -77,7 +76,7 @@ Edges = Listed | Complete
 
 
 class Tables(NamedTuple):
-    """The arrays of a graph that the network reads, by the types that jraph leaves open.
+    """The arrays of a graph that the network reads, with the types that `GraphsTuple` leaves open.
 
     Attributes:
       x: f32[N, 16], node features.
@@ -96,7 +95,7 @@ class Tables(NamedTuple):
     receivers: jax.Array
 
 
-def tables(graph: jraph.GraphsTuple) -> Tables:
+def tables(graph: GraphsTuple) -> Tables:
     """The tables of a graph."""
     nodes = cast(Mapping[str, jax.Array], graph.nodes)
     edges = cast(Mapping[str, jax.Array], graph.edges)
@@ -120,33 +119,33 @@ def relation_edges(layout: GraphLayout, graph: Tables) -> dict[str, Edges]:
     masks = node_blocks(layout, graph.mask)
     attributes = node_blocks(layout, graph.attributes)
     return {
-        one.key: (
-            _complete(one, masks, attributes)
-            if layout.is_complete(one)
-            else _listed(layout, one, graph)
+        relation.key: (
+            _complete(relation, masks, attributes)
+            if layout.is_complete(relation)
+            else _listed(layout, relation, graph)
         )
-        for one in RELATIONS
+        for relation in RELATIONS
     }
 
 
-def _listed(layout: GraphLayout, one: Relation, graph: Tables) -> Listed:
-    rows = layout.edges[one.key].slice
+def _listed(layout: GraphLayout, relation: Relation, graph: Tables) -> Listed:
+    rows = layout.edges[relation.key].slice
     return Listed(
-        graph.senders[rows] - layout.nodes[one.source].start,
-        graph.receivers[rows] - layout.nodes[one.target].start,
+        graph.senders[rows] - layout.nodes[relation.source].start,
+        graph.receivers[rows] - layout.nodes[relation.target].start,
         graph.edges[rows],
     )
 
 
 def _complete(
-    one: Relation, masks: Mapping[str, jax.Array], attributes: Mapping[str, jax.Array]
+    relation: Relation, masks: Mapping[str, jax.Array], attributes: Mapping[str, jax.Array]
 ) -> Complete:
-    ends = {"source": one.source, "target": one.target}
+    ends = {"source": relation.source, "target": relation.target}
     real = {end: masks[kind] for end, kind in ends.items()}
-    if one.active is not None:  # the active blueprint is row 0 of its block
-        real[one.active] &= jnp.arange(real[one.active].shape[0]) == 0
+    if relation.active is not None:  # the active blueprint is row 0 of its block
+        real[relation.active] &= jnp.arange(real[relation.active].shape[0]) == 0
     terms = {end: [jnp.zeros(mask.shape)] * EDGE_WIDTH for end, mask in real.items()}
-    for column, term in enumerate(one.terms or ()):
+    for column, term in enumerate(relation.terms or ()):
         if term.end == "constant":
             terms["source"][column] = jnp.full(real["source"].shape, term.value)
         else:
@@ -177,7 +176,7 @@ class SageRelation(nn.Module):
         """Messages f32[T, width] from `source` f32[S, D] to `target` f32[T, D]."""
         project = nn.Dense(self.width, use_bias=False, name="neighbours")
         if isinstance(edges, Listed):
-            mean = jraph.segment_mean(source[edges.senders], edges.receivers, target.shape[0])
+            mean = _segment_mean(source[edges.senders], edges.receivers, target.shape[0])
             neighbours = project(mean)
         else:
             count = jnp.maximum(jnp.sum(edges.sources, dtype=jnp.float32), 1.0)
@@ -217,10 +216,9 @@ class GatRelation(nn.Module):
             logits = nn.leaky_relu(logits + edges.attributes @ from_edge, LEAKY_SLOPE)
             rows = target.shape[0]
             # Padding edges share the padding node's segment, so no real softmax sees them.
-            softmax = jraph.segment_softmax(logits, edges.receivers, rows)
-            attention = cast(jax.Array, softmax)
+            attention = _segment_softmax(logits, edges.receivers, rows)
             messages = jnp.mean(attention[:, :, None] * values[edges.senders], axis=1)
-            received = jraph.segment_sum(messages, edges.receivers, rows)
+            received = jax.ops.segment_sum(messages, edges.receivers, rows)
         else:
             sent = from_source + edges.source_terms @ from_edge
             asked = from_target + edges.target_terms @ from_edge
@@ -239,6 +237,20 @@ class GatRelation(nn.Module):
             self.param(f"{end}_kernel", project, (width, *shape)),
             self.param(f"{end}_attention", nn.initializers.glorot_uniform(), shape),
         )
+
+
+def _segment_mean(values: jax.Array, segments: jax.Array, count: int) -> jax.Array:
+    """Mean of the rows of each segment, f32[count, D]; 0 where a segment has none."""
+    total = jax.ops.segment_sum(values, segments, count)
+    rows = jax.ops.segment_sum(jnp.ones(segments.shape, values.dtype), segments, count)
+    return total / jnp.maximum(rows, 1.0)[:, None]
+
+
+def _segment_softmax(logits: jax.Array, segments: jax.Array, count: int) -> jax.Array:
+    """Softmax of f32[E, K] over the rows of each segment, by column."""
+    peak = jax.lax.stop_gradient(jax.ops.segment_max(logits, segments, count))
+    weights = jnp.exp(logits - peak[segments])
+    return weights / jax.ops.segment_sum(weights, segments, count)[segments]
 
 
 def _masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
@@ -270,9 +282,11 @@ class RelationalLayer(nn.Module):
     ) -> dict[str, jax.Array]:
         """New embeddings by node type, each f32[capacity + 1, width]."""
         arriving: dict[str, list[jax.Array]] = {kind.name: [] for kind in NODE_TYPES}
-        for one in RELATIONS:
-            message = self.relation(name=one.key)(h[one.source], h[one.target], edges[one.key])
-            arriving[one.target].append(message)
+        for relation in RELATIONS:
+            message = self.relation(name=relation.key)(
+                h[relation.source], h[relation.target], edges[relation.key]
+            )
+            arriving[relation.target].append(message)
         dropout = nn.Dropout(self.dropout, deterministic=deterministic)
         return {name: dropout(self._update(h[name], ys)) for name, ys in arriving.items()}
 

@@ -16,7 +16,6 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jraph
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -28,6 +27,7 @@ from tamiyo_jax.graph import (
     NODE_TYPES,
     RELATIONS,
     GraphLayout,
+    GraphsTuple,
 )
 from tamiyo_jax.policy._layers import (
     GatRelation,
@@ -100,7 +100,7 @@ class PolicyNetwork(nn.Module):
     layout: GraphLayout
 
     @nn.compact
-    def __call__(self, graph: jraph.GraphsTuple, *, deterministic: bool = True) -> PolicyOutputs:
+    def __call__(self, graph: GraphsTuple, *, deterministic: bool = True) -> PolicyOutputs:
         """Outputs for one graph; dropout needs ``deterministic=False`` and a "dropout" key."""
         config, layout = self.config, self.layout
         table = tables(graph)
@@ -143,13 +143,13 @@ def _scores(name: str, x: jax.Array, mask: jax.Array) -> jax.Array:
 def _smallest_layout() -> GraphLayout:
     return GraphLayout.of(
         {kind.name: 1 for kind in NODE_TYPES},
-        {one.key: 1 for one in RELATIONS if not one.complete},
+        {relation.key: 1 for relation in RELATIONS if not relation.complete},
     )
 
 
-def _blank_graph(layout: GraphLayout) -> jraph.GraphsTuple:
+def _blank_graph(layout: GraphLayout) -> GraphsTuple:
     nodes, edges = layout.num_nodes, layout.num_edges
-    return jraph.GraphsTuple(
+    return GraphsTuple(
         nodes={
             "x": jnp.zeros((nodes, FEATURE_WIDTH)),
             "mask": jnp.zeros(nodes, jnp.bool_),
@@ -196,7 +196,7 @@ def init_params(config: PolicyConfig, key: jax.Array) -> Params:
     random = [path for path in shapes if path[-1].endswith(("kernel", "attention"))]
     ends = list(accumulate(shapes[path].size for path in random))
     draw = np.asarray(jax.random.uniform(key, (ends[-1],), minval=-1.0, maxval=1.0))
-    params = {path: np.zeros(one.shape, np.float32) for path, one in shapes.items()}
+    params = {path: np.zeros(shape.shape, np.float32) for path, shape in shapes.items()}
     for path, part in zip(random, np.split(draw, ends[:-1]), strict=True):
         fan_in, *fan_out = shapes[path].shape
         limit = np.float32(math.sqrt(6.0 / (fan_in + math.prod(fan_out))))
@@ -210,7 +210,7 @@ def init_params(config: PolicyConfig, key: jax.Array) -> Params:
     return unflatten_dict({path: jnp.asarray(array) for path, array in params.items()})
 
 
-def apply(params: Params, layout: GraphLayout, graph: jraph.GraphsTuple) -> PolicyOutputs:
+def apply(params: Params, layout: GraphLayout, graph: GraphsTuple) -> PolicyOutputs:
     """Outputs of the network for one graph, without dropout; pure, jittable, vmappable.
 
     For dropout, and for attention weights, use the module itself: ``PolicyNetwork(config,

@@ -170,7 +170,7 @@ def _check_legal(selection: Selection, legality: Legality) -> tuple[Action, int 
     if legal and ACTIONS[Action(index)].needs_blueprint:
         legal = blueprint >= 0 and bool(legality.blueprints[blueprint])
     if not legal:
-        allowed = [Action(int(one)).name for one in np.flatnonzero(legality.actions)]
+        allowed = [Action(int(index)).name for index in np.flatnonzero(legality.actions)]
         raise NoLegalActionError(
             f"action {index} with seed {seed} and blueprint {blueprint} is not legal here; "
             f"legal are {allowed}. Choose with select, which applies the mask",

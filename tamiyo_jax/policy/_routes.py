@@ -79,7 +79,7 @@ class LayerPlan:
         """Routes into a type."""
         return tuple(route for route in self.routes if route.relation.target == target)
 
-    def gathered(self, target: str, place: Place) -> tuple[Route, ...]:
+    def routes_projected_after(self, target: str, place: Place) -> tuple[Route, ...]:
         """Routes into one place of a type that are projected together, after weighting."""
         return tuple(r for r in self.into(target) if r.place == place and not r.before)
 
@@ -106,35 +106,42 @@ def plan(layout: GraphLayout) -> tuple[LayerPlan, ...]:
     plans: list[LayerPlan] = []
     for name in reversed(LAYERS):
         attention = name.startswith("gat")
-        relations = [one for one in RELATIONS if one.target in wanted]
-        routes = [_route(layout, one, attention=attention) for one in relations]
+        relations = [relation for relation in RELATIONS if relation.target in wanted]
+        routes = [_route(layout, relation, attention=attention) for relation in relations]
         plans.append(
             LayerPlan(
                 attention,
                 tuple(kind.name for kind in NODE_TYPES if kind.name in wanted),
-                tuple(one for one in routes if one.rows and one.sources and one.edges != 0),
+                tuple(
+                    route for route in routes if route.rows and route.sources and route.edges != 0
+                ),
             )
         )
-        wanted = wanted | {one.source for one in relations}
+        wanted = wanted | {relation.source for relation in relations}
     return tuple(reversed(plans))
 
 
-def _route(layout: GraphLayout, one: Relation, *, attention: bool) -> Route:
-    sources, targets = layout.nodes[one.source].capacity, layout.nodes[one.target].capacity
-    if layout.is_complete(one):
-        sources = min(sources, 1) if one.active == "source" else sources
+def _route(layout: GraphLayout, relation: Relation, *, attention: bool) -> Route:
+    sources, targets = (
+        layout.nodes[relation.source].capacity,
+        layout.nodes[relation.target].capacity,
+    )
+    if layout.is_complete(relation):
+        sources = min(sources, 1) if relation.active == "source" else sources
         attends = attention and sources > 1
         place: Place = "each"
-        if targets > 1 and one.active == "target":
+        if targets > 1 and relation.active == "target":
             place = "first"
         elif targets > 1 and not attends:
             place = "all"
         rows = targets if place == "each" else 1
-        return Route(one, attends, place, rows, sources, None, dense=True, before=sources < rows)
-    edges = layout.edges[one.key].capacity
+        return Route(
+            relation, attends, place, rows, sources, None, dense=True, before=sources < rows
+        )
+    edges = layout.edges[relation.key].capacity
     dense = targets * sources <= CELLS_PER_EDGE * edges
     if dense:
         before = sources < targets
     else:
         before = min(sources, edges) <= targets * (ROWS_PER_TARGET if attention else 1)
-    return Route(one, attention, "each", targets, sources, edges, dense, before)
+    return Route(relation, attention, "each", targets, sources, edges, dense, before)

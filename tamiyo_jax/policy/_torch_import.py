@@ -38,18 +38,18 @@ class Row(NamedTuple):
     turn: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 
 
-def _same(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _reshape(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return tensor.reshape(shape)
 
 
-def _transposed(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _transpose(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A linear layer's weight [out, in] as a kernel [in, out], or [in, heads, out]."""
     return tensor.T.reshape(shape)
 
 
 def _linear(torch: str, ours: str) -> Iterator[Row]:
-    yield Row(f"{torch}.weight", f"{ours}/kernel", _transposed)
-    yield Row(f"{torch}.bias", f"{ours}/bias", _same)
+    yield Row(f"{torch}.weight", f"{ours}/kernel", _transpose)
+    yield Row(f"{torch}.bias", f"{ours}/bias", _reshape)
 
 
 _HEADS = (
@@ -71,20 +71,20 @@ def _table() -> Iterator[Row]:
     for kind in NODE_TYPES:
         torch, ours = f"_node_encoders.{kind.name}", f"encoder_{kind.name}"
         yield from _linear(f"{torch}.0", f"{ours}/linear")
-        yield Row(f"{torch}.2.weight", f"{ours}/norm/scale", _same)
-        yield Row(f"{torch}.2.bias", f"{ours}/norm/bias", _same)
+        yield Row(f"{torch}.2.weight", f"{ours}/norm/scale", _reshape)
+        yield Row(f"{torch}.2.bias", f"{ours}/norm/bias", _reshape)
     for layer in (0, 1):
-        for one in RELATIONS:
-            name = f"<{one.source}___{one.name}___{one.target}>"
-            torch, ours = f"_sage_layers.{layer}.convs.{name}", f"sage_{layer}/{one.key}"
-            yield Row(f"{torch}.lin_l.weight", f"{ours}/neighbours/kernel", _transposed)
-            yield Row(f"{torch}.lin_l.bias", f"{ours}/root/bias", _same)
-            yield Row(f"{torch}.lin_r.weight", f"{ours}/root/kernel", _transposed)
-            torch, ours = f"_gat_layers.{layer}.convs.{name}", f"gat_{layer}/{one.key}"
+        for relation in RELATIONS:
+            name = f"<{relation.source}___{relation.name}___{relation.target}>"
+            torch, ours = f"_sage_layers.{layer}.convs.{name}", f"sage_{layer}/{relation.key}"
+            yield Row(f"{torch}.lin_l.weight", f"{ours}/neighbours/kernel", _transpose)
+            yield Row(f"{torch}.lin_l.bias", f"{ours}/root/bias", _reshape)
+            yield Row(f"{torch}.lin_r.weight", f"{ours}/root/kernel", _transpose)
+            torch, ours = f"_gat_layers.{layer}.convs.{name}", f"gat_{layer}/{relation.key}"
             for theirs, end in (("src", "source"), ("dst", "target"), ("edge", "edge")):
-                yield Row(f"{torch}.lin_{theirs}.weight", f"{ours}/{end}_kernel", _transposed)
-                yield Row(f"{torch}.att_{theirs}", f"{ours}/{end}_attention", _same)
-            yield Row(f"{torch}.bias", f"{ours}/bias", _same)
+                yield Row(f"{torch}.lin_{theirs}.weight", f"{ours}/{end}_kernel", _transpose)
+                yield Row(f"{torch}.att_{theirs}", f"{ours}/{end}_attention", _reshape)
+            yield Row(f"{torch}.bias", f"{ours}/bias", _reshape)
     for torch, ours in _HEADS:
         yield from _linear(torch, ours)
 
@@ -159,13 +159,13 @@ def _widths(state_dict: Mapping[str, np.ndarray], config: PolicyConfig) -> Polic
 
 
 def _first_relation() -> str:
-    one = RELATIONS[0]
-    return f"<{one.source}___{one.name}___{one.target}>"
+    relation = RELATIONS[0]
+    return f"<{relation.source}___{relation.name}___{relation.target}>"
 
 
 def _torch_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that a state dict must give to `row` so that it turns into ours."""
-    if row.turn is _transposed:
+    if row.turn is _transpose:
         return (int(np.prod(shape[1:])), shape[0])
     return (1, *shape) if row.torch.split(".")[-1].startswith("att_") else shape
 

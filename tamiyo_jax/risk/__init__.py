@@ -9,7 +9,7 @@ from tamiyo_jax.risk._gate import (
     POLICY_REASON,
     RESTRICTION,
     Verdict,
-    downgraded_lr_delta,
+    clip_lr_delta,
     gate,
     guard,
 )
@@ -49,7 +49,7 @@ __all__ = [
     "apply_verdict",
     "call_failed",
     "call_succeeded",
-    "downgraded_lr_delta",
+    "clip_lr_delta",
     "enter_by_hand",
     "from_json",
     "gate",

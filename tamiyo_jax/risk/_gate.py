@@ -14,7 +14,7 @@ from tamiyo_jax.contracts import CommandType, Event, Priority, SeedOperation, Te
 from tamiyo_jax.risk._rules import RULES, Effect, HeldRule, Rule, rules_that_hold
 from tamiyo_jax.risk._signals import Signals
 
-__all__ = ["POLICY_REASON", "RESTRICTION", "Verdict", "downgraded_lr_delta", "gate", "guard"]
+__all__ = ["POLICY_REASON", "RESTRICTION", "Verdict", "clip_lr_delta", "gate", "guard"]
 
 POLICY_REASON = "policy"
 
@@ -77,11 +77,11 @@ def gate(
     culls = command_type is CommandType.SEED and operation is SeedOperation.CULL
 
     def restrict(effect: Effect) -> CommandType | None:
-        restricted = _restricted(effect, command_type, signals)
+        restricted = _restrict(effect, command_type, signals)
         # Removing a seed lowers risk, so only a rollback stands above it.
         return None if culls and restricted is not CommandType.ROLLBACK else restricted
 
-    verdict = _judge(command_type, rules_that_hold(signals, config, rules), restrict)
+    verdict = _evaluate(command_type, rules_that_hold(signals, config, rules), restrict)
     downgraded = command_type is CommandType.SEED and verdict.command_type is CommandType.OPTIMIZER
     return replace(verdict, downgraded=downgraded)
 
@@ -98,13 +98,13 @@ def guard(signals: Signals, config: RiskConfig, *, may_brake: bool) -> Verdict:
     def restrict(effect: Effect) -> CommandType | None:
         if effect is Effect.DOWNGRADE and may_brake and signals.optimizer_id is not None:
             return CommandType.OPTIMIZER
-        return _restricted(effect, None, signals)
+        return _restrict(effect, None, signals)
 
-    verdict = _judge(None, rules_that_hold(signals, config), restrict)
+    verdict = _evaluate(None, rules_that_hold(signals, config), restrict)
     return replace(verdict, brakes=verdict.command_type is CommandType.OPTIMIZER)
 
 
-def downgraded_lr_delta(lr_delta: float) -> float:
+def clip_lr_delta(lr_delta: float) -> float:
     """The policy's relative change of the learning rate, clipped to [-1, 0]; NaN is 0.
 
     When in doubt, never speed up.
@@ -112,9 +112,7 @@ def downgraded_lr_delta(lr_delta: float) -> float:
     return max(-1.0, min(0.0, lr_delta))
 
 
-def _restricted(
-    effect: Effect, proposal: CommandType | None, signals: Signals
-) -> CommandType | None:
+def _restrict(effect: Effect, proposal: CommandType | None, signals: Signals) -> CommandType | None:
     """The command that `effect` asks for; None where it has nothing to ask."""
     seed = proposal is CommandType.SEED
     match effect:
@@ -134,7 +132,7 @@ def _restricted(
             return CommandType.ROLLBACK if known else CommandType.PAUSE
 
 
-def _judge(
+def _evaluate(
     proposal: CommandType | None,
     held: Sequence[HeldRule],
     restrict: Callable[[Effect], CommandType | None],
@@ -147,9 +145,13 @@ def _judge(
         effective, key=lambda pair: (pair[0].rule.level, RESTRICTION[pair[1]]), default=None
     )
     return Verdict(
-        command_type=max((proposal, *(one for _, one in effective)), key=RESTRICTION.__getitem__),
+        command_type=max(
+            (proposal, *(command for _, command in effective)), key=RESTRICTION.__getitem__
+        ),
         reason=POLICY_REASON if deciding is None else deciding[0].rule.reason,
-        events=tuple(sorted((row.event for row in held), key=lambda one: (-one.level, one.name))),
+        events=tuple(
+            sorted((row.event for row in held), key=lambda event: (-event.level, event.name))
+        ),
         priority=_priority(held),
         star=_star(held),
     )

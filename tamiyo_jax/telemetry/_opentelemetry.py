@@ -58,7 +58,7 @@ class OpenTelemetrySink:
             raise ConfigurationError(
                 f"{type(self).__name__} needs opentelemetry-sdk; install tamiyo_jax[telemetry]"
             ) from error
-        self._severities = {level: SeverityNumber(one) for level, one in _SEVERITIES.items()}
+        self._severities = {level: SeverityNumber(number) for level, number in _SEVERITIES.items()}
         self._meter = meter_provider.get_meter(_SCOPE, version(_SCOPE))
         self._logger = logger_provider.get_logger(_SCOPE, version(_SCOPE))
         self._events = self._meter.create_counter("tamiyo.events", "{event}", "Events of Tamiyo.")

@@ -23,10 +23,10 @@ from tamiyo_jax.graph import (
     RawGraph,
     complete_attributes,
     complete_rows,
-    expanded,
+    expand_layout,
 )
 from tamiyo_jax.graph._raw import blank
-from tamiyo_jax.graph._schema import node_type
+from tamiyo_jax.graph._schema import find_node_type
 from tamiyo_jax.policy import Legality, Observation, legality
 
 MAX_SEEDS, MAX_BLUEPRINTS = 3, 3
@@ -47,7 +47,7 @@ def raw_graph(
     raw = blank(layout)
     for name, count in {"global": 1, **counts}.items():
         rows = slice(layout.nodes[name].start, layout.nodes[name].start + count)
-        width = node_type(name).width
+        width = find_node_type(name).width
         raw.values[rows, :width] = rng.normal(size=(count, width)).astype(np.float32)
         raw.present[rows, :width] = True
         raw.mask[rows] = True
@@ -67,9 +67,9 @@ def raw_graph(
 
 def written_out(raw: RawGraph) -> tuple[GraphLayout, RawGraph]:
     """The same graph with every complete relation listed edge by edge."""
-    layout = expanded(LAYOUT)
+    layout = expand_layout(LAYOUT)
     listed = blank(layout)
-    for name in ("values", "present", "told", "mask", "attributes"):
+    for name in ("values", "present", "reported", "mask", "attributes"):
         getattr(listed, name)[:] = getattr(raw, name)
     for one in RELATIONS:
         block = layout.edges[one.key]

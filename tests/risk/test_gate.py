@@ -27,7 +27,7 @@ from tamiyo_jax.risk import (
     Effect,
     Signals,
     Verdict,
-    downgraded_lr_delta,
+    clip_lr_delta,
     gate,
     guard,
     rules_that_hold,
@@ -152,7 +152,7 @@ def test_an_optimizer_command_is_made_only_where_an_optimizer_is_known(proposal,
 
 @given(st.floats())
 def test_a_downgrade_never_speeds_up_and_is_always_finite(lr_delta):
-    restrained = downgraded_lr_delta(lr_delta)
+    restrained = clip_lr_delta(lr_delta)
     assert -1.0 <= restrained <= 0.0
     if -1.0 <= lr_delta <= 0.0:
         assert restrained == lr_delta
