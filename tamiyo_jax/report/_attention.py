@@ -251,7 +251,9 @@ def _losses(run: Run) -> Iterable[Finding]:
         return
     best, last = float(finite.min()), float(finite[-1])
     if best > 0 and last > _WORSE * best:
-        at = int(run.frame["step"][int(np.nanargmin(np.where(np.isfinite(losses), losses, np.nan)))])
+        at = int(
+            run.frame["step"][int(np.nanargmin(np.where(np.isfinite(losses), losses, np.nan)))]
+        )
         yield Finding(
             Urgency.WARNING,
             f"The validation loss is {number(last)}, {100 * (last / best - 1):.0f} % above its "

@@ -70,4 +70,6 @@ class Columns:
         kind = self._kinds[name]
         if kind is str:
             return np.array(self._cells[name], dtype=object)
-        return np.array(self._cells[name], dtype={float: np.float64, bool: np.bool_}.get(kind, np.int64))
+        return np.array(
+            self._cells[name], dtype={float: np.float64, bool: np.bool_}.get(kind, np.int64)
+        )

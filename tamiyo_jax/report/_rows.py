@@ -126,4 +126,6 @@ def _losses(packet: SystemStatePacket) -> Iterator[tuple[str, float]]:
             yield name, value
     yield from ((k, v) for k, v in packet.training_metrics.items() if k.endswith("loss"))
     for seed in packet.seeds:
-        yield from ((f"{seed.seed_id} {k}", v) for k, v in seed.metrics.items() if k.endswith("loss"))
+        yield from (
+            (f"{seed.seed_id} {k}", v) for k, v in seed.metrics.items() if k.endswith("loss")
+        )
