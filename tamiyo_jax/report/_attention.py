@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tamiyo_jax.config import RiskConfig
 from tamiyo_jax.contracts import CircuitBreakerState
-from tamiyo_jax.report._run import Run
 from tamiyo_jax.report._words import counted, moment, number, plural, size, span
+
+if TYPE_CHECKING:
+    from tamiyo_jax.report._run import Run
 
 __all__ = ["Finding", "Urgency", "findings"]
 

@@ -34,7 +34,8 @@ class Columns:
             column = self._cells.get(name)
             if column is None:
                 column = self._begin(name, type(cell))
-            self._fill(name, column)
+            if len(column) != self._rows:
+                self._fill(name, column)
             column.append(intern(cell) if isinstance(cell, str) else cell)  # type: ignore[arg-type]
         self._rows += 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from importlib import metadata, resources
 from string import Template
@@ -13,15 +13,15 @@ from string import Template
 import numpy as np
 
 from tamiyo_jax.config import RiskConfig
-from tamiyo_jax.report._attention import Finding, Urgency, findings
+from tamiyo_jax.report._attention import Urgency, findings
+from tamiyo_jax.report._html import finding_html, name_of, story_html, table_html
 from tamiyo_jax.report._payload import payload_of
 from tamiyo_jax.report._run import Run
-from tamiyo_jax.report._summary import parameters_of, sentences, state_of
+from tamiyo_jax.report._summary import parameters_of, state_of
 from tamiyo_jax.report._words import counted, moment, number
 
-__all__ = ["brief", "page"]
+__all__ = ["page"]
 
-_LEVELS = {Urgency.CRITICAL: "critical", Urgency.WARNING: "warning", Urgency.NOTE: "note"}
 _FIGURES = (
     ("losses", "Losses, and what Tamiyo did", "A letter is a decision; its explanation shows when "
      "the pointer is near. Red ground: a loss was not finite."),
@@ -48,7 +48,7 @@ def page(runs: Sequence[Run], *, made_ns: int) -> str:
       made_ns: when the page is made, nanoseconds since the epoch.
     """
     risk = RiskConfig()
-    names = [_name(run) for run in runs]
+    names = [name_of(run) for run in runs]
     body = _part(runs[0], 0) if len(runs) == 1 else _compared(runs)
     data = json.dumps(
         {"runs": [payload_of(run, risk) for run in runs]}, separators=(",", ":"), allow_nan=False
@@ -67,20 +67,8 @@ def page(runs: Sequence[Run], *, made_ns: int) -> str:
     )
 
 
-def brief(run: Run) -> str:
-    """A run in a few lines of HTML, for a notebook."""
-    return (
-        f"<div><b>{escape(_name(run))}</b> ({state_of(run)})"
-        f"{''.join(map(_finding, findings(run)))}{_story(run)}</div>"
-    )
-
-
 def _text(name: str) -> str:
     return resources.files("tamiyo_jax.report").joinpath("page", name).read_text("utf-8")
-
-
-def _name(run: Run) -> str:
-    return run.directory.name or str(run.directory)
 
 
 def _part(run: Run, index: int) -> str:
@@ -89,10 +77,10 @@ def _part(run: Run, index: int) -> str:
         (
             _header(run),
             "<h2>What needs attention</h2>",
-            *map(_finding, findings(run)),
+            *map(finding_html, findings(run)),
             "" if findings(run) else _fine(run),
             "<h2>What happened</h2>",
-            _story(run),
+            story_html(run),
             '<p class="hint screen">Drag across a figure to zoom into all of them; double-click '
             "to see all again. Click a name below a figure to hide its line.</p>",
             *(_figure(index, *one) for one in _FIGURES),
@@ -107,7 +95,8 @@ def _header(run: Run) -> str:
     state = state_of(run)
     words = f"running, process {run.holder}" if state == "running" else state
     return (
-        f'<header><h1>{escape(_name(run))}</h1><span class="state {state}">{words}</span></header>'
+        f"<header><h1>{escape(name_of(run))}</h1>"
+        f'<span class="state {state}">{words}</span></header>'
         f'<p class="where">{escape(str(run.directory))}</p>'
     )
 
@@ -115,21 +104,6 @@ def _header(run: Run) -> str:
 def _fine(run: Run) -> str:
     words = "Nothing." if len(run) else "Nothing yet: no decision is on record."
     return f'<div class="finding fine"><span class="what">{words}</span></div>'
-
-
-def _finding(one: Finding) -> str:
-    level = _LEVELS[one.urgency]
-    why = f'<p><span class="label">Why</span>{escape(one.why)}</p>' if one.why else ""
-    return (
-        f'<div class="finding {level}"><b class="level">{level}</b> '
-        f'<span class="what">{escape(one.what)}</span>{why}'
-        f'<p><span class="label">What to do</span>{escape(one.do)}</p></div>'
-    )
-
-
-def _story(run: Run) -> str:
-    lines = "".join(f"<li>{escape(line)}</li>" for line in sentences(run))
-    return f'<ul class="story">{lines}</ul>'
 
 
 def _figure(index: int, figure: str, title: str, hint: str) -> str:
@@ -170,14 +144,14 @@ def _settings(run: Run) -> str:
         "last restorable checkpoint": run.frame["restorable"][-1] or "none",
         "seeds": ", ".join(run.seed_ids) or "none",
     }
-    return f"<h2>Configuration</h2>{_table((), rows.items())}"
+    return f"<h2>Configuration</h2>{table_html((), rows.items())}"
 
 
 def _compared(runs: Sequence[Run]) -> str:
     head = ("run", "state", "decisions", "step", "validation loss", "lowest", "accuracy",
             "live parameters", "actions", "needs attention")  # fmt: skip
     names = "".join(
-        f'<details class="run" data-run="{index}"><summary>{escape(_name(run))}</summary>'
+        f'<details class="run" data-run="{index}"><summary>{escape(name_of(run))}</summary>'
         f"{_part(run, index)}</details>"
         for index, run in enumerate(runs)
     )
@@ -192,7 +166,7 @@ def _compared(runs: Sequence[Run]) -> str:
     )
     return (
         f"<header><h1>{len(runs)} runs compared</h1></header>"
-        f'<div class="scroll">{_table(head, map(_row, runs))}</div>{figures}{names}'
+        f'<div class="scroll">{table_html(head, map(_row, runs))}</div>{figures}{names}'
     )
 
 
@@ -201,7 +175,7 @@ def _row(run: Run) -> tuple[str, ...]:
     losses, parameters = run.frame["validation_loss"], parameters_of(run)
     finite = losses[np.isfinite(losses)]
     return (
-        _name(run),
+        name_of(run),
         state_of(run),
         f"{len(run):,}",
         f"{run.frame['step'][-1]:,}" if len(run) else "",
@@ -212,11 +186,3 @@ def _row(run: Run) -> tuple[str, ...]:
         counted(run.frame["action"][run.acted]),
         " ".join(urgent),
     )
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    first = "".join(f"<th>{escape(one)}</th>" for one in head)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows
-    )
-    return f"<table>{f'<tr>{first}</tr>' if first else ''}{body}</table>"

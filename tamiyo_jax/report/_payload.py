@@ -17,7 +17,7 @@ from tamiyo_jax.report._thin import bucket_maxima, bucket_starts, kept_rows
 __all__ = ["MAX_LAYERS", "payload_of", "x_of"]
 
 MAX_LAYERS = 200
-_BUCKETS = 500
+_BUCKETS, _CELLS = 1500, 600
 _MAX_SEEDS = 32
 _DIGITS = 5
 _LAYER, _GRADIENT = "metrics/layer/", "/gradient_norm"
@@ -110,7 +110,7 @@ def _heat(run: Run, x: np.ndarray) -> Data | None:
     if not names:
         return None
     norms = np.stack([run.frame[name] for name in names[:MAX_LAYERS]])
-    starts = bucket_starts(len(x), _BUCKETS)
+    starts = bucket_starts(len(x), _CELLS)
     broken = np.maximum.reduceat(_measured_but_broken(run, norms), starts, axis=-1)
     cells = np.where(broken, -1.0, bucket_maxima(np.where(np.isinf(norms), np.nan, norms), starts))
     return {
@@ -123,7 +123,7 @@ def _heat(run: Run, x: np.ndarray) -> Data | None:
 
 
 def _measured_but_broken(run: Run, norms: np.ndarray) -> np.ndarray:
-    """bool [layers, rows]: not finite, though the packet brought layers."""
+    """Boolean [layers, rows]: not finite, though the packet brought layers."""
     measured = np.isfinite(run.frame.get("metrics/gradient_norm", np.zeros(norms.shape[1])))
     broken_whole = run.frame["has_packet"] & ~measured
     return np.isinf(norms) | (np.isnan(norms) & broken_whole)

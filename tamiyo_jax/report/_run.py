@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from tamiyo_jax.report._columns import Columns
+from tamiyo_jax.report._html import brief_html
 from tamiyo_jax.report._rows import row_of
 from tamiyo_jax.storage import (
     Entry,
     OperatorRecord,
     PolicyRecord,
     PublicationRecord,
-    Recovered,
     RecordType,
+    Recovered,
     StateRecord,
     StepRecord,
     Unreadable,
@@ -91,14 +92,18 @@ class Run:
 
     @property
     def acted(self) -> np.ndarray:
-        """bool [rows]: the decision was something other than WAIT; a failed step is none."""
+        """Boolean [rows]: the decision was something other than WAIT; a failed step is none."""
         action = self.frame["action"]
         return (action != "") & (action != "WAIT")
 
     @property
     def failed(self) -> np.ndarray:
-        """bool [rows]: the step raised."""
+        """Boolean [rows]: the step raised."""
         return self.frame["action"] == ""
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return brief_html(self)
 
 
 class RunBuilder:

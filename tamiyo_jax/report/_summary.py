@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tamiyo_jax.contracts import SeedStage
-from tamiyo_jax.report._run import Run
 from tamiyo_jax.report._words import counted, moment, number, plural, span
+
+if TYPE_CHECKING:
+    from tamiyo_jax.report._run import Run
 
 __all__ = ["Stage", "parameters_of", "sentences", "stages_of", "state_of"]
 
@@ -103,7 +106,7 @@ def _size(run: Run) -> Iterator[str]:
     parameters = parameters_of(run)
     if parameters is None:
         return
-    known = parameters[~np.isnan(parameters)]
+    known = [float(one) for one in parameters[~np.isnan(parameters)]]
     if known[0] == known[-1]:
         yield f"The network has {number(known[0])} live parameters."
     else:
