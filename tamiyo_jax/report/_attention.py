@@ -11,7 +11,7 @@ import numpy as np
 
 from tamiyo_jax.config import RiskConfig
 from tamiyo_jax.contracts import CircuitBreakerState
-from tamiyo_jax.report._words import counted, moment, number, plural, size, span
+from tamiyo_jax.report._words import counted, moment, number, plural, size, span, times
 
 if TYPE_CHECKING:
     from tamiyo_jax.report._run import Run
@@ -113,7 +113,7 @@ def _nonfinite(run: Run) -> Iterable[Finding]:
         f"{steps[last]:,}"
     )
     answers = [c for c, a in zip(frame["command"][rows], frame["action"][rows], strict=True) if a]
-    answered = f" Tamiyo answered: {counted(one or 'WAIT' for one in answers)}." if answers else ""
+    answered = f" Tamiyo answered: {times(one or 'WAIT' for one in answers)}." if answers else ""
     finite_again = last < len(run) - 1
     since = (
         f" All losses have been finite again since step {steps[last + 1]:,}."

@@ -33,11 +33,11 @@ def name_of(run: Run) -> str:
 def finding_html(one: Finding) -> str:
     """What happened, why, and what to do."""
     level = _LEVELS[one.urgency]
-    why = f'<p><span class="label">Why</span>{escape(one.why)}</p>' if one.why else ""
+    why = f"<dt>Why</dt><dd>{escape(one.why)}</dd>" if one.why else ""
     return (
         f'<div class="finding {level}"><b class="level">{level}</b> '
-        f'<span class="what">{escape(one.what)}</span>{why}'
-        f'<p><span class="label">What to do</span>{escape(one.do)}</p></div>'
+        f'<span class="what">{escape(one.what)}</span>'
+        f"<dl>{why}<dt>What to do</dt><dd>{escape(one.do)}</dd></dl></div>"
     )
 
 

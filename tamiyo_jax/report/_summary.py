@@ -94,10 +94,10 @@ def _losses(run: Run) -> Iterator[str]:
         known = np.flatnonzero(~np.isnan(values))
         if not len(known):
             continue
-        at = int(best(values))
+        at, first, last = int(best(values)), float(values[known[0]]), float(values[known[-1]])
         extreme = "highest" if best is np.nanargmax else "lowest"
         yield (
-            f"{words} {number(values[known[0]])} at first, {number(values[known[-1]])} at last, "
+            f"{words} {number(first)} at first, {number(last)} at last, "
             f"{extreme} {number(values[at])} at step {run.frame['step'][at]:,}."
         )
 
@@ -120,7 +120,8 @@ def _actions(run: Run) -> str:
         return f"Tamiyo never had to act.{failures}"
     would = "would have acted" if set(run.frame["mode"][run.acted]) == {"shadow"} else "acted"
     times = "once" if len(acted) == 1 else f"{len(acted):,} times"
-    return f"Tamiyo {would} {times}: {counted(acted)}.{failures}"
+    reasons = counted(run.frame["reason"][run.acted])
+    return f"Tamiyo {would} {times}: {counted(acted)}; reasons: {reasons}.{failures}"
 
 
 def _seeds(run: Run) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-__all__ = ["counted", "moment", "number", "plural", "size", "span"]
+__all__ = ["counted", "moment", "number", "plural", "size", "span", "times"]
 
 _SPANS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min"))
 _SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -30,6 +30,14 @@ def plural(count: int, noun: str) -> str:
 def counted(names: Iterable[str]) -> str:
     """How often each name occurs, the most frequent first: ``WAIT 81, CULL 1``."""
     return ", ".join(f"{name} {count:,}" for name, count in Counter(names).most_common())
+
+
+def times(names: Iterable[str]) -> str:
+    """The same for phrases: ``2 × PAUSE, ROLLBACK to step-10``."""
+    return ", ".join(
+        name if count == 1 else f"{count:,} × {name}"
+        for name, count in Counter(names).most_common()
+    )
 
 
 def moment(time_ns: int) -> str:

@@ -23,10 +23,20 @@ from tamiyo_jax.contracts import (
 )
 from tamiyo_jax.controller import initial_state, state_to_json
 from tamiyo_jax.errors import TamiyoError
-from tamiyo_jax.storage import StepRecord, StorageManager
+from tamiyo_jax.report import Run
+from tamiyo_jax.report._run import RunBuilder
+from tamiyo_jax.storage import (
+    Entry,
+    Record,
+    RecordType,
+    Recovered,
+    StepRecord,
+    StorageManager,
+)
 
 START_NS = 1_700_000_000_000_000_000
 SECOND_NS = 1_000_000_000
+STATE = state_to_json(initial_state(None), registries=False)
 LAYERS = ("dense/kernel", "dense/bias", "readout")
 
 
@@ -106,8 +116,7 @@ def record(
         tamiyo_policy_version="heuristic-1",
         notes=reason,
     )
-    state = state_to_json(initial_state(None), registries=False)
-    return StepRecord(report, action, "act", state, packet, command, **fields)
+    return StepRecord(report, action, "act", STATE, packet, command, **fields)
 
 
 def rollback(number: int, checkpoint: str = "step-10") -> AdaptationCommand:
@@ -116,33 +125,38 @@ def rollback(number: int, checkpoint: str = "step-10") -> AdaptationCommand:
     )
 
 
-def long_run(directory: Path, steps: int) -> Path:
-    """A run of many steps, a tenth of which acted and every one for a reason of its own."""
+def long_run(directory: Path, steps: int) -> Run:
+    """A run of many steps, a tenth of which acted and every one for a reason of its own.
+
+    As `read_run` would return it; writing and reading that many records takes minutes.
+    """
+    builder = RunBuilder()
     packet = one_packet(1, broken=False, seeds=True)
-
-    def records() -> Iterable[StepRecord]:
-        for number in range(1, steps + 1):
-            loss = 0.5 + 1.0 / number + 0.1 * math.sin(number)
-            metrics = {
-                "loss": loss,
-                "gradient_norm": abs(math.sin(number)),
-                "hook_latency_ms": 1 + abs(math.cos(number)),
-                "grad_var": abs(math.sin(number / 7)),
-                **{f"layer/L{i}/gradient_norm": abs(math.sin(number * i)) for i in range(1, 13)},
-            }
-            made = replace(
-                packet,
-                global_step=number,
-                training_loss=loss,
-                validation_loss=1.1 * loss,
-                training_metrics=metrics,
-            )
-            if number % 10:
-                yield record(number, made)
-            else:
-                reason = f"loss_spike: rose {loss:.6f} above its median"
-                yield record(
-                    number, made, action="ROLLBACK", reason=reason, command=rollback(number)
-                )
-
-    return written(directory, records())
+    for number in range(1, steps + 1):
+        loss = 0.5 + 1.0 / number + 0.1 * math.sin(number)
+        metrics = {
+            "loss": loss,
+            "gradient_norm": abs(math.sin(number)),
+            "hook_latency_ms": 1 + abs(math.cos(number)),
+            "grad_var": abs(math.sin(number / 7)),
+            "live_parameters": 300.0 + number,
+            **{f"layer/L{i}/gradient_norm": abs(math.sin(number * i)) for i in range(1, 13)},
+        }
+        stage = SeedStage(1 + number * 5 // steps)
+        made = replace(
+            packet,
+            global_step=number,
+            training_loss=loss,
+            validation_loss=1.1 * loss,
+            training_metrics=metrics,
+            seeds=(replace(packet.seeds[0], stage=stage), packet.seeds[1]),
+        )
+        step = record(number, made)
+        if number % 10 == 0:
+            reason = f"loss_spike: rose {loss:.6f} above its median"
+            step = record(number, made, action="ROLLBACK", reason=reason, command=rollback(number))
+        builder.add(Entry(Record(number, 0, RecordType.STEP, b""), step))
+    nothing_lost = Recovered((), (), (), (), (), steps, steps)
+    return builder.run(
+        directory, nothing_lost, holder=None, stopped="", free_bytes=10**12, read_ns=START_NS
+    )

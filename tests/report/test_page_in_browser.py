@@ -17,7 +17,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not instal
 
 # Pixels of a figure that are no shade of grey: its axes are nearly grey, what it shows is not.
 COLOURED = """
-Array.from(document.querySelectorAll('.figure')).filter((one) => one.checkVisibility()).map((one) => {
+Array.from(document.querySelectorAll('.figure')).filter((one) => one.checkVisibility())
+.map((one) => {
   const canvas = one.querySelector('canvas');
   const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
   let coloured = 0;
@@ -197,7 +198,8 @@ def test_ids_that_are_markup_stay_text(tab: Tab, tmp_path: Path):
 def test_a_run_of_a_hundred_thousand_steps_is_a_page_of_less_than_five_megabytes(
     tab: Tab, tmp_path: Path
 ):
-    file = write(tmp_path / "page.html", long_run(tmp_path / "run", 100_000))
+    file = tmp_path / "page.html"
+    file.write_text(page([long_run(tmp_path, 100_000)], made_ns=time.time_ns()), encoding="utf-8")
     assert file.stat().st_size < 5e6
     tab.problems.clear()
     tab.open(file)

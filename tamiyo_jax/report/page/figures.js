@@ -88,7 +88,7 @@ function drawLines(run, into, name, options) {
   const series = log ? lines.series.map((one) => one.map((v) => (v > 0 ? v : null))) : lines.series;
   const few = lines.x.length < 60;
   figure(into, {
-    height: options.height || 190, group: run.group, unit: run.unit, extent: run.extent,
+    height: options.height || 190, group: run.group, unit: run.unit, ySize: run.ySize, extent: run.extent,
     data: [lines.x, ...series],
     series: lines.labels.map((label, i) => ({
       label, stroke: theme.lines[i % theme.lines.length], width: 1.5, spanGaps: true,
@@ -134,11 +134,17 @@ function short(name, most) {
 function named(names) {
   const rows = names.map((_, i) => i), step = Math.ceil(names.length / 30);
   return {
-    size: Math.min(24 + 6.6 * Math.max(...names.map((one) => short(one, 24).length)), 190),
     splits: () => rows.filter((i) => i % step === 0),
     values: (u, ticks) => ticks.map((i) => short(names[names.length - 1 - i], 24)),
     grid: { show: false },
   };
+}
+
+// Room for the names of seeds and layers, the same in all figures of a run, so that they line up.
+function roomForNames(run) {
+  const names = [...(run.lanes ? run.lanes.seeds : []), ...(run.heat ? run.heat.layers : [])];
+  const most = Math.max(0, ...names.map((one) => short(one, 24).length));
+  return Math.max(64, Math.min(24 + 6.6 * most, 190));
 }
 
 function rowAt(u, names) {
@@ -151,7 +157,7 @@ const rowsScale = (count) => ({ range: () => [-0.5, count - 0.5] });
 function drawLanes(run, into) {
   const { seeds, stages, spans, x, alphas, hidden } = run.lanes, last = seeds.length - 1;
   figure(into, {
-    height: Math.max(34 * seeds.length, 60) + 62, group: run.group, unit: run.unit,
+    height: Math.max(34 * seeds.length, 60) + 62, group: run.group, unit: run.unit, ySize: run.ySize,
     extent: run.extent, padding: [8, 12, 0, 0], legend: false,
     data: [x, ...alphas.map((alpha, i) =>
       alpha.map((one) => (one === null ? null : last - i - 0.4 + 0.8 * one)))],
@@ -205,7 +211,7 @@ function drawHeat(run, into) {
   }
   const low = Math.log10(least), range = Math.max(Math.log10(most) - low, 1e-9);
   figure(into, {
-    height: Math.min(Math.max(18 * layers.length, 80), 480) + 62, group: run.group, unit: run.unit,
+    height: Math.min(Math.max(18 * layers.length, 80), 480) + 62, group: run.group, unit: run.unit, ySize: run.ySize,
     extent: run.extent, padding: [8, 12, 0, 0], legend: false,
     data: [x, x.map(() => null)], series: [{ label: "layer" }],
     scale: rowsScale(layers.length), y: named(layers),

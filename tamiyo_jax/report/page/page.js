@@ -101,6 +101,7 @@ unpack().then(({ runs }) => {
     const made = run.decisions.x, losses = run.lines.losses ? run.lines.losses.x : made;
     run.index = index;
     run.group = `run-${index}`;
+    run.ySize = roomForNames(run);
     run.extent = [Math.min(losses[0], made.length ? made[0] : Infinity),
                   Math.max(losses[losses.length - 1], made.length ? made[made.length - 1] : -Infinity)];
     listDecisions(run);

@@ -132,7 +132,7 @@ function clipped(u, draw) {
 }
 
 // One figure. `spec`: height, data, series, y (axis), ySize, scale, group, unit, describe, hooks,
-// padding, extent.
+// padding, legend, extent.
 function figure(into, spec) {
   const [low, high] = spec.extent;
   const u = new uPlot({
@@ -142,7 +142,7 @@ function figure(into, spec) {
     series: [{ label: spec.unit }, ...spec.series],
     axes: [axis({ label: spec.unit, size: 28, labelSize: 18, labelFont: "12px system-ui, sans-serif",
                   values: (u, ticks) => ticks.map((one) => one.toLocaleString("en")) }),
-           axis({ size: 64, values: (u, ticks) => ticks.map((one) => (one === null ? "" : words(one))),
+           axis({ size: spec.ySize || 64, values: (u, ticks) => ticks.map((one) => (one === null ? "" : words(one))),
                   ...spec.y })],
     cursor: { sync: { key: spec.group, setSeries: false }, drag: { x: true, y: false }, y: false },
     legend: { show: spec.legend !== false, live: false },
