@@ -1,7 +1,4 @@
-"""Reading a run directory that somebody may be writing, again and again.
-
-This is the one file of the room that knows how a journal is read.
-"""
+"""Reading a run directory that somebody may be writing, once or again and again."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import os
 import shutil
 import time
 from bisect import bisect_right
-from contextlib import suppress
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -17,13 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from tamiyo_jax.errors import PersistenceError
-from tamiyo_jax.report._holder import lock_of
+from tamiyo_jax.journal import JournalReader
 from tamiyo_jax.report._run import Run, RunBuilder
-from tamiyo_jax.storage import Recovered, read_entries
-from tamiyo_jax.storage.files import PosixFileSystem
-from tamiyo_jax.storage.recovery import merge
-from tamiyo_jax.storage.scanning import Segment
-from tamiyo_jax.storage.segments import read_segments, reporting, segment_names
+from tamiyo_jax.storage import lock_state, read_entries
 
 __all__ = ["RunReader", "frame", "journal_home", "read_run"]
 
@@ -80,8 +72,7 @@ class RunReader:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._files = PosixFileSystem()
-        self._segments: dict[str, tuple[int, Segment]] = {}
+        self._journal: JournalReader | None = None
         self._builder = RunBuilder()
 
     def read(self) -> Run:
@@ -96,31 +87,17 @@ class RunReader:
                 f"{self._directory} holds no journal; name a run directory",
                 path=str(self._directory),
             )
-        holder, stopped = lock_of(home)  # before the records: an owner that leaves wrote them all
-        found = self._scan(home / "journal")
+        lock = lock_state(home)  # before the records: an owner that leaves has written them all
+        self._journal = self._journal or JournalReader(home)
+        found = self._journal.read()
         at = bisect_right(found.records, self._builder.sequence, key=attrgetter("sequence"))
         for entry in read_entries(replace(found, records=found.records[at:])):
             self._builder.add(entry)
         return self._builder.run(
             self._directory,
             found,
-            holder=holder,
-            stopped=stopped,
+            holder=lock.holder,
+            stopped=lock.stopped,
             free_bytes=shutil.disk_usage(home).free,
             read_ns=time.time_ns(),
         )
-
-    def _scan(self, journal: Path) -> Recovered:
-        with reporting("reading the journal", journal):
-            while True:
-                names = segment_names(journal, self._files)
-                with suppress(FileNotFoundError):  # retired meanwhile: look again
-                    self._segments = {name: self._segment(journal, name) for name in names}
-                    return merge([segment for _, segment in self._segments.values()])
-
-    def _segment(self, journal: Path, name: str) -> tuple[int, Segment]:
-        size = (journal / name).stat().st_size
-        known = self._segments.get(name)
-        if known is not None and known[0] == size:
-            return known
-        return size, read_segments(journal, [name], self._files)[0]

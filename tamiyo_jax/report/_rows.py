@@ -60,7 +60,7 @@ def row_of(sequence: int, step: StepRecord) -> Row:
 
 
 def command_text(command: AdaptationCommand) -> str:
-    """A command in a few words: ``GERMINATE seed-1 as gated``, ``learning rate ×0.8``."""
+    """A command in a few words: ``GERMINATE left as gated``, ``learning rate ×0.8``."""
     match command.payload:
         case SeedAdjustment(operation, blueprint_id):
             grown = "" if blueprint_id is None else f" as {blueprint_id}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tamiyo_jax.journal import RecordType, Recovered
 from tamiyo_jax.report._columns import Columns
 from tamiyo_jax.report._html import brief_html
 from tamiyo_jax.report._rows import row_of
@@ -17,8 +18,6 @@ from tamiyo_jax.storage import (
     OperatorRecord,
     PolicyRecord,
     PublicationRecord,
-    RecordType,
-    Recovered,
     StateRecord,
     StepRecord,
     Unreadable,

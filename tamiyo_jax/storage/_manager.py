@@ -308,6 +308,7 @@ class StorageManager(Generic[PolicyState]):
         try:
             self._journal.close()
         finally:
+            self._note_if_sealed()
             self._directory_lock.release()
 
     def __enter__(self) -> Self:
@@ -324,11 +325,17 @@ class StorageManager(Generic[PolicyState]):
             try:
                 yield
             except PersistenceError:
+                self._note_if_sealed()
                 raise  # nothing was written, or the journal has sealed itself
             except BaseException:
                 if self._journal.last_sequence != before:
                     self._journal.seal(PersistenceError("recording was interrupted half way"))
                 raise
+
+    def _note_if_sealed(self) -> None:
+        """Leave the reason where readers find it; the journal itself cannot take it."""
+        if self._journal.failure is not None:
+            self._directory_lock.stopped(str(self._journal.failure))
 
     def _settle(self, record_type: RecordType, report_id: str) -> Ticket:
         payload = encode_publication(report_id)

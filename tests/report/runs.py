@@ -23,16 +23,10 @@ from tamiyo_jax.contracts import (
 )
 from tamiyo_jax.controller import initial_state, state_to_json
 from tamiyo_jax.errors import TamiyoError
+from tamiyo_jax.journal import Record, RecordType, Recovered
 from tamiyo_jax.report import Run
 from tamiyo_jax.report._run import RunBuilder
-from tamiyo_jax.storage import (
-    Entry,
-    Record,
-    RecordType,
-    Recovered,
-    StepRecord,
-    StorageManager,
-)
+from tamiyo_jax.storage import Entry, StepRecord, StorageManager
 
 START_NS = 1_700_000_000_000_000_000
 SECOND_NS = 1_000_000_000

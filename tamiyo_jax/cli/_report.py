@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from rich.live import Live
 
-from tamiyo_jax.cli.directory import journal_home
-from tamiyo_jax.cli.output import Json, console, print_json, print_lines
+from tamiyo_jax.cli._directory import journal_home
+from tamiyo_jax.cli._output import Json, console, print_json, print_lines
 from tamiyo_jax.errors import PersistenceError
 from tamiyo_jax.report import (
     RunReader,
