@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -12,18 +11,17 @@ from rich.live import Live
 
 from tamiyo_jax.cli._directory import journal_home
 from tamiyo_jax.cli._output import Json, console, print_json, print_lines
-from tamiyo_jax.errors import PersistenceError
 from tamiyo_jax.report import (
     RunReader,
     Urgency,
     findings,
     follow,
-    page,
     read_run,
     runs_below,
     runs_table,
     status_facts,
     status_view,
+    write_report,
 )
 
 __all__ = ["report", "runs", "status", "watch"]
@@ -65,16 +63,7 @@ def report(
 
     Example: tamiyo-jax report runs/20260314-092653
     """
-    file = output or directories[0] / "report.html"
-    content = page([read_run(one) for one in directories], made_ns=time.time_ns())
-    try:
-        file.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise PersistenceError(
-            f"{file} cannot be written: {error.strerror}; name another file with --output",
-            path=str(file),
-            errno=error.errno,
-        ) from error
+    file = write_report(directories, output or directories[0] / "report.html")
     if as_json:
         print_json({"report": str(file), "bytes": file.stat().st_size})
     else:

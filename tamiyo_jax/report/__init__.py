@@ -8,6 +8,7 @@ from tamiyo_jax.report._run import Happening, Run
 from tamiyo_jax.report._summary import sentences
 from tamiyo_jax.report._terminal import runs_table, status_facts, status_view
 from tamiyo_jax.report._watch import follow
+from tamiyo_jax.report._writing import write_report
 
 __all__ = [
     "Finding",
@@ -25,4 +26,5 @@ __all__ = [
     "sentences",
     "status_facts",
     "status_view",
+    "write_report",
 ]

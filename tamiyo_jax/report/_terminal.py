@@ -52,7 +52,7 @@ def status_facts(run: Run, decisions: int) -> dict[str, Any]:
             {"urgency": one.urgency, "what": one.what, "why": one.why, "do": one.do}
             for one in findings(run)
         ],
-        "decisions": [_decision(run, row) for row in _acted(run)[-decisions:]],
+        "last_decisions": [_decision(run, row) for row in _acted(run)[-decisions:]],
     }
 
 

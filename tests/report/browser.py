@@ -6,6 +6,7 @@ import base64
 import itertools
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -21,6 +22,9 @@ _FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"),
     *("--disable-background-networking", "--disable-dev-shm-usage", "--remote-debugging-pipe"),
 )
+
+
+PATIENCE_S = 60
 
 
 class Tab:
@@ -110,6 +114,8 @@ class Tab:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._unread:
+            ready, _, _ = select.select([self._answers], [], [], PATIENCE_S)
+            assert ready, f"the browser has said nothing for {PATIENCE_S} seconds"
             read = os.read(self._answers, 1 << 20)
             assert read, "the browser is gone"
             self._unread += read

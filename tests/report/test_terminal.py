@@ -45,9 +45,9 @@ def test_the_screen_says_what_goes_on_what_needs_attention_and_why_tamiyo_acted(
 def test_the_same_for_a_program_is_plain_json(tmp_path: Path):
     run = read_run(decided(tmp_path, packets(12, broken=[12])))
     facts = status_facts(run, 1)
-    assert facts["step"] == 120
+    assert (facts["step"], facts["decisions"]) == (120, 12)
     assert facts["attention"][0]["urgency"].name == "CRITICAL"
-    (last,) = facts["decisions"]
+    (last,) = facts["last_decisions"]
     assert last["command"] == "ROLLBACK to step-10"
     assert json.dumps(last)
 
