@@ -21,6 +21,11 @@ __all__ = ["Finding", "Urgency", "findings"]
 _LOW_DISK_BYTES = 64 * 2**20  # sixteen segments
 _SILENT_S, _SILENT_STEPS = 60.0, 10.0
 _WORSE = 1.1
+_GO_ON = (
+    "The training itself is unharmed: let it finish without Tamiyo, or remove the cause and start "
+    "it again. A controller opened on the same directory goes on from its journal, and nothing "
+    "that was acknowledged is lost."
+)
 
 
 class Urgency(IntEnum):
@@ -62,8 +67,7 @@ def _stopped(run: Run) -> Iterable[Finding]:
             f"The journal takes no more records{since}; training that goes on does so without "
             "Tamiyo.",
             run.stopped,
-            "Remove the cause, then start the run again in the same directory: it goes on from "
-            "its journal, and nothing that was acknowledged is lost.",
+            _GO_ON,
         )
     elif run.free_bytes < _LOW_DISK_BYTES:
         yield Finding(
@@ -73,8 +77,7 @@ def _stopped(run: Run) -> Iterable[Finding]:
             f"last record is of {moment(int(run.frame['time_ns'][-1]))}."
             if len(run)
             else "A journal that cannot write seals itself.",
-            f"Free space on the disk of {run.directory}, then start the run again: it goes on "
-            "from its journal, and nothing that was acknowledged is lost.",
+            f"Free space on the disk of {run.directory}. {_GO_ON}",
         )
 
 
@@ -89,12 +92,13 @@ def _damage(run: Run) -> Iterable[Finding]:
             "run moves the bad bytes to quarantine and goes on; "
             f"tamiyo-jax journal verify {run.directory} names every place.",
         )
-    if run.torn:
+    if run.torn and not run.stopped:
         yield Finding(
             Urgency.NOTE,
             "The run ended without closing its journal: it was killed, or the machine went down.",
             "; ".join(run.torn[:3]) + ".",
-            "Nothing that was acknowledged is lost. Start the run again to go on.",
+            "A controller opened on the same directory goes on from its journal, and nothing that "
+            "was acknowledged is lost.",
         )
 
 

@@ -90,7 +90,7 @@ def test_a_journal_that_stopped_says_why_and_how_to_go_on(tmp_path: Path):
     assert one.urgency is Urgency.CRITICAL
     assert "takes no more records after step 200" in one.what
     assert one.why == why
-    assert "start the run again in the same directory" in one.do
+    assert "opened on the same directory goes on from its journal" in one.do
 
 
 def test_corruption_is_critical_and_names_the_command_that_shows_it(tmp_path: Path):

@@ -87,7 +87,7 @@ def test_the_page_says_that_the_disk_is_full_since_when_and_how_to_go_on(run: Pa
     assert f"The journal takes no more records after step {FULL};" in text
     assert "training that goes on does so without Tamiyo" in text
     assert "the disk is full; free space or move the run directory (ENOSPC)" in text
-    assert "start the run again in the same directory" in text
+    assert "remove the cause and start it again" in text
 
 
 def test_the_page_says_what_the_nan_was_what_was_done_and_where_to_look(run: Path) -> None:
