@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tamiyo_jax.config import RiskConfig
 from tamiyo_jax.contracts import CircuitBreakerState
+from tamiyo_jax.report._signals import limits_of
 from tamiyo_jax.report._words import counted, moment, number, plural, size, span, times
 
 if TYPE_CHECKING:
@@ -194,12 +194,11 @@ def _restricted(run: Run) -> Iterable[Finding]:
                 "Its calls failed or were late several times in a row.",
                 "See the failures below; it tries again by itself after its cooldown.",
             )
-    pauses, budget = int(frame["pauses"].max()), RiskConfig().pause_budget
+    pauses, budget = int(frame["pauses"].max()), limits_of(run).pause_budget
     if pauses > budget:
         yield Finding(
             Urgency.CRITICAL,
-            f"Tamiyo paused {pauses:,} times within one window, beyond its default budget of "
-            f"{budget:,}.",
+            f"Tamiyo paused {pauses:,} times within one window, beyond its budget of {budget:,}.",
             f"Reasons: {counted(frame['reason'][frame['action'] == 'PAUSE'])}.",
             "Pausing does not cure it: find the cause, or change the threshold of that rule.",
         )

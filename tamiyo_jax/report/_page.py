@@ -12,16 +12,24 @@ from string import Template
 
 import numpy as np
 
-from tamiyo_jax.config import RiskConfig
+from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.report._attention import Urgency, findings
 from tamiyo_jax.report._html import finding_html, name_of, story_html, table_html
 from tamiyo_jax.report._payload import payload_of
 from tamiyo_jax.report._run import Run
+from tamiyo_jax.report._signals import limits_of
 from tamiyo_jax.report._summary import parameters_of, state_of
 from tamiyo_jax.report._words import counted, moment, number
 
 __all__ = ["page"]
 
+_LAST = {
+    "run_id": "run id",
+    "blueprint": "blueprint",
+    "mode": "mode",
+    "policy": "policy",
+    "restorable": "last restorable checkpoint",
+}
 _FIGURES = (
     ("losses", "Losses, and what Tamiyo did", "A letter is a decision; its explanation shows when "
      "the pointer is near. Red ground: a loss was not finite."),
@@ -33,7 +41,7 @@ _FIGURES = (
     ("heat", "Gradient norm by layer", "The largest norm in each interval, on a logarithmic "
      "scale. Red: not finite."),
     ("signals", "Signals against their limits", "1 is the limit of the first rule that acts; "
-     "logarithmic beyond. The limits are this version's defaults."),
+     "logarithmic beyond."),
     ("latency", "Latency", "Milliseconds, on a logarithmic scale."),
 )  # fmt: skip
 
@@ -47,11 +55,12 @@ def page(runs: Sequence[Run], *, made_ns: int) -> str:
       runs: at least one.
       made_ns: when the page is made, nanoseconds since the epoch.
     """
-    risk = RiskConfig()
     names = [name_of(run) for run in runs]
     body = _part(runs[0], 0) if len(runs) == 1 else _compared(runs)
     data = json.dumps(
-        {"runs": [payload_of(run, risk) for run in runs]}, separators=(",", ":"), allow_nan=False
+        {"runs": [payload_of(run, limits_of(run)) for run in runs]},
+        separators=(",", ":"),
+        allow_nan=False,
     )
     live = any(run.holder is not None for run in runs)
     return Template(_text("page.html")).substitute(
@@ -133,18 +142,25 @@ def _damage(run: Run) -> str:
 
 
 def _settings(run: Run) -> str:
-    if not len(run):
-        return ""
-    last = {name: run.frame[name][-1] for name in ("run_id", "blueprint", "mode", "policy")}
-    rows = {
-        "run id": last["run_id"],
-        "blueprint": last["blueprint"],
-        "mode": last["mode"],
-        "policy": last["policy"],
-        "last restorable checkpoint": run.frame["restorable"][-1] or "none",
-        "seeds": ", ".join(run.seed_ids) or "none",
-    }
-    return f"<h2>Configuration</h2>{table_html((), rows.items())}"
+    """What the run is controlled with; settings that are not the default come first."""
+    last = {name: run.frame[name][-1] for name in _LAST} if len(run) else {}
+    rows = [(words, last[name] or "none") for name, words in _LAST.items() if name in last]
+    known = table_html((), [*rows, ("seeds", ", ".join(run.seed_ids) or "none")])
+    if not run.settings:
+        return f"<h2>Configuration</h2>{known}<p>The journal holds no settings.</p>"
+    usual = TamiyoConfig().model_dump(mode="json")
+    settings = [
+        (f"{section}.{field}", json.dumps(value), json.dumps(usual.get(section, {}).get(field)))
+        for section, fields in run.settings.items()
+        for field, value in fields.items()
+    ]
+    changed = [one for one in settings if one[1] != one[2]]
+    head = ("setting", "value", "default")
+    changes = table_html(head, changed) if changed else "<p>All settings are the defaults.</p>"
+    return (
+        f"<h2>Configuration</h2>{known}<h3>Settings that are not the default</h3>{changes}"
+        f"<details><summary>All settings</summary>{table_html(head, settings)}</details>"
+    )
 
 
 def _compared(runs: Sequence[Run]) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,6 +66,8 @@ class Run:
       happenings: in the order in which they happened.
       corrupt: what should not have been lost, in words.
       torn: what a crash left, in words.
+      settings: the controller's configuration by section and field; empty where the journal
+        does not hold it.
       dropped: reports that the bus never took.
       pending: reports that wait for the bus.
       holder: the process on this machine that holds the directory; None where none does.
@@ -79,6 +82,7 @@ class Run:
     happenings: tuple[Happening, ...]
     corrupt: tuple[str, ...]
     torn: tuple[str, ...]
+    settings: Mapping[str, Mapping[str, Any]]
     dropped: int
     pending: int
     holder: int | None
@@ -116,6 +120,7 @@ class RunBuilder:
         self._seeds: dict[str, None] = {}
         self._happenings: list[Happening] = []
         self._pending: set[str] = set()
+        self._settings = ""
         self._dropped = 0
         self.sequence = 0
 
@@ -125,8 +130,9 @@ class RunBuilder:
         match entry.content:
             case StepRecord() as step:
                 self._add_step(step)
-            case StateRecord(state, origin, pending):
+            case StateRecord(state, origin, pending, settings):
                 self._pending = set(pending)
+                self._settings = settings
                 if entry.record.type is RecordType.RESTORE:
                     self._return_to(state, origin)
             case OperatorRecord(action, detail):
@@ -159,6 +165,7 @@ class RunBuilder:
             happenings=tuple(self._happenings),
             corrupt=tuple(map(str, found.corrupt)),
             torn=() if holder is not None else tuple(map(str, found.torn)),
+            settings=json.loads(self._settings or "{}"),
             dropped=self._dropped,
             pending=len(self._pending),
             holder=holder,

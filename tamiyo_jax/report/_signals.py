@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tamiyo_jax.config import RiskConfig
-from tamiyo_jax.report._run import Run
 
-__all__ = ["SIGNALS", "Signal", "share_of_limit"]
+if TYPE_CHECKING:
+    from tamiyo_jax.report._run import Run
+
+__all__ = ["SIGNALS", "Signal", "limits_of", "share_of_limit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,12 @@ SIGNALS = (
     Signal("blueprint_risk", "blueprint_risk", "blueprint_risk"),
 )
 """Signals that are dangerous when they are large."""
+
+
+def limits_of(run: Run) -> RiskConfig:
+    """The limits that the run was controlled with; the defaults where they are not on record."""
+    known = run.settings.get("risk", {})
+    return RiskConfig(**{k: v for k, v in known.items() if k in RiskConfig.model_fields})
 
 
 def share_of_limit(run: Run, risk: RiskConfig) -> dict[str, np.ndarray]:

@@ -138,14 +138,15 @@ def test_without_a_validation_loss_it_is_said_that_no_rule_can_see_it(tmp_path: 
 
 
 def test_more_pauses_than_the_budget_are_critical(tmp_path: Path):
-    config = make_config(risk={"pause_budget": 10_000})
+    config = make_config(risk={"pause_budget": 20})
     hot = [
         replace(one, training_metrics={**one.training_metrics, "hook_latency_ms": 80.0})
-        for one in packets(110)
+        for one in packets(30)
     ]
-    one = only(findings(as_found(decided(tmp_path, hot, config=config))), "paused 110 times")
+    one = only(findings(as_found(decided(tmp_path, hot, config=config))), "paused 30 times")
     assert one.urgency is Urgency.CRITICAL
-    assert "hook_budget 110" in one.why
+    assert "beyond its budget of 20" in one.what
+    assert "hook_budget 30" in one.why
 
 
 def test_shadow_mode_says_that_nothing_was_applied(tmp_path: Path):
