@@ -1,7 +1,9 @@
 "use strict";
 // The figures of one run, and those that compare several.
 
-const LETTER = 16; // room for the letters of the decisions, above the figure
+const LETTER = 13, ROWS = 2; // the letters of the decisions, in rows above the figure
+
+const STEPPED = uPlot.paths.stepped({ align: 1 }); // a value holds until the next decision
 
 function place(run, u) {
   return `${run.unit} ${words(Math.round(u.posToVal(u.cursor.left, "x")))}`;
@@ -49,7 +51,7 @@ function drawBroken(run) {
   });
 }
 
-// A thin line for every decision and its letter above, as long as letters do not cover each other.
+// A thin line for every decision and its letter above: in the lowest row that has room, if any.
 function drawDecisions(run) {
   return (u) => {
     const { ctx, bbox } = u, made = run.decisions, px = devicePixelRatio;
@@ -58,7 +60,8 @@ function drawDecisions(run) {
     ctx.textAlign = "center";
     ctx.textBaseline = "bottom";
     ctx.lineWidth = px;
-    let drawn = -Infinity, lettered = -Infinity;
+    let drawn = -Infinity;
+    const lettered = new Array(ROWS).fill(-Infinity);
     for (let i = firstAtLeast(made.x, u.scales.x.min); i < made.x.length; i++) {
       if (made.x[i] > u.scales.x.max) break;
       const x = Math.round(u.valToPos(made.x[i], "x", true));
@@ -72,11 +75,12 @@ function drawDecisions(run) {
         ctx.stroke();
         drawn = x;
       }
-      if (x >= lettered + 10 * px) {
+      const row = lettered.findIndex((end) => x >= end + 10 * px);
+      if (row >= 0) {
         ctx.globalAlpha = 1;
         ctx.fillStyle = colour;
-        ctx.fillText(letter, x, bbox.top - 2 * px);
-        lettered = x;
+        ctx.fillText(letter, x, bbox.top - (2 + row * LETTER) * px);
+        lettered[row] = x;
       }
     }
     ctx.restore();
@@ -91,11 +95,11 @@ function drawLines(run, into, name, options) {
     height: options.height || 190, group: run.group, unit: run.unit, ySize: run.ySize, extent: run.extent,
     data: [lines.x, ...series],
     series: lines.labels.map((label, i) => ({
-      label, stroke: theme.lines[i % theme.lines.length], width: 1.5, spanGaps: true,
-      points: { show: few, size: 5 },
+      label, stroke: theme.lines[i % theme.lines.length], width: 1.5, spanGaps: !options.gaps,
+      points: { show: few, size: 5 }, paths: options.stepped ? STEPPED : undefined,
     })),
     scale: log ? { distr: 3 } : options.scale || {},
-    padding: [options.decisions ? LETTER : 8, 12, 0, 0],
+    padding: [options.decisions ? ROWS * LETTER + 4 : 8, 12, 0, 0],
     describe: (u) => [
       place(run, u), ...valuesAt(u, lines.labels, u.cursor.idx),
       ...(options.decisions ? ["", ...decisionsNear(run, u)] : []),
@@ -246,9 +250,9 @@ function drawHeat(run, into) {
 const FIGURES = {
   losses: (run, into) => drawLines(run, into, "losses", { height: 320, decisions: true }),
   accuracy: (run, into) => drawLines(run, into, "accuracy", {}),
-  parameters: (run, into) => drawLines(run, into, "parameters", {}),
+  parameters: (run, into) => drawLines(run, into, "parameters", { stepped: true }),
   lanes: drawLanes,
-  contributions: (run, into) => drawLines(run, into, "contributions", {}),
+  contributions: (run, into) => drawLines(run, into, "contributions", { gaps: true }),
   heat: drawHeat,
   signals: (run, into) => drawLines(run, into, "signals", {
     height: 220, draw: drawLimit,
