@@ -38,6 +38,13 @@ $(DEV): pyproject.toml requirements.lock | .venv/bin/python
 	  || echo "redis-server is missing and could not be installed; its tests will be skipped"
 	@touch $@
 
+# Some tests look at the page of a run in a real browser. They are skipped likewise.
+.venv/.chromium: | .venv/bin/python
+	@command -v chromium >/dev/null || apt-get install -qq -y chromium >/dev/null 2>&1 \
+	  || (apt-get update -qq && apt-get install -qq -y chromium) >/dev/null 2>&1 \
+	  || echo "chromium is missing and could not be installed; its tests will be skipped"
+	@touch $@
+
 .venv/.installed-notebooks: $(DEV)
 	$(INSTALL) -e ".[demo,notebooks]"
 	@touch $@
@@ -45,10 +52,10 @@ $(DEV): pyproject.toml requirements.lock | .venv/bin/python
 demo: .venv/.installed-demo
 	$(CLI) demo
 
-test: $(DEV) .venv/.redis
+test: $(DEV) .venv/.redis .venv/.chromium
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-fast: $(DEV) .venv/.redis
+test-fast: $(DEV) .venv/.redis .venv/.chromium
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 lint: $(DEV)

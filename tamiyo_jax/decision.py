@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 
 from tamiyo_jax.contracts import AdaptationCommand, Event
 from tamiyo_jax.errors import PersistenceError
@@ -84,3 +85,16 @@ class Decision:
     shadow: bool
     escalate: bool
     ticket: Ticket | RemoteTicket
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what was decided, why, and what happened on the way."""
+        rows = {
+            "reason": self.reason,
+            "command": "none" if self.command is None else self.command.command_type.name,
+            "seed": "none" if self.command is None else self.command.target_seed_id or "none",
+            "events": ", ".join(f"{one.level.name} {one.name}" for one in self.events) or "none",
+            "latency": f"{self.latency.step_ms:.1f} ms",
+        }
+        cells = "".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
+        title = f"{'would ' if self.shadow else ''}{self.action}"
+        return f"<table><caption><b>{escape(title)}</b></caption>{cells}</table>"

@@ -27,8 +27,10 @@ MAY_IMPORT = {
         *("controller", "policy", "risk", "contracts"),
     },
     "replay": {
-        *("inference", "library", "storage", "journal", "controller", "risk", "contracts"),
+        *("report", "inference", "library", "storage", "journal", "controller", "risk"),
+        "contracts",
     },
+    "report": {"storage", "journal", "contracts"},
     "telemetry": {"bus", "decision", "journal", "controller", "contracts"},
     "bus": {"storage", "journal", "contracts", "_redis_client"},
     "inference": {"workers", "storage", "controller", "policy", "graph", "contracts"},

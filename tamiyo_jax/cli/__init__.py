@@ -14,6 +14,7 @@ from tamiyo_jax.cli._demo import demo
 from tamiyo_jax.cli._import_torch import import_torch
 from tamiyo_jax.cli._output import problems
 from tamiyo_jax.cli._replay import replay
+from tamiyo_jax.cli._report import report, runs, status, watch
 from tamiyo_jax.errors import TamiyoError
 
 __all__ = ["app", "main"]
@@ -25,6 +26,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
+app.command()(report)
+app.command()(status)
+app.command()(watch)
+app.command()(runs)
 app.command()(replay)
 app.command()(conformance)
 app.command("import-torch")(import_torch)

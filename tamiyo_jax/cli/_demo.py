@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from tamiyo_jax.cli._output import Json, console, print_json, problems
+from tamiyo_jax.report import write_report
 
 __all__ = ["DEMO_STEPS", "demo"]
 
@@ -81,6 +82,7 @@ def demo(
         "telemetry": root / "telemetry.jsonl",
         "checkpoints": root / "checkpoints",
         "blueprints": root / "blueprints.db",
+        "report": write_report([root], root / "report.html"),
     }
     for name, path in written.items():
         console.print(f"{name:<12}{path}", highlight=False)

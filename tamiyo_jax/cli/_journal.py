@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import dropwhile
 from pathlib import Path
 from typing import Annotated
 
@@ -17,12 +20,13 @@ from tamiyo_jax.cli._records import as_json, as_text
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.journal import Conflict, Damage, Hole, RecordType, Recovered, Scar, read_journal
 from tamiyo_jax.service import resolve_secrets
-from tamiyo_jax.storage import Unreadable, read_entries
+from tamiyo_jax.storage import Entry, StepRecord, Unreadable, read_entries
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="The log of a run directory.")
 
+_TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"]
 _TYPES = ", ".join(record_type.name.lower() for record_type in RecordType)
 
 
@@ -102,19 +106,40 @@ def dump(
     last: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Only the last N of them.")
     ] = None,
+    acted: Annotated[
+        bool, typer.Option("--acted", help="Only steps that did something, or failed.")
+    ] = False,
+    reason: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Only steps whose reason contains this."),
+    ] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=_TIMES, metavar="TIME", help="Only what came from then on; UTC, ISO 8601."
+        ),
+    ] = None,
     as_json_: Annotated[
         bool, typer.Option("--json", help="One JSON object per line, for a program to read.")
     ] = False,
 ) -> None:
     """Print the records of a journal: packets, commands, reports and all.
 
-    Example: tamiyo-jax journal dump run --type step --last 3
+    Example: tamiyo-jax journal dump run --acted --reason loss --last 3
     """
     found = read_journal(directory)
     wanted = types or list(RecordType)
     records = tuple(record for record in found.records if record.type in wanted)
-    chosen = replace(found, records=records if last is None else records[-last:])
-    for entry in read_entries(chosen):
+    picks = acted or reason is not None or since is not None
+    if last is not None and not picks:
+        records = records[-last:]  # no need to decode the others
+    entries = read_entries(replace(found, records=records))
+    if since is not None:
+        since_ns = round(since.replace(tzinfo=UTC).timestamp() * 1e9)
+        entries = dropwhile(lambda entry: not _issued_since(entry, since_ns), entries)
+    if acted or reason is not None:
+        entries = (entry for entry in entries if _is_step(entry, acted, reason or ""))
+    for entry in entries if last is None else deque(entries, last):
         if as_json_:
             print_json(as_json(entry), indent=None)
         else:
@@ -189,6 +214,19 @@ def republish_dropped(
             print_lines(*(f"lost {report_id}" for report_id in dropped.lost))
             print_lines(f"{len(sent)} sent, {len(unsent)} not sent, {len(dropped.lost)} lost")
         opened.close()
+
+
+def _issued_since(entry: Entry, since_ns: int) -> bool:
+    step = entry.content
+    return isinstance(step, StepRecord) and (step.report.issued_at_ns or 0) >= since_ns
+
+
+def _is_step(entry: Entry, acted: bool, reason: str) -> bool:
+    """Whether a record is a step that gives this reason, and did something if it has to."""
+    step = entry.content
+    if not isinstance(step, StepRecord) or reason not in step.report.notes:
+        return False
+    return not acted or step.action != "WAIT"
 
 
 def _size(directory: Path) -> tuple[int, int]:

@@ -3,7 +3,8 @@
 from tamiyo_jax.journal._files import FileSystem, PosixFileSystem
 from tamiyo_jax.journal._frames import Record, RecordType
 from tamiyo_jax.journal._group_commit import Ticket
-from tamiyo_jax.journal._journal import Journal, read_journal
+from tamiyo_jax.journal._journal import Journal
+from tamiyo_jax.journal._reader import JournalReader, read_journal
 from tamiyo_jax.journal._recovery import Conflict, Damage, Hole, Recovered, Scar, decode_repair
 from tamiyo_jax.journal._segments import discard_unfinished, reporting, write_durably
 
@@ -13,6 +14,7 @@ __all__ = [
     "FileSystem",
     "Hole",
     "Journal",
+    "JournalReader",
     "PosixFileSystem",
     "Record",
     "RecordType",

@@ -9,7 +9,7 @@ write, so nothing is tried again, and the next opening finds out what is on disk
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, Self
 from zlib import crc32
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
 
-__all__ = ["Durability", "Journal", "RecoveryMode", "read_journal"]
+__all__ = ["Durability", "Journal", "RecoveryMode"]
 
 Durability = Literal["group", "always"]
 RecoveryMode = Literal["repair", "strict"]
@@ -173,6 +173,11 @@ class Journal:
                 self._recovered = None
                 if self._durability == "group":
                     self._commit.start_flusher()
+
+    @property
+    def failure(self) -> PersistenceError | None:
+        """What sealed the journal; None while it is not."""
+        return self._commit.failure
 
     def has_room(self, payload: bytes, segment_bytes: int) -> bool:
         """Whether a record with this payload fits into a segment of `segment_bytes`.
@@ -340,18 +345,3 @@ class Journal:
             case _:
                 interruption = f"{action} in {self._directory} was interrupted"
                 self._commit.fail(PersistenceError(interruption))
-
-
-def read_journal(directory: Path, files: FileSystem | None = None) -> Recovered:
-    """What the journal of a run directory holds; nothing is changed, and no lock is needed.
-
-    Raises:
-      PersistenceError: as `Journal.open` does, except that corruption is only reported.
-    """
-    home = directory / "journal"
-    files = PosixFileSystem() if files is None else files
-    with reporting("reading the journal", home):
-        while True:
-            names = segment_names(home, files)
-            with suppress(FileNotFoundError):  # its owner has retired one meanwhile: look again
-                return merge(read_segments(home, names, files))

@@ -103,7 +103,12 @@ def assemble(
 
         template = choice.policy.initial_state()
         storage = StorageManager[Any].open(
-            directory, config.storage, template, clock=clock, publishing=bus is not None
+            directory,
+            config.storage,
+            template,
+            clock=clock,
+            publishing=bus is not None,
+            settings=config.model_dump_json(),
         )
         closers.callback(storage.close)
         if damage := damage_events(storage.recovered):

@@ -47,12 +47,15 @@ class Facts:
       pending: reports that the bus has not taken yet, by id, oldest first.
       policies: the policy updates that were applied, in that order.
       newest_report_ns: the latest time of issue among all reports so far; 0 before the first.
+      settings: the configuration of the controller as JSON; empty where it is not known. For
+        people who read the journal: it decides nothing.
     """
 
     publishing: bool = False
     pending: Mapping[str, Pending] = field(default_factory=_nothing)
     policies: tuple[AppliedPolicy, ...] = ()
     newest_report_ns: int = 0
+    settings: str = ""
 
     @property
     def policy_ids(self) -> frozenset[str]:
@@ -110,6 +113,10 @@ class Ledger:
         if not publishing and self._pending:
             self._pending.clear()
             self._changed = True
+
+    def configured(self, settings: str) -> None:
+        """Say with what configuration the controller goes on."""
+        self._latest = replace(self.facts, settings=settings)
 
     def reported(self, sequence: int, reports: Iterable[FieldReport]) -> None:
         """Fold in the reports of a STEP record."""

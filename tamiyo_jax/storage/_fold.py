@@ -116,6 +116,7 @@ def _facts(stored: pb.Facts, recovered: Recovered) -> Facts:
         pending=MappingProxyType(pending),
         policies=tuple(policy_from_proto(policy) for policy in stored.policies),
         newest_report_ns=stored.newest_report_ns,
+        settings=stored.settings,
     )
 
 

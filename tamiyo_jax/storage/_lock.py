@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakSet
 
 from tamiyo_jax.errors import DirectoryLockedError, PersistenceError
 from tamiyo_jax.journal import PosixFileSystem
 
-__all__ = ["DirectoryLock"]
+__all__ = ["DirectoryLock", "LockState", "lock_state"]
+
+_LOCKS = Path("/proc/locks")
+_SIZE = 1024  # of the lock file, taken when it is made
 
 
 class DirectoryLock:
@@ -46,21 +52,91 @@ class DirectoryLock:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            holder = os.read(self._fd, 32).decode("ascii", "replace").strip()
+            holder, _ = _read(self._fd)
             raise DirectoryLockedError(
                 f"run directory {directory} belongs to process {holder or 'unknown'}; wait for "
                 "it to end or choose another directory",
                 path=str(directory),
                 pid=int(holder) if holder.isdigit() else None,
             ) from error
-        os.ftruncate(self._fd, 0)
-        os.write(self._fd, f"{os.getpid()}\n".encode())
+        self._write("")
+
+    def stopped(self, reason: str) -> None:
+        """Leave a note for readers: why the journal takes no further record.
+
+        It is written over what the file holds already, so a disk that is full has room for it.
+        """
+        with suppress(OSError):  # whoever calls is about to raise the reason itself
+            self._write(reason)
+
+    def _write(self, reason: str) -> None:
+        text = f"{os.getpid()}\n{reason}".encode()[:_SIZE]
+        os.pwrite(self._fd, text.ljust(_SIZE), 0)
+        os.ftruncate(self._fd, _SIZE)
 
     def release(self) -> None:
         """Give the directory up; releasing twice is harmless."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+@dataclass(frozen=True, slots=True)
+class LockState:
+    """What is known of a run directory's owner.
+
+    Attributes:
+      holder: the process of this machine that holds the directory; None where none does.
+      stopped: why the journal of the last owner takes no further record; empty where it does.
+    """
+
+    holder: int | None
+    stopped: str
+
+
+def lock_state(directory: Path) -> LockState:
+    """Who owns a run directory, found without taking its lock.
+
+    The kernel's list of locks says it. Trying the lock would turn away an owner that opens the
+    directory at that moment. In another process namespace the holder is not seen.
+
+    Args:
+      directory: the run directory.
+    """
+    try:
+        fd = os.open(directory / "LOCK", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return LockState(None, "")
+    try:
+        holder, stopped = _read(fd)
+        inode = os.fstat(fd).st_ino
+    finally:
+        os.close(fd)
+    held = any(_holds(line.split(), holder, inode) for line in _kernel_locks())
+    return LockState(int(holder) if held else None, stopped)
+
+
+def _kernel_locks() -> list[str]:
+    try:
+        return _LOCKS.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _holds(line: Sequence[str], pid: str, inode: int) -> bool:
+    """Whether a line is of a process that holds a lock on a file; one that waits has an arrow."""
+    match line:
+        case [_, "FLOCK", _, _, owner, file, *_]:
+            return owner == pid and file.endswith(f":{inode}")
+        case _:
+            return False
+
+
+def _read(fd: int) -> tuple[str, str]:
+    """The owner that a lock file names, and its note."""
+    text = os.pread(fd, _SIZE, 0).decode("utf-8", "replace")
+    owner, _, note = text.partition("\n")
+    return owner.strip(), note.strip()
 
 
 def _make_durably(directory: Path) -> None:

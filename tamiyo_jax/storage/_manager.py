@@ -87,6 +87,7 @@ class StorageManager(Generic[PolicyState]):
         *,
         clock: Callable[[], int],
         publishing: bool = False,
+        settings: str | None = None,
         files: FileSystem | None = None,
         salt_source: Callable[[int], bytes] = os.urandom,
     ) -> Self:
@@ -99,6 +100,8 @@ class StorageManager(Generic[PolicyState]):
           clock: nanoseconds since the epoch.
           publishing: whether reports have a bus to go to. Without one none is pending, and
             those that were pending before stay in the journal only.
+          settings: the controller's configuration as JSON, for who reads the journal; None keeps
+            what is on record.
           files: the file system, by default that of the operating system.
           salt_source: random bytes for the salts of new segments.
 
@@ -122,6 +125,8 @@ class StorageManager(Generic[PolicyState]):
             state = recover_state(recovered.replay, policy_state)
             ledger = Ledger(recover_facts(recovered))
             ledger.connect(publishing)
+            if settings is not None:
+                ledger.configured(settings)
             with reporting("opening the run directory", directory):
                 parameters = ParameterFiles(directory, files)
                 _make_private(directory / "cache")
@@ -308,6 +313,7 @@ class StorageManager(Generic[PolicyState]):
         try:
             self._journal.close()
         finally:
+            self._note_if_sealed()
             self._directory_lock.release()
 
     def __enter__(self) -> Self:
@@ -324,11 +330,17 @@ class StorageManager(Generic[PolicyState]):
             try:
                 yield
             except PersistenceError:
+                self._note_if_sealed()
                 raise  # nothing was written, or the journal has sealed itself
             except BaseException:
                 if self._journal.last_sequence != before:
                     self._journal.seal(PersistenceError("recording was interrupted half way"))
                 raise
+
+    def _note_if_sealed(self) -> None:
+        """Leave the reason where readers find it; the journal itself cannot take it."""
+        if self._journal.failure is not None:
+            self._directory_lock.stopped(str(self._journal.failure))
 
     def _settle(self, record_type: RecordType, report_id: str) -> Ticket:
         payload = encode_publication(report_id)

@@ -120,11 +120,15 @@ class PolicyRecord:
 
 @dataclass(frozen=True, slots=True)
 class StateRecord:
-    """A SNAPSHOT, or a RESTORE from `origin`: the whole state as text, and what was pending."""
+    """A SNAPSHOT, or a RESTORE from `origin`: the whole state as text, and what was pending.
+
+    `settings` is the controller's configuration as JSON, empty where it is not known.
+    """
 
     state: str
     origin: str
     pending: tuple[str, ...]
+    settings: str
 
 
 Content = (
@@ -252,10 +256,14 @@ def decode_record(record: Record) -> Content:
             return PolicyRecord(policy_from_proto(update.policy), update.state)
         case RecordType.SNAPSHOT:
             snapshot = parse(pb.Snapshot(), payload)
-            return StateRecord(snapshot.state, "", _pending_ids(snapshot.facts))
+            return StateRecord(
+                snapshot.state, "", _pending_ids(snapshot.facts), snapshot.facts.settings
+            )
         case RecordType.RESTORE:
             restore = parse(pb.Restore(), payload)
-            return StateRecord(restore.state, restore.origin, _pending_ids(restore.facts))
+            return StateRecord(
+                restore.state, restore.origin, _pending_ids(restore.facts), restore.facts.settings
+            )
         case RecordType.REPAIR:
             return decode_repair(payload)
 
@@ -300,6 +308,7 @@ def _facts_to_proto(facts: Facts) -> pb.Facts:
         ],
         policies=[_policy_to_proto(policy) for policy in facts.policies],
         newest_report_ns=facts.newest_report_ns,
+        settings=facts.settings,
     )
 
 

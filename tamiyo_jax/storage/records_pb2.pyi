@@ -79,16 +79,18 @@ class Policy(_message.Message):
     def __init__(self, policy_id: _Optional[str] = ..., digest: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Facts(_message.Message):
-    __slots__ = ("publishing", "pending", "policies", "newest_report_ns")
+    __slots__ = ("publishing", "pending", "policies", "newest_report_ns", "settings")
     PUBLISHING_FIELD_NUMBER: _ClassVar[int]
     PENDING_FIELD_NUMBER: _ClassVar[int]
     POLICIES_FIELD_NUMBER: _ClassVar[int]
     NEWEST_REPORT_NS_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
     publishing: bool
     pending: _containers.RepeatedCompositeFieldContainer[Unpublished]
     policies: _containers.RepeatedCompositeFieldContainer[Policy]
     newest_report_ns: int
-    def __init__(self, publishing: _Optional[bool] = ..., pending: _Optional[_Iterable[_Union[Unpublished, _Mapping]]] = ..., policies: _Optional[_Iterable[_Union[Policy, _Mapping]]] = ..., newest_report_ns: _Optional[int] = ...) -> None: ...
+    settings: str
+    def __init__(self, publishing: _Optional[bool] = ..., pending: _Optional[_Iterable[_Union[Unpublished, _Mapping]]] = ..., policies: _Optional[_Iterable[_Union[Policy, _Mapping]]] = ..., newest_report_ns: _Optional[int] = ..., settings: _Optional[str] = ...) -> None: ...
 
 class Snapshot(_message.Message):
     __slots__ = ("state", "facts")

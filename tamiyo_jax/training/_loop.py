@@ -295,7 +295,10 @@ class _Reporter:
             timestamp_ns=0 if self._deterministic else time.time_ns(),
         )
         seeds = [self._seed(name, state.host, measured) for name in sorted(state.host.slots)]
-        metrics = {"epochs_total": float(self._epochs)}
+        metrics = {
+            "epochs_total": float(self._epochs),
+            "live_parameters": float(live_parameters(state.host)),
+        }
         if not self._deterministic:
             metrics["samples_per_s"] = task.steps_per_epoch * task.batch_size / seconds
             metrics["hook_latency_ms"] = 1e3 * (time.perf_counter() - started)

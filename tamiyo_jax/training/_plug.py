@@ -46,6 +46,7 @@ from tamiyo_jax.host import (
     blueprint_of,
     contribution,
     layer_names,
+    live_parameters,
     loss_of,
     packet_from,
     scale_of,
@@ -99,6 +100,7 @@ class Plug:
         if every < 1:
             raise ConfigurationError(f"every is {every}; ask after each so many steps, at least 1")
         self._layers = layers
+        self._parameters = sum(layer.parameter_count or 0 for layer in blueprint.layers)
         self._evaluate = evaluate
         self._every = every
         self._log = log
@@ -308,10 +310,14 @@ class Plug:
             statistics=mean.statistics,
             training_loss=float(mean.loss),
             seeds=self._seeds(state, mean, contributions),
-            metrics={},
+            metrics={"live_parameters": float(self._live_parameters(state))},
             hardware=self._meter.read(),
         )
         return packet if self._budget is None else within_budget(packet, state, self._budget)
+
+    def _live_parameters(self, state: Any) -> int:  # noqa: ANN401
+        """Of the network as it is now; without seeds it is what its blueprint says."""
+        return self._parameters if self._host is None else live_parameters(state)
 
     def _seeds(
         self, state: HostState, mean: StepMetrics, contributions: Mapping[str, jax.Array]

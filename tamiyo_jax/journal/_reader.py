@@ -1,0 +1,62 @@
+"""Reading a journal that somebody may be writing, once or again and again."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from tamiyo_jax.journal._files import FileSystem, PosixFileSystem
+from tamiyo_jax.journal._recovery import Recovered, merge
+from tamiyo_jax.journal._segments import read_segments, reporting, segment_names
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tamiyo_jax.journal._scanning import Segment
+
+__all__ = ["JournalReader", "read_journal"]
+
+
+class JournalReader:
+    """Reads a journal, and later what was added; needs no lock, and changes nothing.
+
+    Segments are only ever appended to, so one whose size is the same is not read again.
+
+    Args:
+      directory: the run directory.
+      files: the file system, by default that of the operating system.
+    """
+
+    def __init__(self, directory: Path, files: FileSystem | None = None) -> None:
+        self._home = directory / "journal"
+        self._files = PosixFileSystem() if files is None else files
+        self._segments: dict[str, tuple[int, Segment]] = {}
+
+    def read(self) -> Recovered:
+        """What the journal holds now.
+
+        Raises:
+          PersistenceError: as `Journal.open` does, except that corruption is only reported.
+        """
+        with reporting("reading the journal", self._home):
+            while True:
+                names = segment_names(self._home, self._files)
+                with suppress(FileNotFoundError):  # its owner has retired one meanwhile: look again
+                    self._segments = {name: self._segment(name) for name in names}
+                    return merge([segment for _, segment in self._segments.values()])
+
+    def _segment(self, name: str) -> tuple[int, Segment]:
+        size = (self._home / name).stat().st_size
+        known = self._segments.get(name)
+        if known is not None and known[0] == size:
+            return known
+        return size, read_segments(self._home, [name], self._files)[0]
+
+
+def read_journal(directory: Path, files: FileSystem | None = None) -> Recovered:
+    """What the journal of a run directory holds; nothing is changed, and no lock is needed.
+
+    Raises:
+      PersistenceError: as `Journal.open` does, except that corruption is only reported.
+    """
+    return JournalReader(directory, files).read()

@@ -1,0 +1,67 @@
+"""Which columns the rules of the gate watch, and the limits that they have there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tamiyo_jax.config import RiskConfig
+
+if TYPE_CHECKING:
+    from tamiyo_jax.report._run import Run
+
+__all__ = ["SIGNALS", "Signal", "limits_of", "share_of_limit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A signal of the rule table.
+
+    Attributes:
+      name: as the rules call it.
+      column: where a run's table holds it.
+      limit: the field of `RiskConfig` beyond which the mildest rule with an effect holds.
+    """
+
+    name: str
+    column: str
+    limit: str
+
+
+SIGNALS = (
+    Signal("loss_delta", "loss_delta", "loss_warning"),
+    *(
+        Signal(name, f"metrics/{name}", limit)
+        for name, limit in (
+            ("loss_volatility", "loss_volatility"),
+            ("grad_var", "grad_variance"),
+            ("grad_conflict_rate", "grad_conflict"),
+            ("hook_latency_ms", "hook_budget_ms"),
+            ("step_latency_ms", "step_latency_ms"),
+            ("kasmina.apply_ms", "apply_ms"),
+            ("kasmina.finalize_ms", "finalize_ms"),
+            ("gpu_util_percent", "gpu_util_percent"),
+        )
+    ),
+    Signal("policy_risk_score", "risk_score", "policy_risk_elevated"),
+    Signal("blueprint_risk", "blueprint_risk", "blueprint_risk"),
+)
+"""Signals that are dangerous when they are large."""
+
+
+def limits_of(run: Run) -> RiskConfig:
+    """The limits that the run was controlled with; the defaults where they are not on record."""
+    known = run.settings.get("risk", {})
+    return RiskConfig(**{k: v for k, v in known.items() if k in RiskConfig.model_fields})
+
+
+def share_of_limit(run: Run, risk: RiskConfig) -> dict[str, np.ndarray]:
+    """f64 [rows] by signal: its value over its limit, for the signals that were measured."""
+    return {
+        f"{one.name} (limit {getattr(risk, one.limit):g})": run.frame[one.column]
+        / getattr(risk, one.limit)
+        for one in SIGNALS
+        if one.column in run.frame and not np.isnan(run.frame[one.column]).all()
+    }
