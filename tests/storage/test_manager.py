@@ -308,7 +308,7 @@ def test_a_record_without_its_fold_seals_the_journal(
 
     clock = Clock()
     with begin(tmp_path, clock) as manager:
-        monkeypatch.setattr(Ledger, "reported", interrupted)
+        monkeypatch.setattr(Ledger, "add_reports", interrupted)
         with pytest.raises(KeyboardInterrupt):
             step(manager, clock, "half")
         monkeypatch.undo()
