@@ -1,4 +1,4 @@
-"""Keeping the last good state of a run beside it, on its own devices."""
+"""Kept states of a run in memory, on the devices of the run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ State = TypeVar("State")
 
 
 class MemoryCheckpoints:
-    """The newest state that was saved, of any pytree: what ROLLBACK restores from.
+    """Keeps the newest saved pytree for ROLLBACK.
 
-    It takes the memory of a train state once more, and is gone with the process. What it
-    holds and what it gives are copies, which no donated step can reach.
+    It takes the memory of one more train state and ends with the process. `save` and `restore`
+    copy, so that a jitted step that donates its arguments cannot invalidate the kept state.
     """
 
     def __init__(self) -> None:
@@ -25,14 +25,14 @@ class MemoryCheckpoints:
         self._state: Any = None
 
     def save(self, name: str, train_state: object) -> None:
-        """Hold `train_state` under `name`, in place of the one before."""
+        """Keep a copy of `train_state` under `name`, in place of the previous one."""
         self._name, self._state = name, _copy(train_state)
 
     def restore(self, name: str, train_state: State) -> State:
-        """The state saved under `name`, which is one like `train_state`.
+        """Return a copy of the state saved under `name`, of the structure of `train_state`.
 
         Raises:
-          PersistenceError: it is not the newest one.
+          PersistenceError: `name` is not the newest saved name.
         """
         del train_state
         if name != self._name:
@@ -43,5 +43,5 @@ class MemoryCheckpoints:
 
 
 def _copy(tree: object) -> object:
-    """A pytree with arrays of its own; Equinox has leaves that are functions."""
+    """Copy the arrays of a pytree; other leaves (functions in Equinox models) are shared."""
     return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, jax.Array) else leaf, tree)
