@@ -69,7 +69,7 @@ def open_client(url: str, *, purpose: str, decode_responses: bool) -> tuple[Redi
 
 
 def is_redis_url(text: str) -> bool:
-    """Whether a text begins as a Redis URL does, also one mistyped as ``redis:/`` or ``redis//``."""
+    """Whether a text begins as a Redis URL, also if mistyped as ``redis:/`` or ``redis//``."""
     return re.match(rf"({'|'.join(_SCHEMES)})(:|//)", text, re.IGNORECASE) is not None
 
 
