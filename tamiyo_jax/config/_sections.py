@@ -292,6 +292,12 @@ class PublishingConfig(Section, frozen=True):
     max_retries: int = Field(
         default=3, ge=0, description="retries after which a report leaves the queue"
     )
+    max_pending: int = Field(
+        default=10_000, ge=1, description="reports that wait at once; the oldest are dropped"
+    )
+    max_age_s: float = Field(
+        default=86_400.0, gt=0, description="age at which a waiting report is dropped"
+    )
 
 
 class SecurityConfig(Section, frozen=True):
