@@ -4,7 +4,7 @@ from tamiyo_jax.host._apply import Checkpointer, CommandApplier, DecisionLike
 from tamiyo_jax.host._blueprint_of import blueprint_of
 from tamiyo_jax.host._budget import live_parameters, within_budget
 from tamiyo_jax.host._checkpoints import HostCheckpoints, load_tree, save_tree
-from tamiyo_jax.host._detector import Signals, worst
+from tamiyo_jax.host._detector import Detector, Signals, detect, new_detector, worst
 from tamiyo_jax.host._hardware import Hardware, HardwareMeter
 from tamiyo_jax.host._memory import MemoryCheckpoints
 from tamiyo_jax.host._monitor import (
@@ -38,6 +38,7 @@ __all__ = [
     "Checkpointer",
     "CommandApplier",
     "DecisionLike",
+    "Detector",
     "Hardware",
     "HardwareMeter",
     "Host",
@@ -54,6 +55,7 @@ __all__ = [
     "StepMetrics",
     "blueprint_of",
     "contribution",
+    "detect",
     "gates_of",
     "guarded",
     "init_host",
@@ -62,6 +64,7 @@ __all__ = [
     "load_tree",
     "loss_of",
     "monitor",
+    "new_detector",
     "packet_from",
     "save_tree",
     "scale_by",

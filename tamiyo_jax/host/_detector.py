@@ -46,7 +46,7 @@ LOSS_Z = 9.0
 LOSS_Z_WITH_GRADIENT = 6.0  # where the gradient's z is above it as well
 LOSS_RISE = math.log(1.25)
 GRADIENT_Z = 12.0
-GRADIENT_RISE = math.log(30.0)
+GRADIENT_RISE = math.log(1000.0)  # a smaller one that does not move the loss is often harmless
 UPDATE_RISE = math.log(16.0)  # over the run's highest level: no warm-up or restart does that
 HIGH_GRADIENT_Z = 4.0
 PROGRESS = 0.01  # relative, the least improvement of the loss that counts
@@ -107,6 +107,7 @@ class Detector(NamedTuple):
       highest_update: f32[], the highest median of the window of update ratios.
       high_gradients: i32[].
       steps_without_progress: i32[].
+      ruinous_in_row: i32[], steps up to the newest that were not finite or outliers.
     """
 
     values: jax.Array
@@ -115,6 +116,7 @@ class Detector(NamedTuple):
     highest_update: jax.Array
     high_gradients: jax.Array
     steps_without_progress: jax.Array
+    ruinous_in_row: jax.Array
 
 
 def new_detector(layers: int) -> Detector:
@@ -127,6 +129,7 @@ def new_detector(layers: int) -> Detector:
         highest_update=jnp.float32(0),
         high_gradients=jnp.int32(0),
         steps_without_progress=jnp.int32(0),
+        ruinous_in_row=jnp.int32(0),
     )
 
 
@@ -157,8 +160,6 @@ def detect(
     gradient_norm: jax.Array,
     update_ratio: jax.Array,
     layer_gradient_norms: jax.Array,
-    refuse: bool,
-    refused_in_row: jax.Array,
 ) -> tuple[Signals, jax.Array, Detector]:
     """Compare a step with those before it; pure, of constant cost, for jit, scan and vmap.
 
@@ -169,12 +170,11 @@ def detect(
       update_ratio: f32[], global ‖update‖ / ‖weights‖; 0 says nothing (a step that only
         accumulates gradients).
       layer_gradient_norms: f32[L].
-      refuse: steps that are out of the ordinary are refused, not only named.
-      refused_in_row: i32[], steps refused just before; from `REFUSALS_IN_ROW` an outlier is
-        accepted, so that a run whose data has changed for good learns that.
 
     Returns:
-      The step's signals; bool[], whether it is refused; the detector after it.
+      The step's signals; bool[], whether it is to be refused: it is not finite, or an outlier
+      and fewer than `REFUSALS_IN_ROW` were refused just before, so that a run whose data has
+      changed for good learns that; the detector after it.
     """
     said = jnp.float32(jnp.nan) if loss is None else loss.astype(jnp.float32)
     new = jnp.concatenate([jnp.stack([said, gradient_norm, update_ratio]), layer_gradient_norms])
@@ -205,12 +205,13 @@ def detect(
         gradient_outlier=(rise[GRADIENT] > GRADIENT_RISE) & (z[GRADIENT] > GRADIENT_Z),
         update_outlier=update_rise > UPDATE_RISE,
     )
-    bounded = signals.outlier & (refused_in_row < REFUSALS_IN_ROW)
-    refused = (signals.nonfinite | bounded) & refuse
-    kept = jnp.isfinite(new) & ~(signals.nonfinite | bounded)
-    kept &= (new != 0) | (jnp.arange(new.size) == LOSS)
+    ruinous = signals.nonfinite | signals.outlier
+    exhausted = detector.ruinous_in_row >= REFUSALS_IN_ROW
+    refused = signals.nonfinite | (signals.outlier & ~exhausted)
+    kept = jnp.isfinite(new) & ~refused & ((new != 0) | (jnp.arange(new.size) == LOSS))
     values, counts = _keep(detector, new, kept)
-    return signals, refused, Detector(values, counts, lowest, highest, high, since)
+    in_row = jnp.where(ruinous, detector.ruinous_in_row + 1, 0)
+    return signals, refused, Detector(values, counts, lowest, highest, high, since, in_row)
 
 
 def _level(detector: Detector) -> tuple[jax.Array, jax.Array]:
@@ -222,10 +223,10 @@ def _level(detector: Detector) -> tuple[jax.Array, jax.Array]:
 
 
 def _median(values: jax.Array, kept: jax.Array) -> jax.Array:
-    """f32[S]: the lower of the middle values of each row; NaN do not count, and are all there
-    is in an empty row.
+    """f32[S]: the lower of the middle values of each row; of an empty row NaN.
 
-    By the rank of each value, since 64 x 64 comparisons are faster than a sort.
+    NaN in a row do not count. By the rank of each value, since 64 x 64 comparisons are
+    faster than a sort.
     """
     numbers = jnp.where(jnp.isnan(values), jnp.inf, values)
     one, other = numbers[:, :, None], numbers[:, None, :]

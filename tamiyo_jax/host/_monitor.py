@@ -34,7 +34,7 @@ Tree = TypeVar("Tree")
 
 
 class Refusals(NamedTuple):
-    """The steps that `guarded` did not apply; `monitor` leaves all of it at 0.
+    """The steps that `guarded` did not apply; `monitor` refuses none.
 
     Attributes:
       refused: bool[], this step is one.
@@ -169,15 +169,13 @@ def _watched(
                 jnp.linalg.norm(measured.update_norm), jnp.linalg.norm(measured.weight_norm)
             ),
             layer_gradient_norms=measured.gradient_norm,
-            refuse=refuse,
-            refused_in_row=before.in_row,
         )
         if refuse:
             updates = jax.tree.map(lambda u: jnp.where(refused, -jnp.zeros_like(u), u), updates)
             inner_state = _select(refused, state.inner, inner_state)
             mean = _select(refused, state.gradient_mean, mean)
-            before = _counted(before, signals, refused)
-        numbers = _numbers(measured, signals, before)
+        refusals = _counted(before, signals, refused & refuse, detector.ruinous_in_row)
+        numbers = _numbers(measured, signals, refusals)
         return updates, MonitorState(inner_state, mean, detector, numbers)
 
     return optax.GradientTransformationExtraArgs(
@@ -241,7 +239,7 @@ def _numbers(measured: Measured, signals: Signals, refusals: Refusals) -> Statis
     )
 
 
-def _counted(before: Refusals, signals: Signals, refused: jax.Array) -> Refusals:
+def _counted(before: Refusals, signals: Signals, refused: jax.Array, in_row: jax.Array) -> Refusals:
     causes = jnp.stack(
         [
             signals.nonfinite,
@@ -253,7 +251,7 @@ def _counted(before: Refusals, signals: Signals, refused: jax.Array) -> Refusals
     first = jnp.arange(causes.size) == jnp.argmax(causes)
     return Refusals(
         refused=refused,
-        in_row=jnp.where(signals.nonfinite | signals.outlier, before.in_row + 1, 0),
+        in_row=in_row,
         by_cause=before.by_cause + (first & refused).astype(jnp.int32),
     )
 
