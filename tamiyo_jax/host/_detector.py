@@ -68,6 +68,7 @@ class Signals(NamedTuple):
       layer_gradient_z: f32[], the largest of any layer.
       update_rise: f32[], log of the update ratio over the run's highest median of it.
       sustained_rise: f32[], of the median of the last `RECENT` losses over the lowest such.
+      sustained_z: f32[], that in units of the spread of single losses.
       high_gradients: i32[], steps in a row, up to this one, with a gradient_z above 4.
       steps_without_progress: i32[], since that lowest median last fell by 1 %.
       nonfinite: bool[], the loss, the gradient or the update is NaN or infinite.
@@ -83,6 +84,7 @@ class Signals(NamedTuple):
     layer_gradient_z: jax.Array
     update_rise: jax.Array
     sustained_rise: jax.Array
+    sustained_z: jax.Array
     high_gradients: jax.Array
     steps_without_progress: jax.Array
     nonfinite: jax.Array
@@ -144,6 +146,7 @@ def no_signals() -> Signals:
         layer_gradient_z=zero,
         update_rise=zero,
         sustained_rise=zero,
+        sustained_z=zero,
         high_gradients=count,
         steps_without_progress=count,
         nonfinite=none,
@@ -180,7 +183,7 @@ def detect(
     new = jnp.concatenate([jnp.stack([said, gradient_norm, update_ratio]), layer_gradient_norms])
     middle, spread = _level(detector)
     rise, z = _compare(new, middle, spread, detector.kept)
-    lowest, since, sustained = _progress(detector, middle[LOSS], spread[LOSS])
+    lowest, since, sustained, sustained_z = _progress(detector, middle[LOSS], spread[LOSS])
     highest = jnp.fmax(detector.highest_update, middle[UPDATE])
     update_rise = jnp.where(
         (detector.kept[UPDATE] >= WARMUP) & (update_ratio > 0) & (highest > 0),
@@ -198,6 +201,7 @@ def detect(
         layer_gradient_z=jnp.max(z[FIRST_LAYER:], initial=0),
         update_rise=update_rise,
         sustained_rise=sustained,
+        sustained_z=sustained_z,
         high_gradients=high,
         steps_without_progress=since,
         nonfinite=~(finite if loss is None else finite & jnp.isfinite(said)),
@@ -250,8 +254,8 @@ def _compare(
 
 def _progress(
     detector: Detector, middle: jax.Array, spread: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The lowest level of the loss so far, the steps since it fell, and the rise over it."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The lowest level of the loss so far, the steps since it fell, rise and z over it."""
     ages = (detector.kept[LOSS] - 1 - jnp.arange(WINDOW)) % WINDOW
     recent = jnp.where(ages < RECENT, detector.values[LOSS], jnp.nan)
     level = _median(recent[None], jnp.full(1, RECENT))[0]
@@ -261,9 +265,10 @@ def _progress(
     fell = ready & ((level < best - jnp.where(jnp.isfinite(margin), margin, 0)) | jnp.isinf(best))
     lowest = jnp.where(fell, level, best)
     scale = jnp.maximum(spread, 1e-30)
-    sustained = jnp.arcsinh(level / scale) - jnp.arcsinh(lowest / scale)
+    rise = jnp.arcsinh(level / scale) - jnp.arcsinh(lowest / scale)
+    rise = jnp.where(ready, jnp.maximum(rise, 0), 0)
     since = jnp.where(fell | ~ready, 0, detector.steps_without_progress + 1)
-    return lowest, since, jnp.where(ready, jnp.maximum(sustained, 0), 0)
+    return lowest, since, rise, jnp.where(ready, rise * jnp.hypot(1, middle / scale), 0)
 
 
 def _keep(detector: Detector, new: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -104,7 +104,8 @@ def packet_from(
       ``layer/<name>/{weight_norm,gradient_norm}``, the metrics of the hardware, and what the
       monitor's detector says of the step, see `Signals` and `Refusals`: ``loss_z``,
       ``loss_rise``, ``gradient_z``, ``layer_gradient_z``, ``update_rise``, ``sustained_rise``,
-      ``high_gradients``, ``steps_without_progress``, ``steps_refused``, ``ruinous_in_row``.
+      ``sustained_z``, ``high_gradients``, ``steps_without_progress``, ``step_refused``,
+      ``steps_refused``, ``ruinous_in_row``.
 
     Raises:
       ConfigurationError: `layers` are not those of the statistics.
@@ -152,8 +153,10 @@ def _signals(statistics: Statistics) -> dict[str, float]:
         "layer_gradient_z": float(signals.layer_gradient_z),
         "update_rise": float(signals.update_rise),
         "sustained_rise": float(signals.sustained_rise),
+        "sustained_z": float(signals.sustained_z),
         "high_gradients": float(signals.high_gradients),
         "steps_without_progress": float(signals.steps_without_progress),
+        "step_refused": float(refusals.refused),
         "steps_refused": float(np.sum(refusals.by_cause)),
         "ruinous_in_row": float(refusals.in_row),
     }
