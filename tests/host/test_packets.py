@@ -25,6 +25,11 @@ STATISTICS = host.statistics(host.monitor(optax.identity()).init(LAYERS))._repla
 )
 READING = host.Hardware(HardwareContext("gpu", "0"), {"gpu_mem_free_gb": 1.5})
 
+SIGNALS = (
+    *("loss_z", "loss_rise", "gradient_z", "layer_gradient_z", "update_rise", "sustained_rise"),
+    *("sustained_z", "high_gradients", "steps_without_progress", "step_refused", "steps_refused"),
+    "ruinous_in_row",
+)
 
 ARGUMENTS = {
     "layers": ("a", "b"),
@@ -45,6 +50,7 @@ def test_the_metrics_are_those_that_the_specifications_name():
     validate_packet(made)
     assert made.training_loss == 0.7
     assert made.training_metrics == {
+        **dict.fromkeys(SIGNALS, 0.0),
         "loss": 0.7,
         "training_loss": 0.7,
         "gradient_norm": 5.0,
