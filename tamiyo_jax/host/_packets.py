@@ -101,8 +101,11 @@ def packet_from(
     Returns:
       The packet with ``loss`` and ``training_loss``, ``validation_loss`` where `identity` has
       one, ``gradient_norm``, ``grad_var`` (mean over layers), ``grad_conflict_rate``,
-      ``layer/<name>/{weight_norm,gradient_norm}`` and the metrics
-      of the hardware.
+      ``layer/<name>/{weight_norm,gradient_norm}``, the metrics of the hardware, and what the
+      monitor's detector says of the step, see `Signals` and `Refusals`: ``loss_z``,
+      ``loss_rise``, ``gradient_z``, ``layer_gradient_z``, ``update_rise``, ``sustained_rise``,
+      ``sustained_z``, ``high_gradients``, ``steps_without_progress``, ``step_refused``,
+      ``steps_refused``, ``ruinous_in_row``.
 
     Raises:
       ConfigurationError: `layers` are not those of the statistics.
@@ -122,6 +125,7 @@ def packet_from(
         "grad_var": float(np.mean(np.asarray(statistics.gradient_variance))),
         "grad_conflict_rate": float(statistics.conflict),
     }
+    training_metrics |= _signals(statistics)
     if identity.validation_loss is not None:
         training_metrics["validation_loss"] = identity.validation_loss
     weights = np.asarray(statistics.weight_norm)
@@ -137,3 +141,22 @@ def packet_from(
         seeds=tuple(seeds),
         training_metrics={**training_metrics, **metrics},
     )
+
+
+def _signals(statistics: Statistics) -> dict[str, float]:
+    """The step beside those before it, by the names that the risk rules read."""
+    signals, refusals = statistics.signals, statistics.refusals
+    return {
+        "loss_z": float(signals.loss_z),
+        "loss_rise": float(signals.loss_rise),
+        "gradient_z": float(signals.gradient_z),
+        "layer_gradient_z": float(signals.layer_gradient_z),
+        "update_rise": float(signals.update_rise),
+        "sustained_rise": float(signals.sustained_rise),
+        "sustained_z": float(signals.sustained_z),
+        "high_gradients": float(signals.high_gradients),
+        "steps_without_progress": float(signals.steps_without_progress),
+        "step_refused": float(refusals.refused),
+        "steps_refused": float(np.sum(refusals.by_cause)),
+        "ruinous_in_row": float(refusals.in_row),
+    }

@@ -53,6 +53,7 @@ from tamiyo_jax.host import (
     seed_state,
     statistics,
     within_budget,
+    worst,
 )
 from tamiyo_jax.library import MemoryBlueprintLibrary, SqliteBlueprintLibrary
 from tamiyo_jax.service import Tamiyo
@@ -262,7 +263,7 @@ class Plug:
             return state
         scale_of(state)
         total, self._sum = jax.device_get(self._sum), None
-        packet = self._packet(state, jax.tree.map(lambda one: one / self._every, total))
+        packet = self._packet(state, _mean(total, self._every))
         try:
             decision = self.tamiyo.step(packet)
             after = self._applier(state, decision)
@@ -385,9 +386,23 @@ def _parts(model: Any) -> tuple[Params, Callable[[Params], Any]]:  # noqa: ANN40
 
 @jax.jit
 def _add(total: StepMetrics | None, measured: StepMetrics) -> StepMetrics:
-    """The sum with one more step, in buffers of its own: the step's may be donated next."""
+    """The sum with one more step, in buffers of its own: the step's may be donated next.
+
+    Of the signals it is the worst, and of the refusals the newest.
+    """
     wide = jax.tree.map(lambda one: jnp.asarray(one, jnp.float32), measured)
-    return jax.tree.map(jnp.add, total or jax.tree.map(jnp.zeros_like, wide), wide)
+    before = jax.tree.map(jnp.zeros_like, wide) if total is None else total
+    signals = worst(before.statistics.signals, wide.statistics.signals)
+    refusals = jax.tree.map(lambda one: one + 0, wide.statistics.refusals)
+    summed = jax.tree.map(jnp.add, before, wide)
+    statistics = summed.statistics._replace(signals=signals, refusals=refusals)
+    return summed._replace(statistics=statistics)
+
+
+def _mean(total: StepMetrics, steps: int) -> StepMetrics:
+    mean = jax.tree.map(lambda one: one / steps, total)
+    whole = {"signals": total.statistics.signals, "refusals": total.statistics.refusals}
+    return mean._replace(statistics=mean.statistics._replace(**whole))
 
 
 def _line(decision: Decision) -> str:
