@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tamiyo_jax.journal._files import FileSystem, PosixFileSystem
 from tamiyo_jax.journal._recovery import Recovered, merge
-from tamiyo_jax.journal._segments import read_segments, translate_errors, segment_names
+from tamiyo_jax.journal._segments import read_segments, segment_names, translate_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
