@@ -50,9 +50,14 @@ def read_history(directory: str | os.PathLike[str]) -> tuple[HistoryEvent, ...]:
 
 def _returned_to(past: list[HistoryEvent], restored: str) -> int:
     """How much of the past led to a restored state; nothing if it is another run's."""
-    fields = json.loads(restored)
-    del fields["registries"]
-    return next((i for i in range(len(past), 0, -1) if json.loads(past[i - 1].state) == fields), 0)
+    fields = _comparable(restored)
+    return next((i for i in range(len(past), 0, -1) if _comparable(past[i - 1].state) == fields), 0)
+
+
+def _comparable(state: str) -> dict[str, object]:
+    """A state's text without what only some records carry."""
+    fields = json.loads(state)
+    return {name: value for name, value in fields.items() if name not in ("registries", "runs")}
 
 
 def _check_complete(past: list[HistoryEvent], home: Path) -> None:

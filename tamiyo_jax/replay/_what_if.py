@@ -10,9 +10,10 @@ A packet without seeds is only ever decided upon where the host was declared see
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -25,12 +26,21 @@ from tamiyo_jax.contracts import (
     decode_command,
     encode_command,
 )
-from tamiyo_jax.controller import Mode, Outcome, TamiyoState, conclude, initial_state, observe
+from tamiyo_jax.controller import (
+    Mode,
+    Outcome,
+    TamiyoState,
+    conclude,
+    initial_state,
+    observe,
+    select_run,
+    set_conservative,
+)
 from tamiyo_jax.errors import TamiyoError, UnknownBlueprintError
 from tamiyo_jax.inference import InlineRunner, PolicyChoice
 from tamiyo_jax.library import BlueprintLibrary
+from tamiyo_jax.policy import Policy
 from tamiyo_jax.replay._history import HistoryEvent
-from tamiyo_jax.risk import enter_by_hand, leave_by_hand
 from tamiyo_jax.storage import OperatorRecord, StepRecord
 
 __all__ = ["Comparison", "Reply", "what_if"]
@@ -113,7 +123,7 @@ def what_if(
     seedless = _seedless(config)
     for happening in history:
         if isinstance(happening, OperatorRecord):
-            state = _by_hand(state, happening)
+            state = _set_by_hand(state, happening, config, choice.policy)
         if not isinstance(happening, StepRecord) or not happening.action:
             continue
         packet = happening.packet
@@ -122,6 +132,9 @@ def what_if(
         active, candidates = find(packet.blueprint_id), tuple(map(find, packet.candidates))
         here = Mode(happening.mode) if mode is None else mode
         asked = config if packet.seeds else seedless
+        state = select_run(
+            state, packet.training_run_id, choice.policy, max_runs=config.storage.max_runs
+        )
         try:
             situation = observe(asked, state, packet, active, candidates)
             answer = None
@@ -170,16 +183,18 @@ def _finder(library: BlueprintLibrary) -> Callable[[str], Blueprint]:
     return find
 
 
-def _by_hand(state: _State, record: OperatorRecord) -> _State:
+def _set_by_hand(
+    state: _State, record: OperatorRecord, config: TamiyoConfig, policy: Policy[Any, Any]
+) -> _State:
     """Conservative mode as the operator set it; the rest concerns the run on record."""
-    match record.action:
-        case "conservative_on":
-            risk, _ = enter_by_hand(state.risk, record.detail, state.steps)
-        case "conservative_off":
-            risk, _ = leave_by_hand(state.risk, state.steps)
-        case _:
-            return state
-    return replace(state, risk=risk)
+    scope, _, on = record.action.rpartition("conservative_")
+    if scope not in ("", "run_") or on not in ("on", "off"):
+        return state
+    if scope:
+        run_id = json.loads(record.state)["run"]
+        state = select_run(state, run_id, policy, max_runs=config.storage.max_runs)
+    changed, _ = set_conservative(state, on == "on", record.detail, everywhere=not scope)
+    return changed
 
 
 def _reply(outcome: Outcome) -> Reply:

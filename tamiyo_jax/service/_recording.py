@@ -47,7 +47,7 @@ def outcome_record(
         report=outcome.report,
         action=outcome.action,
         mode=mode.value,
-        state=state_to_json(after, registries=False),
+        state=state_to_json(after, registries=False, idle=False),
         command=command,
         blueprint_revision=outcome.situation.blueprint.revision,
         registry_additions=after.registries.additions(before.registries),
@@ -64,7 +64,7 @@ def failure_record(
         report=report,
         action="",
         mode=mode.value,
-        state=state_to_json(after, registries=False),
+        state=state_to_json(after, registries=False, idle=False),
         packet=packet,
     )
 

@@ -25,7 +25,7 @@ from tamiyo_jax.contracts import (
     TelemetryLevel,
     decode_policy_update,
 )
-from tamiyo_jax.controller import AppliedPolicy, Mode, TamiyoState
+from tamiyo_jax.controller import AppliedPolicy, Mode, TamiyoState, set_conservative
 from tamiyo_jax.decision import Decision
 from tamiyo_jax.errors import (
     ConfigurationError,
@@ -43,7 +43,6 @@ from tamiyo_jax.inference import (
     require_parameters,
 )
 from tamiyo_jax.library import BlueprintLibrary
-from tamiyo_jax.risk import enter_by_hand, leave_by_hand
 from tamiyo_jax.service._assembly import Parts, assemble, resolve_secrets
 from tamiyo_jax.service._steps import Stepper
 from tamiyo_jax.telemetry import Sink
@@ -277,20 +276,28 @@ class Tamiyo:
                     lambda: self._storage.append_operator("policy_rolled_back", detail, after),
                 )
 
-    def set_conservative(self, on: bool, reason: str) -> None:
-        """Enter conservative mode by hand, or leave it; only a hand ends what a hand began."""
+    def set_conservative(self, on: bool, reason: str, run_id: str | None = None) -> None:
+        """Enter conservative mode by hand, or leave it; only a hand ends what a hand began.
+
+        Args:
+          on: enter, or leave.
+          reason: why; part of the record and of the event.
+          run_id: the `training_run_id` that it is for; None is for all runs, and for those that
+            begin later.
+
+        Raises:
+          PersistenceError: it could not be recorded; nothing has changed.
+        """
         with self._lock:
             self._check_open()
-            before, step = self._steps.state.risk, self._steps.state.steps
-            if on:
-                risk, events = enter_by_hand(before, reason, step)
-            else:
-                risk, events = leave_by_hand(before, step)
-            after = replace(self._steps.state, risk=risk)
-            action = "conservative_on" if on else "conservative_off"
+            before = self._steps.state
+            selected = before if run_id is None else self._steps.select_run(before, run_id)
+            after, events = set_conservative(selected, on, reason, everywhere=run_id is None)
+            scope = "" if run_id is None else "run_"
+            action = f"{scope}conservative_{'on' if on else 'off'}"
             self._steps.record(lambda: self._storage.append_operator(action, reason, after))
             self._steps.state = after
-            self._steps.emit(events)
+            self._steps.emit((*self._steps.find_forgotten_runs(before, after), *events))
 
     def set_mode(self, mode: Literal["act", "shadow", "guard"]) -> None:
         """Trust the controller more, or less, from the next step on.

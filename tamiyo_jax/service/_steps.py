@@ -35,7 +35,9 @@ from tamiyo_jax.controller import (
     TamiyoState,
     conclude,
     fail,
+    find_forgotten_runs,
     observe_encoded,
+    select_run,
 )
 from tamiyo_jax.decision import Decision, Latency
 from tamiyo_jax.errors import (
@@ -152,6 +154,17 @@ class Stepper:
             results += self._step_some(packets[len(results) :])
         return results
 
+    def select_run(self, state: TamiyoState[Any], run_id: str) -> TamiyoState[Any]:
+        """The state with a run as the current one; see `controller.select_run`."""
+        limit = self._config.storage.max_runs
+        return select_run(state, run_id, self.deployed.choice.policy, max_runs=limit)
+
+    def find_forgotten_runs(
+        self, before: TamiyoState[Any], after: TamiyoState[Any]
+    ) -> tuple[Event, ...]:
+        """See `controller.find_forgotten_runs`."""
+        return find_forgotten_runs(before, after, self._config.storage.max_runs)
+
     def situation_of(self, packet: SystemStatePacket) -> Situation:
         """What a packet looks like in the state that rules.
 
@@ -221,6 +234,7 @@ class Stepper:
         packet = attempt.packet
         validate_packet(packet, max_metrics=self._config.packet.max_metrics)
         attempt.valid = True
+        self._begin_at(attempt, attempt.state)
         self._admit(attempt, "metadata")
         arrays, candidates = self._parts.resolver.resolve(
             packet, self._config.deadlines.metadata_ms
@@ -290,12 +304,13 @@ class Stepper:
             failed = self._failed(first, error)  # the one call counts once
             return [failed, *(self._failed_behind(attempt, error) for attempt in attempts[1:])]
         results: list[Decision | TamiyoError] = []
-        breaker, state = self.state.host_breaker, first.state
+        state = first.state
         for (attempt, situation), answer in zip(taken, answers, strict=True):
-            attempt.state = attempt.before = state
+            self._begin_at(attempt, state)
+            breaker = attempt.state.host_breaker
             attempt.stage = "inference"
             try:
-                after, outcome = self._conclude(state, situation, answer)
+                after, outcome = self._conclude(attempt.state, situation, answer)
                 after = self._succeed(after, "inference")
             except TamiyoError as error:
                 return [*results, self._failed(attempt, error)]
@@ -323,8 +338,14 @@ class Stepper:
 
     def _failed_behind(self, attempt: _Attempt, error: TamiyoError) -> TamiyoError:
         """`_failed` for an attempt that began before the state was what it is now."""
-        attempt.state = attempt.before = self.state
+        if attempt.valid:
+            self._begin_at(attempt, self.state)
         return self._failed(attempt, error)
+
+    def _begin_at(self, attempt: _Attempt, state: TamiyoState[Any]) -> None:
+        """Let an attempt go on from a state, with its packet's run as the current one."""
+        selected = self.select_run(state, attempt.packet.training_run_id)
+        attempt.state = attempt.before = selected
 
     def _admit(self, attempt: _Attempt, stage: Stage) -> None:
         attempt.stage = stage
@@ -341,9 +362,12 @@ class Stepper:
         deploy_on_trial = not isinstance(error, WorkerUnavailableError)  # that is no trial either
         stage = attempt.stage if deploy_on_trial else None
         state = attempt.state if deploy_on_trial else attempt.before
+        base = self.state
+        if attempt.valid:
+            base = replace(self.select_run(base, attempt.packet.training_run_id), risk=state.risk)
         after, failure = fail(
             self._config,
-            replace(self.state, risk=state.risk),
+            base,
             attempt.packet,
             error,
             stage=stage if stage and isinstance(error, _COUNTED[stage]) else None,
@@ -357,7 +381,8 @@ class Stepper:
         self._parts.telemetry.emit(failure_packet(failure, indicators))
         record = failure_record(failure.report, packet, after, self.mode)
         self._record_step(attempt, record, after)
-        self.state = after
+        before, self.state = self.state, after
+        self.emit(self.find_forgotten_runs(before, after))
         raise error
 
     def _conclude(
@@ -392,6 +417,7 @@ class Stepper:
         )
         ticket = self._record_step(attempt, record, after)
         before, self.state, self.last = self.state, after, outcome.situation
+        self.emit(self.find_forgotten_runs(before, after))
         now = time.perf_counter()
         latency = Latency(
             step_ms=(now - attempt.started) * 1e3,
