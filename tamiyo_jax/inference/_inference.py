@@ -203,12 +203,12 @@ def _in_time(started: float, budget_ms: float) -> float:
 
 @contextmanager
 def _policy_failures(packet_id: str) -> Generator[None]:
-    """What a policy raises, of whatever kind, as a `PolicyFailureError`."""
+    """Raise what a policy raises, of whatever kind, as a `PolicyFailureError`."""
     try:
         yield
     except TamiyoError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PolicyFailureError(
             f"the policy raised {type(error).__name__}: {error}", packet_id=packet_id
         ) from error

@@ -122,7 +122,7 @@ def assemble(
             given = choice.params is not None
             current = deployment.adopt(state, choice.params) if given else state
             storage.append_restore(current, "state given to open")
-        pool = _metadata_pool(config, library, isolation, cache)
+        pool = _metadata_pool(config, library, isolation, storage)
         if pool is not None:
             closers.callback(pool.close)
         fetch = fetch_inline(library) if pool is None else fetch_through(pool)
@@ -139,7 +139,10 @@ def assemble(
 
 
 def _metadata_pool(
-    config: TamiyoConfig, library: BlueprintLibrary, isolation: Isolation, cache: Path
+    config: TamiyoConfig,
+    library: BlueprintLibrary,
+    isolation: Isolation,
+    storage: StorageManager[Any],
 ) -> WorkerPool | None:
     connection = library.connection()
     if connection is None or isolation == "inline":
@@ -152,7 +155,8 @@ def _metadata_pool(
             stage="metadata",
             load=Load(factory, arguments, deadlines.memory_mb << 20),
             failure=PersistenceError,
-            environment=worker_environment("cpu", cache),
+            environment=worker_environment("cpu", storage.cache_directory),
+            logs=storage.log_directory,
             spares=deadlines.spares,
             warmup_s=deadlines.warmup_s,
         )

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -44,6 +45,7 @@ from tamiyo_jax.inference import (
 )
 from tamiyo_jax.library import BlueprintLibrary
 from tamiyo_jax.service._assembly import Parts, assemble, resolve_secrets
+from tamiyo_jax.service._entrance import Entrance
 from tamiyo_jax.service._steps import Stepper
 from tamiyo_jax.telemetry import Sink
 
@@ -77,6 +79,7 @@ class Tamiyo:
         self._steps = Stepper(config, parts, deployed, secret=secrets[0], mode=mode, clock=clock)
         self._lock = threading.Lock()
         self._updating = threading.Lock()
+        self._entrance = Entrance()
         self._closed = False
 
     @classmethod
@@ -144,9 +147,9 @@ class Tamiyo:
         deployed = None
         try:
             if chosen_mode is Mode.GUARD:
-                deployed = parts.deployment.hold(base)
+                deployed = parts.deployment.rest(base)
             else:
-                deployed = parts.deployment.begin(parts.deployment.live(parts.state))
+                deployed = parts.deployment.begin(parts.deployment.choose_live(parts.state))
             if parts.metadata is not None:
                 parts.metadata.wait_ready()
             deployed.runner.wait_ready()
@@ -186,7 +189,7 @@ class Tamiyo:
           TamiyoError: no decision could be made. The failure is on record, a CRITICAL event
             went to the sinks, and the state is what it was; train on without Tamiyo.
         """
-        with self._lock:
+        with self._entrance.call(), self._lock:
             self._check_open()
             return self._steps.step(packet)
 
@@ -200,7 +203,7 @@ class Tamiyo:
         Returns:
           For each packet its decision, or the error that `step` would have raised.
         """
-        with self._lock:
+        with self._entrance.call(), self._lock:
             self._check_open()
             return self._steps.step_many(packets)
 
@@ -211,7 +214,7 @@ class Tamiyo:
           UnknownBlueprintError: the library does not hold it.
           TamiyoError: as a step's inference.
         """
-        with self._lock:
+        with self._entrance.call(), self._lock:
             self._check_open()
             steps = self._steps
             last = steps.last or make_trial_situation(self._config, steps.state)
@@ -225,7 +228,7 @@ class Tamiyo:
     def update_policy(self, update: PolicyUpdate | bytes) -> None:
         """Let new parameters decide, from the next step on.
 
-        They are checked, deploy_on_trial in a fresh worker beside the steps that go on meanwhile,
+        They are checked, tried in a fresh worker beside the steps that go on meanwhile,
         brought to disk and recorded; only then the policy is swapped.
 
         Args:
@@ -236,7 +239,7 @@ class Tamiyo:
           PolicyUpdateRejectedError: its `reason` says why; the live policy is untouched.
           PersistenceError: it could not be recorded; the live policy is untouched.
         """
-        with self._updating:
+        with self._entrance.call(), self._updating:
             self._check_open()
             try:
                 if isinstance(update, bytes):
@@ -257,7 +260,7 @@ class Tamiyo:
           PolicyUpdateRejectedError: `no_update`; none is in force.
           PersistenceError: the earlier parameters are gone, or this could not be recorded.
         """
-        with self._updating:
+        with self._entrance.call(), self._updating:
             self._check_open()
             *earlier, live = self._steps.state.policies or (None,)
             if live is None:
@@ -265,10 +268,12 @@ class Tamiyo:
                     "no policy update is in force; there is nothing to roll back",
                     reason="no_update",
                 )
-            choice = self._deployment.live(replace(self._steps.state, policies=tuple(earlier)))
+            choice = self._deployment.choose_live(
+                replace(self._steps.state, policies=tuple(earlier))
+            )
             deployed = self._deploy(choice, self._steps.state)
             detail = f"{live.policy_id} → {choice.version}"
-            with self._lock:
+            with self._replacing(), self._lock:
                 after = replace(self._steps.state, policies=tuple(earlier))
                 self._steps.swap(
                     deployed,
@@ -287,8 +292,12 @@ class Tamiyo:
 
         Raises:
           PersistenceError: it could not be recorded; nothing has changed.
+
+        From a signal handler: see `flush`.
         """
-        with self._lock:
+        if self._entrance.defer(lambda: self.set_conservative(on, reason, run_id)):
+            return
+        with self._entrance.call(), self._lock:
             self._check_open()
             before = self._steps.state
             selected = before if run_id is None else self._steps.select_run(before, run_id)
@@ -312,7 +321,7 @@ class Tamiyo:
           TamiyoError: the policy cannot be started, or this could not be recorded; likewise.
         """
         chosen = _mode_named(mode)
-        with self._updating:
+        with self._entrance.call(), self._updating:
             self._check_open()
             before = self._steps.mode
             if chosen is before:
@@ -320,12 +329,12 @@ class Tamiyo:
             choice, deployed = self._steps.deployed.choice, None
             require_parameters(choice.name, choice.params, chosen)
             if chosen is Mode.GUARD:
-                deployed = self._deployment.hold(choice)
+                deployed = self._deployment.rest(choice)
             elif before is Mode.GUARD:
-                choice = self._deployment.live(self._steps.state, choice.params)
+                choice = self._deployment.choose_live(self._steps.state, choice.params)
                 deployed = self._deployment.warm(choice, self._steps.state, self._steps.last)
             change = {"from": before.value, "to": chosen.value}
-            with self._lock:
+            with self._replacing(), self._lock:
                 state = self._steps.state
                 detail = " → ".join(change.values())
                 self._steps.swap(
@@ -350,14 +359,14 @@ class Tamiyo:
           PersistenceError: it could not be recorded, or parameters are missing; nothing
             has changed.
         """
-        with self._updating:
+        with self._entrance.call(), self._updating:
             self._check_open()
             deployed = None
             if params is not None:
                 state = self._deployment.adopt(state, params)
             if params is not None or state.policies != self._steps.state.policies:
-                deployed = self._deploy(self._deployment.live(state, params), state)
-            with self._lock:
+                deployed = self._deploy(self._deployment.choose_live(state, params), state)
+            with self._replacing(), self._lock:
                 self._steps.swap(
                     deployed, state, lambda: self._storage.append_restore(state, "restore")
                 )
@@ -373,19 +382,31 @@ class Tamiyo:
         """
         if self._parts.publisher is None:
             raise ConfigurationError("there is no bus to publish to; pass bus=… to Tamiyo.open")
-        return self._parts.publisher.publish()
+        with self._entrance.call():
+            return self._parts.publisher.publish()
 
     def flush(self) -> None:
         """Wait until every record is on disk.
 
+        From a signal handler that came in the middle of another call of this controller it
+        returns at once, and is done when that call ends; so are `close` and `set_conservative`.
+
         Raises:
           PersistenceError: the journal was sealed before that.
         """
-        self._storage.flush()
+        if self._entrance.defer(self.flush):
+            return
+        with self._entrance.call():
+            self._storage.flush()
 
     def close(self) -> None:
-        """Bring everything to disk and release the directory; closing twice is harmless."""
-        with self._updating, self._lock:
+        """Bring everything to disk and release the directory; closing twice is harmless.
+
+        From a signal handler: see `flush`.
+        """
+        if self._entrance.defer(self.close):
+            return
+        with self._entrance.call(), self._updating, self._lock:
             if self._closed:
                 return
             self._closed = True
@@ -403,6 +424,14 @@ class Tamiyo:
     def __repr__(self) -> str:
         return f"Tamiyo(mode={self._steps.mode.value!r}, policy={self._steps.policy_version!r})"
 
+    @contextmanager
+    def _replacing(self) -> Generator[None]:
+        """Close the policy that the block replaces, once the block has let steps go on."""
+        before = self._steps.deployed
+        yield
+        if self._steps.deployed is not before:
+            before.close()
+
     def _check_open(self) -> None:
         if self._closed:
             raise PersistenceError("this controller is closed; open it again")
@@ -418,18 +447,18 @@ class Tamiyo:
         )
         state = self._steps.state
         situation = self._steps.last or make_trial_situation(self._config, state)
-        deployed = self._deployment.deploy_on_trial(update, params, state, situation)
+        deployed = self._deployment.deploy_update(update, params, state, situation)
         try:
             digest = self._storage.store_parameters(update.payload)
         except PersistenceError as error:
             deployed.close()
-            self._steps.tell_persistence_failure(error)
+            self._steps.emit_persistence_failure(error)
             raise
         if self._steps.mode is Mode.GUARD:
             deployed.close()
-            deployed = self._deployment.hold(deployed.choice)
+            deployed = self._deployment.rest(deployed.choice)
         applied = AppliedPolicy(update.policy_id, digest, update.policy_version)
-        with self._lock:
+        with self._replacing(), self._lock:
             policies = (*self._steps.state.policies, applied)[-_KEPT_UPDATES:]
             after = replace(self._steps.state, policies=policies)
             self._steps.swap(
@@ -445,7 +474,7 @@ class Tamiyo:
     def _deploy(self, choice: PolicyChoice, state: TamiyoState[Any]) -> DeployedPolicy:
         """A deployed as the mode needs it: warm, or at rest."""
         if self._steps.mode is Mode.GUARD:
-            return self._deployment.hold(choice)
+            return self._deployment.rest(choice)
         return self._deployment.warm(choice, state, self._steps.last)
 
 

@@ -11,6 +11,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NoReturn
@@ -73,6 +74,7 @@ class _Attempt:
       packet: what it is about.
       state: the state that it works on.
       before: the state without the trial that `state` may have been admitted for.
+      start: the state of the controller before the step.
       valid: whether the packet was found valid.
       stage: the stage that is under way.
       started, resolved, encoded: seconds on the performance counter.
@@ -81,6 +83,7 @@ class _Attempt:
     packet: SystemStatePacket
     state: TamiyoState[Any]
     before: TamiyoState[Any]
+    start: TamiyoState[Any]
     valid: bool = False
     stage: Stage | None = None
     started: float = 0.0
@@ -132,6 +135,15 @@ class Stepper:
         """Decide on one packet; see `Tamiyo.step`."""
         attempt = self._begin(packet, self.state)
         try:
+            return self._try_step(attempt)
+        except TamiyoError:
+            raise
+        except BaseException as error:
+            self._abandon(attempt, error)
+            raise
+
+    def _try_step(self, attempt: _Attempt) -> Decision:
+        try:
             situation = self._observe(attempt)
             answer = None
             if self.mode is not Mode.GUARD:
@@ -147,11 +159,24 @@ class Stepper:
             self._fail(attempt, error)
         return self._commit(attempt, after, outcome)
 
+    def _abandon(self, attempt: _Attempt, error: BaseException) -> None:
+        """Put a step on record that something else ended, as a signal handler that raises."""
+        recorded = self._parts.storage.state
+        if recorded is not None and recorded is not attempt.start:
+            self.state = recorded  # its record was written, and counts
+            return
+        with suppress(TamiyoError):  # `error` goes on
+            self._fail(attempt, TamiyoError(f"the step was ended by {type(error).__name__}"))
+
     def step_many(self, packets: Sequence[SystemStatePacket]) -> list[Decision | TamiyoError]:
         """Decide on packets as if one after another; see `Tamiyo.step_many`."""
         results: list[Decision | TamiyoError] = []
-        while len(results) < len(packets):
-            results += self._step_some(packets[len(results) :])
+        try:
+            while len(results) < len(packets):
+                results += self._step_some(packets[len(results) :])
+        except BaseException:  # ended by a signal handler: what is on record counts
+            self.state = self._parts.storage.state or self.state
+            raise
         return results
 
     def select_run(self, state: TamiyoState[Any], run_id: str) -> TamiyoState[Any]:
@@ -184,7 +209,10 @@ class Stepper:
     def swap(
         self, deployed: DeployedPolicy | None, state: TamiyoState[Any], record: Callable[[], Ticket]
     ) -> None:
-        """Between two steps: record, and only then let another state, and deployed, rule."""
+        """Between two steps: record, and only then go on from another state, with another policy.
+
+        The caller closes the policy that was deployed before, after it has let steps go on.
+        """
         try:
             self.record(record)
         except BaseException:
@@ -193,18 +221,17 @@ class Stepper:
             raise
         self.state = state
         if deployed is not None:
-            self.deployed, old = deployed, self.deployed
-            old.close()
+            self.deployed = deployed
 
     def record(self, append: Callable[[], Ticket]) -> Ticket:
         """Write a record; operators are told where that fails."""
         try:
             return append()
         except PersistenceError as error:
-            self.tell_persistence_failure(error)
+            self.emit_persistence_failure(error)
             raise
 
-    def tell_persistence_failure(self, error: PersistenceError) -> None:
+    def emit_persistence_failure(self, error: PersistenceError) -> None:
         """Tell the sinks that a record could not be kept."""
         attributes = {"error": type(error).__name__, "message": str(error)}
         self.emit((Event("persistence_failure", TelemetryLevel.CRITICAL, attributes),))
@@ -228,7 +255,7 @@ class Stepper:
         return attempt.valid and self._config.storage.record_packets
 
     def _begin(self, packet: SystemStatePacket, state: TamiyoState[Any]) -> _Attempt:
-        return _Attempt(packet, state, state, started=time.perf_counter())
+        return _Attempt(packet, state, state, state, started=time.perf_counter())
 
     def _observe(self, attempt: _Attempt) -> Situation:
         packet = attempt.packet
@@ -359,9 +386,9 @@ class Stepper:
 
     def _fail(self, attempt: _Attempt, error: TamiyoError) -> NoReturn:
         """Put a failed step on record and raise; nothing else of the state changes."""
-        deploy_on_trial = not isinstance(error, WorkerUnavailableError)  # that is no trial either
-        stage = attempt.stage if deploy_on_trial else None
-        state = attempt.state if deploy_on_trial else attempt.before
+        tried = not isinstance(error, WorkerUnavailableError)  # without a worker nothing was tried
+        stage = attempt.stage if tried else None
+        state = attempt.state if tried else attempt.before
         base = self.state
         if attempt.valid:
             base = replace(self.select_run(base, attempt.packet.training_run_id), risk=state.risk)

@@ -8,8 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +31,8 @@ _ALLOWED = (
 _REAP_S = 0.5  # a process that outlives SIGKILL for so long sits in the kernel
 _LEAVE_S = 2.0
 _LOG_TAIL = 2_000
+_KEPT_LOGS = 8  # of a stage
+_PROGRAM = str(Path(__file__).with_name("_start.py"))
 _GLANCE_S = 0.001  # what it takes to see whether an answer is there
 
 
@@ -65,6 +67,8 @@ class WorkerSpec:
       load: what each worker loads once.
       failure: the error for a worker that crashed or raised something of its own.
       environment: all that the process sees of the environment.
+      logs: directory of the files ``STAGE-PID.log`` with what the processes write; the newest
+        eight are kept, each of at most about 1 MiB.
       spares: warm workers that stand by.
       warmup_s: how long a worker may take to start and to warm up.
     """
@@ -73,6 +77,7 @@ class WorkerSpec:
     load: Load
     failure: type[TamiyoError]
     environment: Mapping[str, str]
+    logs: Path
     spares: int
     warmup_s: float
 
@@ -88,22 +93,22 @@ class Worker:
         self._spec = spec
         self.loaded = False  # kept by the pool, like what it was warmed up with
         self.warm: set[Hashable] = set()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `reap`
+        name = spec.logs / f"{spec.stage}-starting-{uuid.uuid4().hex}.log"
+        self._log = name.open("ab+")
         self._last_words = ""
         self._connection, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-m", "tamiyo_jax.workers._main"),
-                    *(str(theirs.fileno()), str(os.getpid())),
-                ],
-                env=dict(spec.environment),
+                [sys.executable, "-P", _PROGRAM, str(theirs.fileno()), str(os.getpid())],
+                env={**spec.environment, "_TAMIYO_WORKER": uuid.uuid4().hex},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
                 process_group=0,  # a keyboard interrupt is the trainer's, and a kill takes all
             )
+        name.rename(spec.logs / f"{spec.stage}-{self._process.pid}.log")
+        _remove_old_logs(spec)
         self._pidfd = os.pidfd_open(self._process.pid)
         self._end = select.poll()  # select() cannot wait for a descriptor above 1023
         self._end.register(self._pidfd, select.POLLIN)
@@ -172,8 +177,8 @@ class Worker:
         return self._pidfd < 0 or bool(self._end.poll(0))
 
     def signal(self) -> None:
-        """Tell the process and all it started to end; whoever owns the worker reaps it."""
-        with suppress(ProcessLookupError):
+        """Kill the process and all it started; the owner of the worker reaps it."""
+        with suppress(ProcessLookupError, PermissionError):  # the latter where all have ended
             os.killpg(self.pid, signal.SIGKILL)
 
     def kill(self) -> bool:
@@ -191,6 +196,7 @@ class Worker:
         if self._process.returncode is None:
             if not self._end.poll(timeout * 1e3):
                 return False
+            self.signal()  # whatever it started; its number is its own until it is reaped
             self._process.wait()
         if self._pidfd >= 0:
             os.close(self._pidfd)
@@ -209,3 +215,10 @@ class Worker:
             how = f"was ended by {signal.Signals(-status).name}"
         said = self._last_words
         return f"{how}; its last words: {said}" if said else how
+
+
+def _remove_old_logs(spec: WorkerSpec) -> None:
+    """Keep the newest logs of a stage."""
+    logs = sorted(spec.logs.glob(f"{spec.stage}-*.log"), key=lambda log: log.stat().st_mtime)
+    for log in logs[:-_KEPT_LOGS]:
+        log.unlink(missing_ok=True)

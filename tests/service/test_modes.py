@@ -41,8 +41,10 @@ def said(decision: Decision) -> tuple[Any, ...]:
 
 def workers() -> int:
     """Worker processes that this one has started and not reaped."""
-    children = psutil.Process().children(recursive=True)
-    return sum(any("worker_main" in word for word in child.cmdline()) for child in children)
+    children = psutil.Process().children()
+    return sum(
+        any(word.endswith("workers/_start.py") for word in child.cmdline()) for child in children
+    )
 
 
 def test_shadow_becomes_act_between_two_steps_and_decides_on_as_before(tmp_path: Path) -> None:
