@@ -83,13 +83,13 @@ def conclude(
     """
     packet = situation.packet
     proposal = None if answer is None else _propose(config, situation, answer)
-    judged = find_evaluated_blueprint(situation, proposal)
+    evaluated = find_evaluated_blueprint(situation, proposal)
     delta, risk = loss_delta(state.risk, packet)
     signals = read_signals(
         packet,
         loss_delta=delta,
         conservative=state.risk.conservative is not None,
-        blueprint=judged,
+        blueprint=evaluated,
         policy_risk_score=None if proposal is None else proposal.risk_score,
         coverage=situation.total_coverage,
     )
@@ -115,7 +115,7 @@ def conclude(
     condition = health(events, verdict.command_type, verdict.reason)
     report = step_report(
         packet,
-        judged,
+        evaluated,
         proposal,
         verdict,
         command,

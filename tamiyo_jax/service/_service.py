@@ -1,6 +1,6 @@
-"""`Tamiyo`: the service that a training loop talks to.
+"""`Tamiyo`: the controller as a training loop uses it.
 
-It only routes, one call at a time: `Stepper` makes the decisions, and inference, blueprints,
+It routes calls, one at a time: `Stepper` makes the decisions, and inference, blueprints,
 storage, publishing and telemetry are parts of their own. A step that raises leaves the state
 as it was, but for what records failures.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from tamiyo_jax.bus import Bus
+from tamiyo_jax.clock import steady_time_ns
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import (
     Event,
@@ -97,7 +97,7 @@ class Tamiyo:
         bus: Bus | None = None,
         state: TamiyoState[Any] | None = None,
         isolation: Isolation = "process",
-        clock: Callable[[], int] = time.time_ns,
+        clock: Callable[[], int] = steady_time_ns,
     ) -> Self:
         """Open a run directory and go on from its latest state.
 
@@ -109,7 +109,7 @@ class Tamiyo:
             directory's state has in force goes before them; with `state` they are the live
             ones.
           policy: ``"graph"``, ``"heuristic"`` or ``"package.module:factory"``.
-          mode: ``"act"`` signs commands, ``"shadow"`` only tells what it would do,
+          mode: ``"act"`` signs commands, ``"shadow"`` only reports what it would do,
             ``"guard"`` runs the risk gate alone; see `set_mode`.
           secret: at least 16 bytes; None reads the variable `config.security.secret_env`.
           sinks: where telemetry goes.
@@ -118,7 +118,7 @@ class Tamiyo:
           isolation: ``"process"`` runs policy and fetches in workers that are ended when
             they are late; ``"inline"`` runs them in this process, for notebooks and
             accelerators, where late work can only be discarded.
-          clock: nanoseconds since the epoch.
+          clock: nanoseconds since the epoch; the default never runs backwards.
 
         Raises:
           MissingSecretError: no secret, or a short one; nothing was created.
@@ -129,7 +129,7 @@ class Tamiyo:
         """
         if isolation not in ("process", "inline"):
             raise ConfigurationError(f"isolation={isolation!r}; choose 'process' or 'inline'")
-        chosen_mode = _mode_named(mode)
+        chosen_mode = _parse_mode(mode)
         secrets = resolve_secrets(config, secret)
         base = choose_policy(config, policy, params, chosen_mode)
         parts = assemble(
@@ -226,7 +226,7 @@ class Tamiyo:
                 steps.prepare(situation, steps.state)
 
     def update_policy(self, update: PolicyUpdate | bytes) -> None:
-        """Let new parameters decide, from the next step on.
+        """Use new parameters from the next step on.
 
         They are checked, tried in a fresh worker beside the steps that go on meanwhile,
         brought to disk and recorded; only then the policy is swapped.
@@ -282,7 +282,7 @@ class Tamiyo:
                 )
 
     def set_conservative(self, on: bool, reason: str, run_id: str | None = None) -> None:
-        """Enter conservative mode by hand, or leave it; only a hand ends what a hand began.
+        """Enter conservative mode by hand, or leave it; a mode set by hand ends only by hand.
 
         Args:
           on: enter, or leave.
@@ -309,18 +309,18 @@ class Tamiyo:
             self._steps.emit((*self._steps.find_forgotten_runs(before, after), *events))
 
     def set_mode(self, mode: Literal["act", "shadow", "guard"]) -> None:
-        """Trust the controller more, or less, from the next step on.
+        """Change what the controller may do, from the next step on.
 
-        A policy that has rested on guard is started and warmed up beside the steps that go on
-        meanwhile; one that comes to rest is ended. The journal says so; reopening does not
-        go back to it, for the mode is what `open` is told.
+        A policy that rested in guard mode is started and warmed up while steps go on; in guard
+        mode its workers are ended. The change is recorded. Reopening does not restore it: the
+        mode of a controller is the one given to `open`.
 
         Raises:
           MissingParametersError: the graph policy is to decide, and was never given any; the
             mode stays.
           TamiyoError: the policy cannot be started, or this could not be recorded; likewise.
         """
-        chosen = _mode_named(mode)
+        chosen = _parse_mode(mode)
         with self._entrance.call(), self._updating:
             self._check_open()
             before = self._steps.mode
@@ -472,15 +472,15 @@ class Tamiyo:
         self._steps.emit((Event("policy_update_applied", TelemetryLevel.INFO, attributes),))
 
     def _deploy(self, choice: PolicyChoice, state: TamiyoState[Any]) -> DeployedPolicy:
-        """A deployed as the mode needs it: warm, or at rest."""
+        """Deploy a policy as the mode needs it: warm, or at rest."""
         if self._steps.mode is Mode.GUARD:
             return self._deployment.rest(choice)
         return self._deployment.warm(choice, state, self._steps.last)
 
 
-def _mode_named(name: str) -> Mode:
+def _parse_mode(name: str) -> Mode:
     try:
         return Mode(name)
     except ValueError as error:
-        choices = ", ".join(repr(one.value) for one in Mode)
+        choices = ", ".join(repr(choice.value) for choice in Mode)
         raise ConfigurationError(f"mode={name!r}; choose one of {choices}", value=name) from error

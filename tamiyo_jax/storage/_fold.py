@@ -76,7 +76,7 @@ def _follow(
     policy_state: PolicyState,
     registries: Registries,
 ) -> TamiyoState[PolicyState]:
-    """The state after a record that has neither the registries nor, unless it is full, idle runs."""
+    """The state after a record that has no registries, and mostly no idle runs."""
     after = state_from_json(text, policy_state, registries=registries)
     fields = json.loads(text)
     if state is None or "runs" in fields:

@@ -1,9 +1,9 @@
-"""The program of a worker process: ``python -P _start.py FD PARENT``.
+"""The program of a worker process: ``python -P _start.py FD PARENT MARK``.
 
 It is run by its path and imports nothing of the package until the process is sure to end with its
 parent: the package takes seconds to import, and the parent may end meanwhile. A guard, which is a
 child in a process group of its own, outlives the worker for as long as it takes to end whatever
-the worker has started, and keeps the worker's log short.
+the worker has started, which it finds by the mark in the environment, and keeps the log short.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ import sys
 from pathlib import Path
 
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
-_MARK = "_TAMIYO_WORKER"
 _LOG_LIMIT = 1 << 20  # bytes
 _LOG_KEPT = 1 << 16
 _GLANCE_MS = 1_000  # between two looks at the log
 
 
-def _start(parent: int) -> None:
+def _start(parent: int, mark: bytes) -> None:
     """Tie the process to its parent, and a guard to both."""
     ctypes.CDLL(None, use_errno=True).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     worker, parent_end = os.getpid(), os.pidfd_open(parent)
@@ -31,14 +30,14 @@ def _start(parent: int) -> None:
     worker_end = os.pidfd_open(worker)
     if os.fork() == 0:
         try:
-            _guard(worker, worker_end, parent_end)
+            _guard(worker, worker_end, parent_end, mark)
         finally:
             os._exit(0)
     os.close(worker_end)
     os.close(parent_end)
 
 
-def _guard(worker: int, worker_end: int, parent_end: int) -> None:
+def _guard(worker: int, worker_end: int, parent_end: int, mark: bytes) -> None:
     """Wait for the end of worker or parent, and end all that the worker has started."""
     os.setpgid(0, 0)
     _close_others(worker_end, parent_end, sys.stderr.fileno())
@@ -48,7 +47,6 @@ def _guard(worker: int, worker_end: int, parent_end: int) -> None:
     while not ends.poll(_GLANCE_MS):
         _shorten(sys.stderr.fileno())
     _kill(worker, group=True)
-    mark = f"{_MARK}={os.environ[_MARK]}".encode()
     for process in Path("/proc").glob("[0-9]*"):
         if int(process.name) != os.getpid() and mark in _environment(process):
             _kill(int(process.name), group=False)
@@ -88,7 +86,7 @@ def _kill(process: int, *, group: bool) -> None:
 
 
 if __name__ == "__main__":
-    _start(int(sys.argv[2]))
+    _start(int(sys.argv[2]), sys.argv[3].encode())
     from tamiyo_jax.workers._main import main
 
     main()

@@ -32,6 +32,7 @@ _REAP_S = 0.5  # a process that outlives SIGKILL for so long sits in the kernel
 _LEAVE_S = 2.0
 _LOG_TAIL = 2_000
 _KEPT_LOGS = 8  # of a stage
+_MARK = "_TAMIYO_WORKER"  # names a worker to all that it starts
 _PROGRAM = str(Path(__file__).with_name("_start.py"))
 _GLANCE_S = 0.001  # what it takes to see whether an answer is there
 
@@ -86,21 +87,25 @@ class Worker:
     """One process. Started by a pool's keeper, used by one caller at a time.
 
     Args:
-      spec: what it is.
+      spec: what to start.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self.loaded = False  # kept by the pool, like what it was warmed up with
         self.warm: set[Hashable] = set()
-        name = spec.logs / f"{spec.stage}-starting-{uuid.uuid4().hex}.log"
+        mark = uuid.uuid4().hex
+        name = spec.logs / f"{spec.stage}-starting-{mark}.log"
         self._log = name.open("ab+")
-        self._last_words = ""
+        self._log_tail = ""
         self._connection, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", _PROGRAM, str(theirs.fileno()), str(os.getpid())],
-                env={**spec.environment, "_TAMIYO_WORKER": uuid.uuid4().hex},
+                [
+                    *(sys.executable, "-P", _PROGRAM),
+                    *(str(theirs.fileno()), str(os.getpid()), f"{_MARK}={mark}"),
+                ],
+                env={**spec.environment, _MARK: mark},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
@@ -130,7 +135,7 @@ class Worker:
         margin: float = 0.0,
         meanwhile: Callable[[], object] | None = None,
     ) -> object:
-        """Ask and wait for the answer, which `opened` opens.
+        """Ask and wait for the answer, which `open_answer` opens.
 
         Args:
           message: anything that pickles.
@@ -155,8 +160,8 @@ class Worker:
         except Exception as error:  # of whatever kind a class of the user's raises
             raise UnreadableAnswerError(f"{type(error).__name__}: {error}") from error
 
-    def opened(self, answer: object) -> Any:  # noqa: ANN401 - a reply
-        """What an answer of `exchange` says.
+    def open_answer(self, answer: object) -> Any:  # noqa: ANN401 - a reply
+        """Return what an answer of `exchange` holds.
 
         Raises:
           TamiyoError: the worker raised.
@@ -182,12 +187,12 @@ class Worker:
             os.killpg(self.pid, signal.SIGKILL)
 
     def kill(self) -> bool:
-        """End the process and reap it; False if it is not gone yet."""
+        """Kill the process and reap it; False if it has not ended yet."""
         self.signal()
         return self.reap(_REAP_S)
 
     def leave(self) -> bool:
-        """Let the process go, or end it where it does not."""
+        """Close the connection and wait for the process to exit; kill it if it does not."""
         self._connection.close()
         return self.reap(_LEAVE_S) or self.kill()
 
@@ -203,18 +208,18 @@ class Worker:
             self._pidfd = -1
             self._connection.close()
             self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - _LOG_TAIL))
-            self._last_words = self._log.read().decode(errors="replace").strip()
+            self._log_tail = self._log.read().decode(errors="replace").strip()
             self._log.close()
         return True
 
     def exit_message(self) -> str:
-        """How the process ended, and the last that it wrote; call it once it is reaped."""
+        """How the process ended, and the end of its output; call it once it is reaped."""
         status = self.status
         how = "is still ending" if status is None else f"ended with status {status}"
         if status is not None and status < 0:
             how = f"was ended by {signal.Signals(-status).name}"
-        said = self._last_words
-        return f"{how}; its last words: {said}" if said else how
+        said = self._log_tail
+        return f"{how}; the end of its output: {said}" if said else how
 
 
 def _remove_old_logs(spec: WorkerSpec) -> None:
