@@ -225,6 +225,7 @@ class PersistenceError(TamiyoError):
     records: int | None = None
     missing: int | None = None
     corrupt: object = ()
+    files: tuple[str, ...] = ()
 
 
 class JournalSealedError(PersistenceError):

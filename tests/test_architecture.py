@@ -37,9 +37,9 @@ MAY_IMPORT = {
     "library": {"workers", "graph", "contracts", "_redis_client"},
     "workers": {"contracts"},
     "decision": {"journal", "contracts"},
-    "storage": {"journal", "controller", "graph", "contracts"},
+    "storage": {"journal", "controller", "graph", "contracts", "_digests"},
     "journal": set(),
-    "host": {"growth", "contracts"},
+    "host": {"growth", "contracts", "_digests"},
     "growth": {"contracts"},
     "conformance": {"policy", "risk", "graph", "contracts"},
     "controller": {"policy", "risk", "graph", "contracts"},
@@ -49,6 +49,7 @@ MAY_IMPORT = {
     "contracts": set(),
     "config": set(),
     "errors": set(),
+    "_digests": set(),
     "_redis_client": set(),
 }
 FREE = {"errors", "config"}
