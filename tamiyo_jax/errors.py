@@ -14,6 +14,7 @@ __all__ = [
     "ConfigurationError",
     "DeadlineExceededError",
     "DirectoryLockedError",
+    "ForkedProcessError",
     "GraphCapacityError",
     "GraphSchemaError",
     "IllegalTransitionError",
@@ -230,6 +231,13 @@ class PersistenceError(TamiyoError):
 
 class JournalSealedError(PersistenceError):
     """The journal failed to write earlier and takes no further record."""
+
+
+class ForkedProcessError(PersistenceError):
+    """A forked child (`pid`) used the controller of its parent (`owner`)."""
+
+    pid: int
+    owner: int
 
 
 class DirectoryLockedError(PersistenceError):

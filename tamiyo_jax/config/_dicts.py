@@ -145,6 +145,7 @@ class StorageDict(TypedDict, total=False):
     flush_ms: float
     segment_bytes: int
     retention_hours: float
+    sync_directories: bool
     recovery: Literal["repair", "strict"]
     record_packets: bool
     observation_window_epochs: int

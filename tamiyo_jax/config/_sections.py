@@ -308,6 +308,9 @@ class StorageConfig(Section, frozen=True):
     retention_hours: float = Field(
         default=24.0, gt=0, description="how long whole segments are kept"
     )
+    sync_directories: bool = Field(
+        default=True, description="sync new and removed names; off where the file system cannot"
+    )
     recovery: Literal["repair", "strict"] = Field(
         default="repair", description="quarantine what is corrupt and go on, or refuse to open"
     )

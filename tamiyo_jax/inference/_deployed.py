@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import PolicyUpdate
-from tamiyo_jax.controller import Answer, Situation, TamiyoState
+from tamiyo_jax.controller import Answer, AppliedPolicy, Situation, TamiyoState
+from tamiyo_jax.errors import CheckpointMismatchError, PersistenceError
 from tamiyo_jax.inference._inference import InlineRunner, Runner
 from tamiyo_jax.inference._policies import PolicyChoice
 from tamiyo_jax.inference._process import ProcessRunner
@@ -126,10 +127,11 @@ class Deployment:
         return deployed
 
     def adopt(self, state: TamiyoState[Any], params: object) -> TamiyoState[Any]:
-        """A state taken over together with its live parameters, which are brought to disk.
+        """Take over a state together with its live parameters, which are stored.
 
-        Where an update is in force, its parameters are these from now on; where none is, they
-        stand for what `open` was given, as long as this controller lives: see `based_on`.
+        Where an update is in force, its parameters are these from now on, and it keeps its
+        digest if they are its own; where none is, they replace those given to `open` for the
+        rest of this controller's life: see `based_on`.
 
         Raises:
           PersistenceError: the disk failed.
@@ -137,8 +139,26 @@ class Deployment:
         if not state.policies:
             return state
         *earlier, update = state.policies
+        if self._holds(update, params):
+            return state
         digest = self.storage.store_parameters(params_to_bytes(params))
         return replace(state, policies=(*earlier, replace(update, digest=digest)))
+
+    def _holds(self, update: AppliedPolicy, params: object) -> bool:
+        """Whether the run directory holds exactly `params` for an update.
+
+        Their bytes may differ: safetensors carry metadata, and order tensors freely.
+        """
+        try:
+            stored = arrays_from_bytes(self.storage.load_parameters(update.digest))
+        except (PersistenceError, CheckpointMismatchError):
+            return False
+        given = arrays_from_bytes(params_to_bytes(params))
+        return stored.keys() == given.keys() and all(
+            (array.dtype, array.shape, array.tobytes())
+            == (given[name].dtype, given[name].shape, given[name].tobytes())
+            for name, array in stored.items()
+        )
 
     def based_on(self, params: object) -> Deployment:
         """The same with other parameters in front of all updates."""

@@ -8,7 +8,6 @@ as it was, but for what records failures.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -42,9 +41,11 @@ from tamiyo_jax.inference import (
     make_trial_situation,
     require_parameters,
 )
+from tamiyo_jax.journal import OwnerProcess
 from tamiyo_jax.library import BlueprintLibrary
 from tamiyo_jax.risk import enter_by_hand, leave_by_hand
 from tamiyo_jax.service._assembly import Parts, assemble, resolve_secrets
+from tamiyo_jax.service._ownership import OwnedLock
 from tamiyo_jax.service._steps import Stepper
 from tamiyo_jax.telemetry import Sink
 
@@ -76,8 +77,9 @@ class Tamiyo:
         self._secrets = secrets
         self._clock = clock
         self._steps = Stepper(config, parts, deployed, secret=secrets[0], mode=mode, clock=clock)
-        self._lock = threading.Lock()
-        self._updating = threading.Lock()
+        self._process = OwnerProcess()
+        self._lock = OwnedLock(self._process)
+        self._updating = OwnedLock(self._process)
         self._closed = False
 
     @classmethod
@@ -364,6 +366,7 @@ class Tamiyo:
           ConfigurationError: this controller was opened without a bus.
           PersistenceError: what became of a report could not be recorded.
         """
+        self._process.check()
         if self._parts.publisher is None:
             raise ConfigurationError("there is no bus to publish to; pass bus=… to Tamiyo.open")
         return self._parts.publisher.publish()
@@ -377,7 +380,12 @@ class Tamiyo:
         self._storage.flush()
 
     def close(self) -> None:
-        """Bring everything to disk and release the directory; closing twice is harmless."""
+        """Bring everything to disk and release the directory; closing twice is harmless.
+
+        In a forked child it does nothing: all that it would close is the parent's.
+        """
+        if not self._process.is_current:
+            return
         with self._updating, self._lock:
             if self._closed:
                 return

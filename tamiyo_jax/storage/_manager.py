@@ -19,6 +19,7 @@ from tamiyo_jax.errors import PersistenceError
 from tamiyo_jax.journal import (
     FileSystem,
     Journal,
+    OwnerProcess,
     PosixFileSystem,
     RecordType,
     Recovered,
@@ -77,6 +78,7 @@ class StorageManager(Generic[PolicyState]):
         self._parameters = parameters
         self._newest_before = _newest_by_base(journal, recovered)
         self._lock = threading.Lock()
+        self._process = OwnerProcess()
 
     @classmethod
     def open(
@@ -110,9 +112,11 @@ class StorageManager(Generic[PolicyState]):
           PersistenceError: as `Journal.open`, or a record cannot be read.
           CheckpointMismatchError: the recovered state is of another policy.
         """
-        files = PosixFileSystem() if files is None else files
+        directory = Path(directory).absolute()
+        real_files = PosixFileSystem(config.sync_directories)
+        files = real_files if files is None else files
         with ExitStack() as unless_open:
-            lock = DirectoryLock(directory)
+            lock = DirectoryLock(directory, real_files)
             unless_open.callback(lock.release)
             journal, recovered = Journal.open(
                 directory,
@@ -121,6 +125,7 @@ class StorageManager(Generic[PolicyState]):
                 recovery=config.recovery,
                 files=files,
                 salt_source=salt_source,
+                check_owner=lock.check,
             )
             state = recover_state(recovered.replay, policy_state)
             ledger = Ledger(recover_facts(recovered))
@@ -285,6 +290,7 @@ class StorageManager(Generic[PolicyState]):
         Raises:
           PersistenceError: the disk failed, and the journal is sealed.
         """
+        self._process.check()
         try:
             return self._parameters.store(data)
         except PersistenceError as error:
@@ -313,6 +319,8 @@ class StorageManager(Generic[PolicyState]):
         Raises:
           PersistenceError: the journal was sealed with records of unknown outcome.
         """
+        if not self._process.is_current:
+            return  # everything here is the parent's
         try:
             self._journal.close()
         finally:
@@ -328,6 +336,7 @@ class StorageManager(Generic[PolicyState]):
     @contextmanager
     def _critical_section(self) -> Generator[None]:
         """The critical section: a record and its fold happen together, or the journal is sealed."""
+        self._process.check()
         with self._lock:
             before = self._journal.last_sequence
             try:

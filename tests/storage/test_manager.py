@@ -334,11 +334,11 @@ def test_a_lock_that_cannot_be_written_is_let_go(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # a disk that takes nothing
     try:
         with pytest.raises(PersistenceError, match="cannot be used") as raised:
-            DirectoryLock(tmp_path)
+            DirectoryLock(tmp_path, PosixFileSystem())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert raised.value.errno == errno.EFBIG
-    DirectoryLock(tmp_path).release()
+    DirectoryLock(tmp_path, PosixFileSystem()).release()
 
 
 def test_reading_needs_no_lock_filters_by_time_and_skips_what_says_nothing(tmp_path: Path) -> None:
@@ -405,3 +405,43 @@ def test_a_journal_can_be_read_while_its_owner_retires_segments(tmp_path: Path) 
         assert recovered.last_sequence == manager.last_sequence
     with pytest.raises(PersistenceError):
         read_journal(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("durability", ["group", "always"])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_lock_that_lost_its_name_seals_the_journal(
+    replaced: bool, durability: str, tmp_path: Path
+) -> None:
+    clock = Clock()
+    manager = begin(tmp_path, clock, durability=durability)
+    (tmp_path / "LOCK").unlink()
+    if replaced:
+        (tmp_path / "LOCK").touch()
+
+    def record() -> None:
+        step(manager, clock, "nowhere")
+        manager.flush()
+
+    with pytest.raises(PersistenceError, match="LOCK was moved, deleted or replaced"):
+        record()
+    with pytest.raises(JournalSealedError, match="LOCK"):
+        step(manager, clock, "nowhere either")
+    with contextlib.suppress(PersistenceError):
+        manager.close()
+
+
+def test_a_relative_run_directory_stays_where_it_was_after_a_change_of_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with begin(Path("run"), clock) as manager:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        many(manager, clock, 60)
+        manager.compact()
+        digest = manager.store_parameters(b"weights")
+        assert manager.load_parameters(digest) == b"weights"
+        assert manager.cache_directory == tmp_path / "run" / "cache" / "xla"
+    assert len(segments(tmp_path / "run")) > 2
+    assert list((tmp_path / "elsewhere").iterdir()) == []
