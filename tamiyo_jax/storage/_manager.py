@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Generic, Self, TypeVar
 
 from tamiyo_jax.config import StorageConfig
+from tamiyo_jax.contracts import Event, TelemetryLevel
 from tamiyo_jax.controller import AppliedPolicy, TamiyoState
 from tamiyo_jax.errors import PersistenceError
 from tamiyo_jax.journal import (
@@ -66,7 +67,9 @@ class StorageManager(Generic[PolicyState]):
         ledger: Ledger,
         clock: Callable[[], int],
         parameters: ParameterFiles,
+        emit: Callable[[tuple[Event, ...]], None],
     ) -> None:
+        self._emit = emit
         self._directory = directory
         self._config = config
         self._directory_lock = lock
@@ -92,6 +95,7 @@ class StorageManager(Generic[PolicyState]):
         settings: str | None = None,
         files: FileSystem | None = None,
         salt_source: Callable[[int], bytes] = os.urandom,
+        emit: Callable[[tuple[Event, ...]], None] = lambda events: None,
     ) -> Self:
         """Lock a run directory and recover what it holds.
 
@@ -106,6 +110,7 @@ class StorageManager(Generic[PolicyState]):
             the recorded one.
           files: the file system, by default that of the operating system.
           salt_source: random bytes for the salts of new segments.
+          emit: takes the event of every removal by retention.
 
         Raises:
           DirectoryLockedError: another process owns the directory.
@@ -146,6 +151,7 @@ class StorageManager(Generic[PolicyState]):
                 ledger=ledger,
                 clock=clock,
                 parameters=parameters,
+                emit=emit,
             )
             unless_open.pop_all()
         return manager
@@ -374,9 +380,14 @@ class StorageManager(Generic[PolicyState]):
         self._apply_retention()
 
     def _apply_retention(self) -> None:
-        """Remove the segments whose reports are all too old and none of them pending."""
+        """Remove the segments whose reports are all too old, if the user asked for it.
+
+        A segment with a pending report stays, and so do all after it.
+        """
         current = self._journal.bases[-1]
         self._newest_before[current] = self._ledger.newest_report_ns
+        if self._config.retention_hours is None:
+            return
         oldest_ns = self._clock() - int(self._config.retention_hours * _HOUR_NS)
         limit = self._ledger.first_pending or current
         expired = [
@@ -384,10 +395,13 @@ class StorageManager(Generic[PolicyState]):
             for base, newest_ns in self._newest_before.items()
             if newest_ns < oldest_ns and base <= limit
         ]
-        if expired:
+        first = self._journal.bases[0]
+        if expired and expired[-1] > first:
             self._journal.retire(expired[-1])
             kept = self._journal.bases
             self._newest_before = {b: n for b, n in self._newest_before.items() if b >= kept[0]}
+            facts = {"first_sequence": str(first), "last_sequence": str(kept[0] - 1)}
+            self._emit((Event("journal_retention", TelemetryLevel.INFO, facts),))
 
 
 def _newest_by_base(journal: Journal, recovered: Recovered) -> dict[int, int]:

@@ -371,6 +371,7 @@ def delete_all_segments(directory: Path) -> None:
 def test_a_journal_that_lost_its_synced_end_is_corrupt_and_says_what_is_missing(
     lose: Callable[[Path], None], durability: Durability, tmp_path: Path
 ) -> None:
+    last = 0
     for _ in range(2):
         with begin(tmp_path, durability) as journal:
             for number in range(3):

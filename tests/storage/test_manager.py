@@ -28,6 +28,7 @@ from journal.campaign import (
     summarise,
 )
 
+from tamiyo_jax.config import StorageConfig
 from tamiyo_jax.contracts import encode_report
 from tamiyo_jax.controller import AppliedPolicy, initial_state, state_to_json
 from tamiyo_jax.errors import (
@@ -445,3 +446,38 @@ def test_a_relative_run_directory_stays_where_it_was_after_a_change_of_directory
         assert manager.cache_directory == tmp_path / "run" / "cache" / "xla"
     assert len(segments(tmp_path / "run")) > 2
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_by_default_a_run_keeps_every_record_however_old(tmp_path: Path) -> None:
+    clock, events = Clock(), []
+    config = StorageConfig(flush_ms=1.0)
+    for _ in range(2):
+        with StorageManager.open(
+            tmp_path, config, POLICY_STATE, clock=clock, emit=events.extend
+        ) as manager:
+            manager.start(manager.state or initial_state(POLICY_STATE))
+            many(manager, clock, 10)
+            manager.compact()
+        clock.now_ns += 10_000 * 3600 * SECOND
+    found = read_journal(tmp_path)
+    assert [record.type for record in found.records].count(RecordType.STEP) == 20
+    assert found.records[0].sequence == 1
+    assert events == []
+
+
+def test_retention_announces_what_it_removes_also_at_opening(tmp_path: Path) -> None:
+    clock, events = Clock(), []
+    with begin(tmp_path, clock, publishing=False) as manager:
+        many(manager, clock, 10)
+        last = manager.last_sequence
+    clock.now_ns += 60 * SECOND
+    config = make_storage_config(flush_ms=1.0)
+    with StorageManager.open(
+        tmp_path, config, POLICY_STATE, clock=clock, emit=events.extend
+    ) as manager:
+        assert manager.state is not None
+        manager.start(manager.state)
+    (event,) = events
+    assert event.name == "journal_retention"
+    assert event.attributes == {"first_sequence": "1", "last_sequence": str(last)}
+    assert read_journal(tmp_path).records[0].sequence == last + 1
