@@ -8,8 +8,13 @@ from typing import Any, Literal
 
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import PolicyUpdate
+<<<<<<< HEAD
 from tamiyo_jax.controller import Answer, Situation, TamiyoState
 from tamiyo_jax.inference._answers import check_answer
+=======
+from tamiyo_jax.controller import Answer, AppliedPolicy, Situation, TamiyoState
+from tamiyo_jax.errors import CheckpointMismatchError, PersistenceError
+>>>>>>> storage
 from tamiyo_jax.inference._inference import InlineRunner, Runner
 from tamiyo_jax.inference._policies import PolicyChoice
 from tamiyo_jax.inference._process import ProcessRunner
@@ -149,10 +154,18 @@ class Deployment:
         return deployed
 
     def adopt(self, state: TamiyoState[Any], params: object) -> TamiyoState[Any]:
+<<<<<<< HEAD
         """Take over a state with its live parameters, and bring these to disk.
 
         They replace the parameters of the update that is in force. Where none is, they replace
         what `open` was given, until this controller is closed: see `based_on`.
+=======
+        """Take over a state together with its live parameters, which are stored.
+
+        Where an update is in force, its parameters are these from now on, and it keeps its
+        digest if they are its own; where none is, they replace those given to `open` for the
+        rest of this controller's life: see `based_on`.
+>>>>>>> storage
 
         Raises:
           PersistenceError: the disk failed.
@@ -160,8 +173,26 @@ class Deployment:
         if not state.policies:
             return state
         *earlier, update = state.policies
+        if self._holds(update, params):
+            return state
         digest = self.storage.store_parameters(params_to_bytes(params))
         return replace(state, policies=(*earlier, replace(update, digest=digest)))
+
+    def _holds(self, update: AppliedPolicy, params: object) -> bool:
+        """Whether the run directory holds exactly `params` for an update.
+
+        Their bytes may differ: safetensors carry metadata, and order tensors freely.
+        """
+        try:
+            stored = arrays_from_bytes(self.storage.load_parameters(update.digest))
+        except (PersistenceError, CheckpointMismatchError):
+            return False
+        given = arrays_from_bytes(params_to_bytes(params))
+        return stored.keys() == given.keys() and all(
+            (array.dtype, array.shape, array.tobytes())
+            == (given[name].dtype, given[name].shape, given[name].tobytes())
+            for name, array in stored.items()
+        )
 
     def based_on(self, params: object) -> Deployment:
         """The same deployment with other parameters in front of all updates."""

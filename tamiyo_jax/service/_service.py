@@ -8,9 +8,14 @@ as it was, but for what records failures.
 from __future__ import annotations
 
 import os
+<<<<<<< HEAD
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+=======
+import time
+from collections.abc import Callable, Iterable, Sequence
+>>>>>>> storage
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -43,9 +48,14 @@ from tamiyo_jax.inference import (
     make_trial_situation,
     require_parameters,
 )
+from tamiyo_jax.journal import OwnerProcess
 from tamiyo_jax.library import BlueprintLibrary
 from tamiyo_jax.service._assembly import Parts, assemble, resolve_secrets
+<<<<<<< HEAD
 from tamiyo_jax.service._entrance import Entrance
+=======
+from tamiyo_jax.service._ownership import OwnedLock
+>>>>>>> storage
 from tamiyo_jax.service._steps import Stepper
 from tamiyo_jax.telemetry import Sink
 
@@ -77,9 +87,15 @@ class Tamiyo:
         self._secrets = secrets
         self._clock = clock
         self._steps = Stepper(config, parts, deployed, secret=secrets[0], mode=mode, clock=clock)
+<<<<<<< HEAD
         self._lock = threading.Lock()
         self._updating = threading.Lock()
         self._entrance = Entrance()
+=======
+        self._process = OwnerProcess()
+        self._lock = OwnedLock(self._process)
+        self._updating = OwnedLock(self._process)
+>>>>>>> storage
         self._closed = False
 
     @classmethod
@@ -380,6 +396,7 @@ class Tamiyo:
           ConfigurationError: this controller was opened without a bus.
           PersistenceError: what became of a report could not be recorded.
         """
+        self._process.check()
         if self._parts.publisher is None:
             raise ConfigurationError("there is no bus to publish to; pass bus=… to Tamiyo.open")
         with self._entrance.call():
@@ -402,11 +419,19 @@ class Tamiyo:
     def close(self) -> None:
         """Bring everything to disk and release the directory; closing twice is harmless.
 
+<<<<<<< HEAD
         From a signal handler: see `flush`.
         """
         if self._entrance.defer(self.close):
             return
         with self._entrance.call(), self._updating, self._lock:
+=======
+        In a forked child it does nothing: all that it would close is the parent's.
+        """
+        if not self._process.is_current:
+            return
+        with self._updating, self._lock:
+>>>>>>> storage
             if self._closed:
                 return
             self._closed = True
