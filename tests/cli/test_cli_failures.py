@@ -131,23 +131,31 @@ def test_files_of_file_managers_beside_the_segments_are_ignored(run: Path) -> No
     assert invoke("journal", "verify", str(run)).exit_code == 0
 
 
-def test_a_segment_full_of_forged_headers_is_read_in_bounded_time(run: Path) -> None:
+def test_a_segment_full_of_forged_headers_is_read_in_bounded_time(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (segment,) = (run / "journal").glob("*.wal")
     salt = bytes.fromhex(segment.stem.split("-")[1])
     size = 2 * 2**20
     header = struct.Struct("<IBBHQQI")
     magic = int.from_bytes(b"\xf5\xc1\xf8\xfe", "little")
     forged = bytearray(segment.read_bytes())
-    while len(forged) < size:
+    while len(forged) < size:  # 52,000 headers, each claiming the rest of the file as its payload
         fields = header.pack(magic, 1, 1, 0, 99, 0, max(0, size - len(forged) - 64))
         forged += fields + struct.pack("<I", crc32(fields, crc32(salt)))
     segment.write_bytes(forged + bytes(128))
-    started = time.monotonic()
-    result = run_command(
-        "journal", "verify", str(run)
-    )  # 58,000 headers, 60 GB to check if quadratic
-    assert result.returncode == 1
-    assert time.monotonic() - started < 45.0
+    checked = 0
+
+    def count(data: bytes, seed: int = 0) -> int:
+        nonlocal checked
+        checked += len(data)
+        assert checked < 200 * size, "every header has its whole payload checked"
+        return crc32(data, seed)
+
+    monkeypatch.setattr("tamiyo_jax.journal._frames.crc32", count)
+    result = invoke("journal", "verify", str(run))
+    assert result.exit_code in (0, 1)
+    assert "records up to sequence" in result.stdout
 
 
 @pytest.mark.parametrize(
