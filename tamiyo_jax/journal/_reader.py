@@ -70,11 +70,4 @@ def read_journal(directory: Path, files: FileSystem | None = None) -> Recovered:
     Raises:
       PersistenceError: as `Journal.open` does, except that corruption is only reported.
     """
-    home = directory / "journal"
-    files = PosixFileSystem() if files is None else files
-    with translate_errors("reading the journal", home):
-        while True:
-            anchor = read_anchor(directory, files)
-            names = segment_names(home, files)
-            with suppress(FileNotFoundError):
-                return merge(read_segments(home, names, files), anchor)
+    return JournalReader(directory, files).read()
