@@ -87,6 +87,7 @@ class Row:
       target: the seed that is acted on, and its blueprint; empty if none.
       levels: levels of the events of the decision step.
       decision_ms: latency of the decision, in milliseconds; None without Tamiyo.
+      explanation: the reason in words; empty if there is none.
     """
 
     epoch: int
@@ -99,6 +100,7 @@ class Row:
     target: str
     levels: tuple[str, ...]
     decision_ms: float | None
+    explanation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,11 +322,12 @@ def _save(
 def row_of(record: Record) -> Row:
     """Summarise a decision as a row of the table and the picture."""
     packet, decision = record.packet, record.decision
-    action, reason, target, levels = "", "", "", ()
+    action, reason, target, explanation, levels = "", "", "", "", ()
     if record.error is not None:
         action, reason, levels = type(record.error).__name__, str(record.error), ("CRITICAL",)
     elif isinstance(decision, Decision | ReplayedDecision):
         action, reason, target = decision.action, decision.reason, _target(decision.command)
+        explanation = decision.explanation
         if isinstance(decision, Decision):
             levels = tuple(event.level.name for event in decision.events)
     return Row(
@@ -338,6 +341,7 @@ def row_of(record: Record) -> Row:
         target=target,
         levels=levels,
         decision_ms=record.decision_ms,
+        explanation=explanation,
     )
 
 
