@@ -49,6 +49,15 @@ _PHRASES: Mapping[str, str] = {
     "gpu_mem_free_gb": "{value} GB of GPU memory free",
     "cpu_util_percent": "CPU {value} % busy",
     "coverage": "{value} of the expected features present",
+    "step_refused": "{value} steps refused",
+    "update_rise": "log of the update ratio over its highest level {value}",
+    "ruinous_in_row": "{value} ruinous updates in a row",
+    "sustained_rise": "log of the loss over its lowest level {value}",
+    "sustained_z": "which is {value} times the spread of the loss",
+    "high_gradients": "gradient norm high for {value} steps in a row",
+    "steps_without_progress": "no progress for {value} steps",
+    "latency_ratio": "step took {value} times its median",
+    "loader_ratio": "wait for a batch {value} times the median step",
 }
 
 
