@@ -34,6 +34,7 @@ from tamiyo_jax.risk import (
     Stage,
     apply_verdict,
     call_failed,
+    climb,
     gate,
     guard,
     health,
@@ -81,7 +82,10 @@ def conclude(
       NoLegalActionError: the policy's choice is not legal.
     """
     packet = situation.packet
-    proposal = None if answer is None else _propose(config, situation, answer)
+    shadow = mode is Mode.SHADOW
+    # Where there is nothing to grow, shadow previews the guard: its rules, and its answers.
+    previews = shadow and config.packet.seedless
+    proposal = None if answer is None or previews else _propose(config, situation, answer)
     judged = find_evaluated_blueprint(situation, proposal)
     delta, risk = loss_delta(state.risk, packet)
     signals = read_signals(
@@ -92,25 +96,34 @@ def conclude(
         policy_risk_score=None if proposal is None else proposal.risk_score,
         coverage=situation.total_coverage,
     )
+    free = may_brake(risk, state.steps, config.guard)
     if proposal is None:
-        free = may_brake(risk, state.steps, config.guard)
         verdict = guard(signals, config.risk, may_brake=free)
     else:
         verdict = gate(proposal.command_type, proposal.operation, signals, config.risk)
+    ladder, rung = climb(
+        risk.ladder,
+        verdict,
+        packet,
+        config.guard,
+        guards=proposal is None,
+        seedless=config.packet.seedless,
+        may_brake=free,
+    )
+    risk, verdict = replace(risk, ladder=ladder), rung.verdict
     command = make_command(
         config,
         situation,
         proposal,
-        verdict,
+        rung,
         policy_version=policy_version,
         command_id=command_id,
         now_ns=now_ns,
     )
-    shadow = mode is Mode.SHADOW
     risk, risk_events, escalate = apply_verdict(
         risk, verdict, state.steps, shadow=shadow, config=config.risk
     )
-    events = (*situation.events, *verdict.events, *risk_events)
+    events = (*situation.events, *verdict.events, *rung.events, *risk_events)
     condition = health(events, verdict.command_type, verdict.reason)
     report = step_report(
         packet,
@@ -156,7 +169,8 @@ def conclude(
         priority=priority(events, verdict),
         health=condition,
         loss_delta=delta,
-        escalate=escalate,
+        escalate=escalate or rung.escalate,
+        restorable=rung.restorable,
     )
 
 

@@ -128,7 +128,7 @@ def test_packets_hold_the_means_of_the_steps_since_the_last_one(tmp_path: Path):
     assert second.training_loss == pytest.approx(np.mean(losses[5:]), rel=1e-6)
     assert second.validation_loss == pytest.approx(float(loss_fn(state[0], X)), rel=1e-6)
     assert (second.current_epoch, second.global_step) == (2, 10)
-    assert second.restorable_checkpoint == "step-10"
+    assert second.restorable_checkpoint == "step-00000010"
     assert {"layer/dense/weight_norm", "gradient_norm"} <= second.training_metrics.keys()
 
 
@@ -167,6 +167,98 @@ def test_parameters_without_the_optimisers_state_are_refused_with_what_is_missin
         tamiyo(start()[0], jnp.float32(1))
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda loss: loss[None],
+        lambda loss: jnp.stack([loss, loss]),
+        lambda loss: (loss, {"accuracy": jnp.float32(0.5)}),
+        lambda loss: {"data": loss / 2, "weights": loss / 2},
+        lambda loss: loss.astype(jnp.bfloat16),
+        float,
+        lambda loss: np.asarray(loss),
+    ],
+    ids=["(1,)", "(n,)", "tuple", "dict", "bf16", "float", "numpy"],
+)
+def test_a_loss_may_come_in_many_forms(tmp_path: Path, shape: Any):
+    with plug(tmp_path, told := []) as tamiyo:
+        state = start()
+        for _ in range(5):
+            state, loss = train_step(state, X)
+            state = tamiyo(state, shape(loss))
+        (step,) = read_history(tamiyo.directory / "tamiyo")
+    assert told == []
+    assert step.packet.training_loss == pytest.approx(float(loss), rel=1)
+
+
+@pytest.mark.parametrize("loss", [None, "0.5", {}, (), jnp.zeros(0), jnp.int32(1)])
+def test_a_loss_that_is_no_floating_number_is_refused(tmp_path: Path, loss: Any):
+    with plug(tmp_path, []) as tamiyo, pytest.raises(ConfigurationError, match="the loss is"):
+        tamiyo(start(), loss)
+
+
+def test_a_mode_that_does_not_exist_leaves_nothing_behind(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match=r"'gaurd'.*act, shadow, guard"):
+        plug(tmp_path, [], mode="gaurd")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_spiked_state_is_never_what_a_rollback_returns_to(tmp_path: Path):
+    """Updates × 1,000 from step 42 to 51, and a NaN at 53: back to before the updates."""
+    told: list[str] = []
+    with plug(tmp_path, told, every=5) as tamiyo:
+        state, losses = start(), []
+        for step in range(1, 61):
+            before = state[0]["dense"]["kernel"].copy()
+            state, loss = train_step(state, X * (jnp.nan if step == 53 else 1.0))
+            if 42 <= step <= 51:
+                spoilt = before + 1000 * (state[0]["dense"]["kernel"] - before + 1e-2)
+                state = ({"dense": {"kernel": spoilt}}, state[1])
+            state = tamiyo(state, loss)
+            losses.append(float(loss_fn(state[0], X)))
+    assert "step 55: ROLLBACK (nonfinite_loss)" in told
+    assert losses[48] > 100 * losses[39]  # finite, and no state to return to
+    assert losses[54] == losses[39]
+
+
+def test_the_same_fault_again_goes_further_back_then_brakes_then_escalates(tmp_path: Path):
+    told: list[str] = []
+    decisions = []
+    with plug(tmp_path, told, every=1) as tamiyo:
+        step = tamiyo.tamiyo.step
+        tamiyo.tamiyo.step = lambda packet: decisions.append(step(packet)) or decisions[-1]
+        state = start()
+        for index in range(30):
+            state, loss = train_step(state, X * (jnp.nan if index >= 20 else 1.0))
+            state = tamiyo(state, loss)
+            if index in (20, 21, 22):
+                assert np.isfinite(state[0]["dense"]["kernel"]).all()
+    commands = [one.command for one in decisions[20:23]]
+    went = [int(one.payload.checkpoint.removeprefix("step-")) for one in commands]
+    assert went[0] == 20
+    assert went[1] <= 12  # out of reach of a slow divergence
+    assert went[2] == went[1]
+    assert "skip_data" not in commands[0].annotations
+    assert commands[1].annotations["skip_data"] == "true"
+    assert float(commands[2].annotations["lr_delta"]) < 0
+    assert [one.escalate for one in decisions[20:]] == [False] * 3 + [True] * 7
+    assert {one.command for one in decisions[23:]} == {None}
+    assert "rollback_budget_exhausted" in {event.name for event in decisions[23].events}
+
+
+def test_brakes_are_released_over_calm_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TAMIYO__GUARD__RELEASE_STEPS", "4")
+    told: list[str] = []
+    with plug(tmp_path, told, every=1) as tamiyo:
+        state, loss = train_step(start(), X)
+        state = host.scale_by(tamiyo(state, loss), 0.49, host.LIMITS)
+        for _ in range(20):
+            state, loss = train_step(state, X)
+            state = tamiyo(state, loss)
+    assert [line.split(": ")[1] for line in told] == ["OPTIMIZER (brake_released)"] * 2
+    assert float(host.scale_of(state)) == pytest.approx(1.0)
+
+
 def test_parameters_of_numpy_are_parameters(tmp_path: Path):
     params = jax.device_get(start()[0])
     settings = {"mode": "guard", "every": 5, "log": print}
@@ -179,7 +271,9 @@ def test_parameters_of_numpy_are_parameters(tmp_path: Path):
 def test_runs_that_begin_in_the_same_second_have_names_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tamiyo_jax.training._plug.time.strftime", lambda *_: "20250101-120000")
+    monkeypatch.setattr(
+        "tamiyo_jax.training._run_directory.time.strftime", lambda *_: "20250101-120000"
+    )
     with ThreadPoolExecutor(4) as threads:
         plugs = list(threads.map(lambda _: plug(tmp_path, []), range(4)))
     names = [tamiyo.directory.name for tamiyo in plugs]
