@@ -128,11 +128,6 @@ class HostCheckpoints:
         if dropped is not None:
             shutil.rmtree(self._directory / dropped, ignore_errors=True)
 
-    def drop(self, name: str) -> None:
-        """Forget `name`, if it is kept."""
-        self._retention.remove(name)
-        shutil.rmtree(self._directory / name, ignore_errors=True)
-
     def forget_after(self, name: str) -> None:
         """Forget what is newer than `name`: a rollback undid it."""
         for newer in self._retention.rewind(name):
@@ -145,7 +140,8 @@ class HostCheckpoints:
         """
         for newer in sorted(self.names()):
             if newer > name:
-                self.drop(newer)
+                self._retention.remove(newer)
+                shutil.rmtree(self._directory / newer)
         self.save(name, train_state)
 
     def restore(self, name: str, train_state: HostState) -> HostState:

@@ -37,11 +37,6 @@ class MemoryCheckpoints:
         if dropped is not None:
             del self._states[dropped]
 
-    def drop(self, name: str) -> None:
-        """Forget `name`, if it is kept."""
-        self._retention.remove(name)
-        self._states.pop(name, None)
-
     def forget_after(self, name: str) -> None:
         """Forget what is newer than `name`: a rollback undid it."""
         for newer in self._retention.rewind(name):

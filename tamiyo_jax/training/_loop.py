@@ -196,12 +196,12 @@ def run(
         if not deterministic:
             metrics["samples_per_s"] = task.steps_per_epoch * task.batch_size / seconds
         boundary = _boundary(state, measured, metrics)
-        reporter.keep(host, boundary)
         packet = reporter.packet(host, boundary)
         live = live_parameters(host)
         decision, error, decision_ms = _ask(controller, packet)
+        if error is None:
+            reporter.settle(host, boundary, decision)
         if decision is not None and applier is not None:
-            reporter.settle(boundary, decision)
             state = state._replace(host=applier(host, decision))
         history.append(Record(packet, live, decision, error, decision_ms))
         if on_step is not None:

@@ -257,11 +257,10 @@ class Plug:
             return state
         scale_of(state)
         boundary = self._measure(state)
-        self._reporter.keep(state, boundary)
         packet = self._reporter.packet(state, boundary)
         try:
             decision = self.tamiyo.step(packet)
-            self._reporter.settle(boundary, decision)
+            self._reporter.settle(state, boundary, decision)
             after = self._applier(state, decision)
         except TamiyoError as error:
             problem = f"{type(error).__name__}: {error}"

@@ -1,8 +1,8 @@
 """Measure, make the packet, keep the state: what `Plug` and the reference loop share.
 
-A boundary is the moment between two steps at which the controller is asked. The state there is
-kept before it is described, so that the packet can name it; if the controller then objects to
-it, it is dropped again.
+A boundary is the moment between two steps at which the controller is asked. Its packet already
+names the state there, if all its measurements are finite; it is kept once the controller has been
+asked and did not object.
 """
 
 from __future__ import annotations
@@ -38,10 +38,6 @@ class KeptStates(Protocol):
 
     def save(self, name: str, train_state: Any) -> None:  # noqa: ANN401 - any pytree
         """Keep `train_state` under `name`."""
-        ...
-
-    def drop(self, name: str) -> None:
-        """Forget `name`, if it is kept."""
         ...
 
     def forget_after(self, name: str) -> None:
@@ -129,23 +125,15 @@ class Reporter:
         self._meter = meter
         self._clock = clock
 
-    def keep(self, state: object, boundary: Boundary) -> None:
-        """Keep the state if all that was measured of it is finite."""
-        if self._kept is None:
-            return
-        figures = jax.tree.leaves((boundary.mean, boundary.validation_loss))
-        if all(np.isfinite(figure).all() for figure in figures):
-            self._kept.save(state_name(boundary.global_step), state)
-
     def packet(self, state: Any, boundary: Boundary) -> SystemStatePacket:  # noqa: ANN401
-        """The packet of a boundary; it names the newest kept state.
+        """The packet of a boundary; it names its own state if that is finite, else the newest kept.
 
         Raises:
           ConfigurationError: the statistics are of other layers.
         """
         started = time.perf_counter()
         facts = self._facts
-        names = frozenset[str]() if self._kept is None else self._kept.names()
+        names = self._names(boundary)
         identity = SystemStatePacket(
             packet_id=f"{facts.run_id}-{boundary.number}",
             training_run_id=facts.run_id,
@@ -192,15 +180,28 @@ class Reporter:
             return packet
         return within_budget(packet, state, budget)
 
-    def settle(self, boundary: Boundary, decision: DecisionLike) -> None:
-        """Drop the boundary's state if the controller objects to it, and what a rollback undoes."""
+    def settle(self, state: object, boundary: Boundary, decision: DecisionLike | None) -> None:
+        """Keep the boundary's state unless the controller objects; forget what is rolled back.
+
+        Args:
+          state: before the decision is applied.
+          boundary: as it was reported.
+          decision: the controller's; None without a controller.
+        """
         if self._kept is None:
             return
-        if isinstance(decision, Decision) and not decision.restorable:
-            self._kept.drop(state_name(boundary.global_step))
-        payload = None if decision.command is None else decision.command.payload
-        if isinstance(payload, Rollback) and not decision.shadow:
+        objects = isinstance(decision, Decision) and not decision.restorable
+        if _is_finite(boundary) and not objects:
+            self._kept.save(state_name(boundary.global_step), state)
+        payload = None if decision is None or decision.command is None else decision.command.payload
+        if isinstance(payload, Rollback) and decision is not None and not decision.shadow:
             self._kept.forget_after(payload.checkpoint)
+
+    def _names(self, boundary: Boundary) -> frozenset[str]:
+        if self._kept is None:
+            return frozenset()
+        own = {state_name(boundary.global_step)} if _is_finite(boundary) else set[str]()
+        return self._kept.names() | own
 
     def _measure_seed(self, name: str, boundary: Boundary) -> SeedMeasurements:
         return SeedMeasurements(
@@ -213,6 +214,11 @@ class Reporter:
 
 def _optimizer_of(state: object) -> object:
     return state.opt_state if isinstance(state, HostState) else state
+
+
+def _is_finite(boundary: Boundary) -> bool:
+    figures = jax.tree.leaves((boundary.mean, boundary.validation_loss))
+    return all(np.isfinite(figure).all() for figure in figures)
 
 
 def state_name(step: int) -> str:
