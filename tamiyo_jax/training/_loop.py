@@ -274,6 +274,7 @@ def _run_facts(task: Task, state: LoopState, run_id: str) -> RunFacts:
         optimizer_id=task.optimizer_id,
         source="tamiyo_jax.loop",
         layers=layer_names(state.host.params),
+        parameters=sum(layer.parameter_count or 0 for layer in task.blueprint.layers),
         host=task.host,
         interval=task.steps_per_epoch,
         seed_learning_rate=task.seed_learning_rate,

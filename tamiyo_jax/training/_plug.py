@@ -108,6 +108,7 @@ class Plug:
             optimizer_id=OPTIMIZER_ID,
             source="tamiyo_jax.plug",
             layers=layers,
+            parameters=sum(layer.parameter_count or 0 for layer in blueprint.layers),
             host=host,
             interval=every,
             seed_learning_rate=None,

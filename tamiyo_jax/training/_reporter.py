@@ -24,6 +24,7 @@ from tamiyo_jax.host import (
     HostState,
     SeedMeasurements,
     StepMetrics,
+    live_parameters,
     packet_from,
     scale_of,
     seed_state,
@@ -60,6 +61,7 @@ class RunFacts:
       optimizer_id: of the optimiser that Tamiyo may scale.
       source: who sends the packets.
       layers: names of the monitored layers, as `host.layer_names` gives them.
+      parameters: of the network, where there are no seeds to change their number.
       host: the host with seeds; None for a loop without.
       interval: optimiser steps between two boundaries.
       seed_learning_rate: of the seeds' optimisers; None if unknown.
@@ -72,6 +74,7 @@ class RunFacts:
     optimizer_id: str
     source: str
     layers: tuple[str, ...]
+    parameters: int
     host: Host | None
     interval: int
     seed_learning_rate: float | None
@@ -161,6 +164,7 @@ class Reporter:
             if facts.host is not None
         ]
         metrics = {f"restorable/{name}": float(step_of(name)) for name in names}
+        metrics["live_parameters"] = float(self._count_live(state))
         metrics |= {"lr_multiplier": float(scale_of(_optimizer_of(state)))} | dict(boundary.metrics)
         hardware = None
         if self._meter is not None:
@@ -202,6 +206,9 @@ class Reporter:
             return frozenset()
         own = {state_name(boundary.global_step)} if _is_finite(boundary) else set[str]()
         return self._kept.names() | own
+
+    def _count_live(self, state: object) -> int:
+        return live_parameters(state) if isinstance(state, HostState) else self._facts.parameters
 
     def _measure_seed(self, name: str, boundary: Boundary) -> SeedMeasurements:
         return SeedMeasurements(
