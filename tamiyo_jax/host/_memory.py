@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 
 from tamiyo_jax.errors import PersistenceError
 from tamiyo_jax.host._retention import Retention
+from tamiyo_jax.host._shared import split_shared
 
 __all__ = ["MemoryCheckpoints"]
 
@@ -27,12 +29,13 @@ class MemoryCheckpoints:
     """
 
     def __init__(self) -> None:
-        self._states: dict[str, Any] = {}
+        self._states: dict[str, tuple[Any, Callable[[Any], Any]]] = {}
         self._retention = Retention()
 
     def save(self, name: str, train_state: object) -> None:
         """Keep `train_state` under `name`; drop what there is no more room for."""
-        self._states[name] = jax.tree.map(_hold, train_state)
+        plain, join = split_shared(train_state)
+        self._states[name] = jax.tree.map(_hold, plain), join
         dropped = self._retention.add(name)
         if dropped is not None:
             del self._states[dropped]
@@ -58,7 +61,8 @@ class MemoryCheckpoints:
                 name=name,
             )
         del train_state
-        return cast(State, jax.tree.map(_release, self._states[name]))
+        held, join = self._states[name]
+        return cast(State, join(jax.tree.map(_release, held)))
 
 
 def _hold(leaf: object) -> object:

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import optax
 
 from tamiyo_jax.errors import ConfigurationError
-from tamiyo_jax.host._naming import leaf_layers
+from tamiyo_jax.host._naming import leaf_layers, trained_part
 
 __all__ = [
     "CONFLICT_COSINE",
@@ -122,6 +122,7 @@ def monitor(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
             raise ConfigurationError(
                 "monitor measures weights; call update(gradient, state, params)"
             )
+        params = trained_part(gradient, params)
         updates, inner_state = inner.update(gradient, state.inner, params, **extra)
         mean, measured = _measure(gradient, updates, params, state)
         return updates, MonitorState(inner_state, mean, measured)

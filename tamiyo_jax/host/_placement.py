@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import jax
 
+from tamiyo_jax.host._shared import map_shared
+
 __all__ = ["place_like"]
 
 Tree = TypeVar("Tree")
@@ -24,10 +26,10 @@ def place_like(tree: Tree, like: object) -> Tree:
       tree: arrays, of JAX or NumPy; other leaves are left alone.
       like: a pytree of the same structure.
     """
-    return tree if tree is like else jax.tree.map(_placed, tree, like)
+    return tree if tree is like else map_shared(_place, tree, like)
 
 
-def _placed(leaf: object, like: object) -> object:
+def _place(leaf: object, like: object) -> object:
     if leaf is like or not isinstance(like, jax.Array) or not like.committed:
         return leaf
     return jax.device_put(leaf, like.sharding)

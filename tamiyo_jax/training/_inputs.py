@@ -8,21 +8,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from tamiyo_jax.errors import ConfigurationError
-from tamiyo_jax.host import StepMetrics, statistics
+from tamiyo_jax.host import StepMetrics, all_statistics
 
-__all__ = ["add_step", "split_model", "total_loss"]
+__all__ = ["add_steps", "count_steps", "read_steps", "split_model", "total_loss"]
 
 Params = Any
 
 
 def split_model(model: Any) -> tuple[Params, Callable[[Params], Any]]:  # noqa: ANN401
-    """Split a model into its floating arrays and a function that puts such arrays back.
+    """Split a model into the arrays that are learned and a function that puts such arrays back.
 
     Args:
-      model: any pytree; leaves that are not floating arrays stay in the function.
+      model: an NNX module, whose `nnx.Param` variables are learned, or any other pytree, whose
+        floating arrays are. All else stays in the function.
     """
+    if isinstance(model, nnx.Module):
+        definition, learned, rest = nnx.split(model, nnx.Param, ...)
+        # A copy, for random states and batch statistics change when the model is called.
+        return learned, lambda params: nnx.merge(definition, params, rest, copy=True)
     leaves, structure = jax.tree.flatten(model)
     params = jax.tree.map(lambda leaf: leaf if _is_learned(leaf) else None, model)
 
@@ -60,27 +66,70 @@ def total_loss(loss: Any) -> jax.Array:  # noqa: ANN401 - a number, an array, or
             )
 
 
-def add_step(total: StepMetrics | None, state: object, measured: Any) -> StepMetrics:  # noqa: ANN401
-    """The sum of step metrics with one more step, in buffers of its own.
+def read_steps(state: object, measured: Any) -> StepMetrics:  # noqa: ANN401
+    """The metrics of a step, or of T steps with a leading axis T on every array.
 
-    The step's own buffers may be donated to the next one.
+    Args:
+      state: the train state after the step; holds a monitored optimiser.
+      measured: the step's `StepMetrics`, those of T steps as `jax.lax.scan` stacks them, or the
+        loss of a step as `total_loss` takes it.
+
+    Raises:
+      ConfigurationError: the loss is no number, the optimiser is not monitored, its statistics
+        have an axis too many, or this is traced by ``jax.jit``.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, measured))):
+        raise ConfigurationError(
+            "a Plug was called while JAX traced a function; call it outside jax.jit, after the "
+            "jitted step. Of an epoch under jax.lax.scan return the steps' StepMetrics, and "
+            "call it once with them"
+        )
+    if isinstance(measured, StepMetrics):
+        steps = jnp.ndim(measured.statistics.conflict)
+        if steps > 1 or jnp.ndim(measured.loss) != steps:
+            raise _too_many_axes(measured.statistics.conflict)
+        return measured
+    numbers = all_statistics(state)
+    if jnp.ndim(numbers.conflict):
+        raise _too_many_axes(numbers.conflict)
+    return StepMetrics(total_loss(measured), {}, numbers)
+
+
+def add_steps(total: StepMetrics | None, measured: StepMetrics) -> StepMetrics:
+    """The sum of step metrics with further steps, in buffers of its own.
+
+    The steps' own buffers may be donated to the next step.
 
     Args:
       total: the sum so far; None before the first step.
-      state: the train state after the step; holds a monitored optimiser.
-      measured: the step's `StepMetrics`, or its loss as `total_loss` takes it.
-
-    Raises:
-      ConfigurationError: the loss is no number, or the optimiser is not monitored.
+      measured: of a step, or of T steps with a leading axis.
     """
-    if not isinstance(measured, StepMetrics):
-        measured = StepMetrics(total_loss(measured), {}, statistics(state))
     return _add(total, measured)
+
+
+def count_steps(measured: StepMetrics) -> int:
+    """How many steps the metrics are of."""
+    return jnp.shape(measured.loss)[0] if jnp.ndim(measured.loss) else 1
+
+
+def _too_many_axes(conflict: jax.Array) -> ConfigurationError:
+    return ConfigurationError(
+        f"the monitor's statistics have the shape {conflict.shape} for each layer, as under "
+        "jax.vmap or jax.pmap; give a Plug the state and the loss of one member, or put monitor "
+        "around an optimiser of all members together",
+        shape=conflict.shape,
+    )
 
 
 @jax.jit
 def _add(total: StepMetrics | None, measured: StepMetrics) -> StepMetrics:
-    wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), measured)
+    stacked = measured.loss.ndim == 1
+
+    def widen(leaf: jax.Array) -> jax.Array:
+        wide = jnp.asarray(leaf, jnp.float32)
+        return jnp.sum(wide, axis=0) if stacked else wide
+
+    wide = jax.tree.map(widen, measured)
     return jax.tree.map(jnp.add, total or jax.tree.map(jnp.zeros_like, wide), wide)
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import jax
+import numpy as np
 
-from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import Blueprint, NonceLedger, Secret, Verifier
 from tamiyo_jax.decision import Decision
 from tamiyo_jax.errors import ConfigurationError, TamiyoError
@@ -40,9 +40,10 @@ from tamiyo_jax.host import (
 )
 from tamiyo_jax.library import MemoryBlueprintLibrary, SqliteBlueprintLibrary
 from tamiyo_jax.service import Tamiyo
-from tamiyo_jax.training._inputs import add_step, split_model
+from tamiyo_jax.training._inputs import add_steps, count_steps, read_steps, split_model
 from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts
 from tamiyo_jax.training._run_directory import new_run_directory
+from tamiyo_jax.training._settings import load_settings
 
 __all__ = ["Plug"]
 
@@ -88,11 +89,11 @@ class Plug:
         self._evaluate = evaluate
         self._every = every
         self._log = log
-        self._calls = 0
+        self._steps = self._asked = self._boundaries = 0
         self._sum: StepMetrics | None = None
-        config = TamiyoConfig.load(packet={"seedless": host is None})
+        config = load_settings(blueprint, candidates, seedless=host is None)
         secret = os.urandom(SECRET_BYTES)
-        kept = MemoryCheckpoints()
+        self._kept = kept = MemoryCheckpoints()
         self._applier = CommandApplier(
             Verifier((Secret(secret),), NonceLedger(time.time_ns()), config.security),
             clock=time.time_ns,
@@ -245,17 +246,25 @@ class Plug:
             `host.monitor` around it and `host.tamiyo_scale` in it.
           measured: of this step: the training loss, or what `host.train_step` returns. A loss
             may be a float or a floating array, whose mean is taken; a tuple that begins with
-            the loss; or a dict of losses, which are added up.
+            the loss; or a dict of losses, which are added up. Of the T steps of a
+            ``jax.lax.scan``, their `StepMetrics` as it stacks them: then the controller is asked
+            at most once, about the state after the last.
 
         Raises:
-          ConfigurationError: the optimiser is not monitored or has other layers, or the loss is
-            not a number.
+          ConfigurationError: the optimiser is not monitored or has other layers, the loss is
+            not a number, or this is traced by ``jax.jit``.
           CommandRejectedError: the optimiser has no `tamiyo_scale`.
         """
-        self._calls += 1
-        self._sum = add_step(self._sum, state, measured)
-        if self._calls % self._every:
+        metrics = read_steps(state, measured)
+        before = self._steps
+        self._steps += count_steps(metrics)
+        self._sum = add_steps(self._sum, metrics)
+        if self._steps // self._every == before // self._every:
             return state
+        return self._decide(state)
+
+    def _decide(self, state: State) -> State:
+        """Ask the controller about a state, and return what its command makes of it."""
         scale_of(state)
         boundary = self._measure(state)
         packet = self._reporter.packet(state, boundary)
@@ -265,14 +274,33 @@ class Plug:
             after = self._applier(state, decision)
         except TamiyoError as error:
             problem = f"{type(error).__name__}: {error}"
-            self._log(f"step {self._calls}: goes on without Tamiyo: {problem}")
+            self._log(f"step {self._steps}: goes on without Tamiyo: {problem}")
             return state
         if decision.command is not None:
-            self._log(f"step {self._calls}: {_describe(decision)}")
+            self._log(f"step {self._steps}: {_describe(decision)}")
         return after
 
+    def restore(self, state: State) -> State:
+        """The newest kept state, which is one like `state`; for a loop that ends on a bad step.
+
+        Raises:
+          PersistenceError: none is kept.
+        """
+        newest = max(self._kept.names(), default="none")
+        return self._kept.restore(newest, state)
+
     def close(self) -> None:
-        """Bring the journal to disk and end the workers; closing twice is harmless."""
+        """Bring the journal to disk and end the workers; closing twice is harmless.
+
+        Steps since the last decision are looked at, too: if they were not finite, `log` says so.
+        """
+        total, self._sum = jax.device_get(self._sum), None
+        if not all(np.isfinite(figure).all() for figure in jax.tree.leaves(total)):
+            newest = max(self._kept.names(), default="none")
+            self._log(
+                f"step {self._steps}: the steps since the last decision have a loss or a gradient "
+                f"that is not finite; restore(state) returns the newest kept state ({newest})"
+            )
         self.tamiyo.close()
 
     def __enter__(self) -> Self:
@@ -284,11 +312,13 @@ class Plug:
     def _measure(self, state: object) -> Boundary:
         """The means since the last boundary, and the validation loss of the state."""
         total, self._sum = jax.device_get(self._sum), None
+        steps, self._asked = self._steps - self._asked, self._steps
+        self._boundaries += 1
         validation_loss, contributions = jax.device_get(self._evaluate(state))
         return Boundary(
-            number=self._calls // self._every,
-            global_step=self._calls,
-            mean=jax.tree.map(lambda figure: figure / self._every, total),
+            number=self._boundaries,
+            global_step=self._steps,
+            mean=jax.tree.map(lambda figure: figure / steps, total),
             validation_loss=None if validation_loss is None else float(validation_loss),
             validation_accuracy=None,
             contributions=contributions,
