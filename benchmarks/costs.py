@@ -79,12 +79,20 @@ def story(layers: Sequence[str]) -> Iterator[SystemStatePacket]:
     task = digits_task(seed=0)
     meter, generator = host.HardwareMeter(jax.local_devices()[0]), np.random.default_rng(0)
     candidates = tuple(one.blueprint_id for one in task.candidates)
+    still = host.statistics(host.monitor(optax.identity()).init(dict.fromkeys(layers, 0.0)))
+    still = jax.device_get(still)
     for packet in packets(task.blueprint.blueprint_id, candidates):
         numbers = generator.random((4, len(layers)), np.float32)
+        measured = still._replace(
+            gradient_norm=numbers[0],
+            weight_norm=numbers[1],
+            update_ratio=numbers[2],
+            gradient_variance=numbers[3],
+        )
         yield host.packet_from(
             replace(packet, timestamp_ns=time.time_ns(), restorable_checkpoint="step-000000"),
             layers=layers,
-            statistics=host.Statistics(*numbers, np.float32(0.1)),  # pyright: ignore
+            statistics=measured,
             training_loss=float(numbers[0, 0]),
             seeds=packet.seeds,
             metrics={},

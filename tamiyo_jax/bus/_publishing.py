@@ -10,33 +10,30 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from tamiyo_jax.bus._memory import Bus, open_envelope, seal
+from tamiyo_jax.bus._memory import Bus, seal
+from tamiyo_jax.bus._reading import FIELD_REPORTS
 from tamiyo_jax.config import PublishingConfig
 from tamiyo_jax.contracts import (
     Event,
-    FieldReport,
     Metric,
     Priority,
     Secret,
     TelemetryLevel,
-    decode_report,
     encode_report,
-    validate_report,
 )
-from tamiyo_jax.errors import InvalidReportError, PersistenceError, PublishError, SignatureError
+from tamiyo_jax.errors import PersistenceError, PublishError
 from tamiyo_jax.storage import Facts, Pending
 
-__all__ = ["FIELD_REPORTS", "Outbox", "Publisher", "ReportReader", "Retry", "schedule_retry"]
-
-FIELD_REPORTS = "tamiyo.field_reports"
-"""The topic of field reports."""
+__all__ = ["Outbox", "Publisher", "Retry", "schedule_retry"]
 
 _NS_PER_MS = 1_000_000
+_NS_PER_S = 1_000_000_000
 _LONGEST_MS = 86_400_000.0  # a day: no schedule outgrows what a record can hold
+_SLOW_NS = 250_000_000  # a failure that took longer is a bus that does not answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +97,10 @@ class Outbox(Protocol):
 
 class Publisher:
     """Publishes the reports of an outbox in a thread of its own; no step waits for it.
+
+    Reports beyond ``max_pending`` and older than ``max_age_s`` are dropped, the oldest first.
+    Once the bus has let a call time out, the other due reports of the same pass count as failed
+    too, so that a pass waits for a bus that does not answer only once.
 
     Args:
       outbox: where reports wait, and where their fate is recorded.
@@ -194,14 +195,29 @@ class Publisher:
             if self._failure is not None:
                 raise self._failure
             try:
-                return sum(map(self._send, self._due()))
+                self._drop_surplus()
+                return self._send_all(self._list_due())
             except PersistenceError as error:
                 self._failure = error
                 attributes = {"error": type(error).__name__, "message": str(error)}
                 self._emit((Event("persistence_failure", TelemetryLevel.CRITICAL, attributes),))
                 raise
 
-    def _due(self) -> list[Pending]:
+    def _drop_surplus(self) -> None:
+        """Drop reports that are too old, and the oldest beyond the limit of their number."""
+        pending = list(self._outbox.facts.pending.values())
+        surplus = len(pending) - self._config.max_pending
+        oldest_ns = self._clock() - int(self._config.max_age_s * _NS_PER_S)
+        for position, waiting in enumerate(pending):
+            if (waiting.report.issued_at_ns or 0) < oldest_ns:
+                reason = f"older than publishing.max_age_s, {self._config.max_age_s:g} s"
+            elif position < surplus:
+                reason = f"more than publishing.max_pending, {self._config.max_pending}, wait"
+            else:
+                continue
+            self._drop(waiting, waiting.attempts, reason)
+
+    def _list_due(self) -> list[Pending]:
         now_ns = self._clock()
         pending = self._outbox.facts.pending.values()
         return [report for report in pending if report.not_before_ns <= now_ns]
@@ -215,19 +231,30 @@ class Publisher:
         wait_ms = (next_ns - self._clock()) / _NS_PER_MS
         return min(max(0.0, wait_ms), _LONGEST_MS) / 1e3
 
-    def _send(self, pending: Pending) -> bool:
-        if self._closing.is_set():
-            return False
+    def _send_all(self, due: Iterable[Pending]) -> int:
+        """Publish reports until the bus lets a call time out; the rest count as failed."""
+        published, timeout = 0, None
+        for pending in due:
+            if self._closing.is_set():
+                break
+            started_ns = time.monotonic_ns()
+            try:
+                if timeout is not None:
+                    raise timeout
+                self._send(pending)
+                published += 1
+            except PublishError as error:
+                self._postpone(pending, error)
+                if time.monotonic_ns() - started_ns > _SLOW_NS:
+                    timeout = error
+        return published
+
+    def _send(self, pending: Pending) -> None:
         report_id = pending.report.report_id
         envelope = seal(FIELD_REPORTS, encode_report(pending.report), self._secret)
-        try:
-            self._bus.publish(FIELD_REPORTS, envelope, Priority.NORMAL)
-        except PublishError as error:
-            self._postpone(pending, error)
-            return False
+        self._bus.publish(FIELD_REPORTS, envelope, Priority.NORMAL)
         self._outbox.acknowledge(report_id)
         self._published += 1
-        return True
 
     def _postpone(self, pending: Pending, error: PublishError) -> None:
         report_id = pending.report.report_id
@@ -236,57 +263,11 @@ class Publisher:
             self._outbox.retry(report_id, retry.attempts, retry.not_before_ns)
             self._retries += 1
             return
+        self._drop(pending, pending.attempts + 1, str(error))
+
+    def _drop(self, pending: Pending, attempts: int, reason: str) -> None:
+        report_id = pending.report.report_id
         self._outbox.drop(report_id)
         self._dropped += 1
-        attributes = {
-            "report_id": report_id,
-            "attempts": str(pending.attempts + 1),
-            "message": str(error),
-        }
+        attributes = {"report_id": report_id, "attempts": str(attempts), "message": reason}
         self._emit((Event("field_report_drop", TelemetryLevel.WARNING, attributes),))
-
-
-class ReportReader:
-    """Turns a handler of reports into a handler of envelopes, for the consumer of a bus.
-
-    ``bus.consume(FIELD_REPORTS, group, ReportReader(handle, ...))`` hands each report id on
-    once. An id counts as seen when `handle` has returned, so a report whose handling failed
-    comes again. Not thread-safe. The ids seen are held in memory: a consumer that must be exact
-    across its own restarts keys its store by report_id.
-
-    Args:
-      handle: called with each report.
-      secrets: the current key, and previous ones while they are being rotated out.
-      refuse: called with the error of an envelope that is forged or holds no report; the
-        envelope is not handed on, and does not come again.
-      remember: number of the latest ids that are remembered.
-    """
-
-    def __init__(
-        self,
-        handle: Callable[[FieldReport], object],
-        *,
-        secrets: Sequence[Secret],
-        refuse: Callable[[SignatureError | InvalidReportError], object],
-        remember: int = 100_000,
-    ) -> None:
-        self._handle = handle
-        self._secrets = tuple(secrets)
-        self._refuse = refuse
-        self._remember = remember
-        self._seen: dict[str, None] = {}
-
-    def __call__(self, envelope: bytes) -> None:
-        """Take one envelope of `FIELD_REPORTS`."""
-        try:
-            report = decode_report(open_envelope(FIELD_REPORTS, envelope, self._secrets))
-            validate_report(report)
-        except (SignatureError, InvalidReportError) as error:
-            self._refuse(error)
-            return
-        if report.report_id in self._seen:
-            return
-        self._handle(report)
-        self._seen[report.report_id] = None
-        if len(self._seen) > self._remember:
-            del self._seen[next(iter(self._seen))]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 from tamiyo_jax._redis_client import open_client, public_url
 from tamiyo_jax.bus._memory import Handler
+from tamiyo_jax.bus._reading import Refuse, Refused
 from tamiyo_jax.contracts import Priority
 from tamiyo_jax.errors import PublishError
 
@@ -96,6 +97,33 @@ class RedisBus:
                 for stream in _streams(topic):
                     self._trim(stream)
         return acknowledged
+
+    def dead_letters(self, topic: str, *, capacity: int = 10_000) -> Refuse:
+        """Make the `refuse` of a reader: it keeps refused envelopes on the server.
+
+        They are entries of the stream ``tamiyo:bus:dead:TOPIC`` with the fields ``payload``,
+        ``error`` and ``message``, for a person to look at.
+
+        Args:
+          topic: the topic that the reader consumes.
+          capacity: number of the newest entries that are kept.
+
+        Returns:
+          A function of the error and the envelope. It raises PublishError if the server fails;
+          the message then waits for its group again.
+        """
+
+        def refuse(error: Refused, envelope: bytes) -> None:
+            fields: dict[Any, Any] = {
+                _PAYLOAD: envelope,
+                b"error": type(error).__name__,
+                b"message": str(error),
+            }
+            with self._raise_publish_error(topic):
+                stream = f"tamiyo:bus:dead:{topic}"
+                self._redis.xadd(stream, fields, maxlen=capacity, approximate=False)
+
+        return refuse
 
     def close(self) -> None:
         """Close the connections to the server; a later call opens new ones."""

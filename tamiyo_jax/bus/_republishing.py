@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tamiyo_jax.bus._memory import Bus, seal
-from tamiyo_jax.bus._publishing import FIELD_REPORTS
+from tamiyo_jax.bus._reading import FIELD_REPORTS
 from tamiyo_jax.contracts import FieldReport, Priority, Secret, encode_report
 from tamiyo_jax.journal import RecordType
 from tamiyo_jax.storage import Entry, PublicationRecord, StepRecord

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from tamiyo_jax._redis_client import is_redis_url
 from tamiyo_jax.cli._config import ConfigFile
 from tamiyo_jax.cli._output import Json, console, plain, print_json, print_lines
 from tamiyo_jax.config import GraphConfig, TamiyoConfig
@@ -25,7 +25,6 @@ from tamiyo_jax.library import (
 
 __all__ = ["app"]
 
-_REDIS_SCHEMES = ("redis", "rediss", "unix")
 _COLUMNS = ("blueprint_id", "revision", "name", "tier", "stage", "risk", "layers", "parameters")
 
 app = typer.Typer(no_args_is_help=True, help="Blueprints, and the libraries that hold them.")
@@ -150,8 +149,10 @@ def _explain_error(file: Path, caps: GraphConfig) -> str | None:
 
 def _open_library(library: str, caps: GraphConfig, *, create: bool = False) -> BlueprintLibrary:
     """Open the library at a path or URL; a file must exist unless `create` is set."""
-    if urlsplit(library).scheme in _REDIS_SCHEMES:
+    if is_redis_url(library):
         return RedisBlueprintLibrary(library, caps)
     if not create and not Path(library).is_file():
-        raise typer.BadParameter(f"there is no library at {library}", param_hint="--library")
+        # A mistyped URL is not shown: it may contain a password.
+        shown = library if "@" not in library else "the given path or URL"
+        raise typer.BadParameter(f"there is no library at {shown}", param_hint="--library")
     return SqliteBlueprintLibrary(library, caps)

@@ -160,6 +160,8 @@ class PublishingDict(TypedDict, total=False):
     backoff_ms: float
     multiplier: float
     max_retries: int
+    max_pending: int
+    max_age_s: float
 
 
 class SecurityDict(TypedDict, total=False):

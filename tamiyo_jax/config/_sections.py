@@ -146,6 +146,11 @@ class HeuristicConfig(Section, frozen=True):
 class RiskConfig(Section, frozen=True):
     """Thresholds of the rule table, of conservative mode and of the pause budget."""
 
+    detection: Literal["absolute", "relative"] = Field(
+        default="absolute",
+        description="whether losses, gradients and latencies are compared with fixed limits, or "
+        "with the run itself, which needs a monitored optimiser",
+    )
     policy_risk_critical: float = Field(
         default=0.98, description="risk score from which a decision becomes a pause"
     )
@@ -180,6 +185,37 @@ class RiskConfig(Section, frozen=True):
     )
     grad_conflict: float = Field(
         default=0.5, description="rate of conflicting gradients above which to downgrade"
+    )
+    update_rise: float = Field(
+        default=2.77,
+        description="log of the update ratio over its highest level, above which it is an outlier",
+    )
+    update_outliers_in_row: int = Field(
+        default=3, ge=1, description="such steps in a row from which to roll back"
+    )
+    ruinous_in_row: int = Field(
+        default=32, ge=1, description="ruinous steps in a row from which to roll back"
+    )
+    divergence: float = Field(
+        default=0.69, description="log of the loss over its lowest level that is critical"
+    )
+    sustained_rise: float = Field(
+        default=0.41, description="log of the loss over its lowest level above which to roll back"
+    )
+    sustained_z: float = Field(
+        default=6.0, description="the same in units of the loss's spread, which both need"
+    )
+    high_gradients: int = Field(
+        default=8, ge=1, description="steps in a row with a high gradient norm, to brake"
+    )
+    plateau_steps: int = Field(
+        default=2000, ge=1, description="steps without progress from which it is told"
+    )
+    latency_ratio: float = Field(
+        default=5.0, description="time of a step over its median above which it is told"
+    )
+    loader_ratio: float = Field(
+        default=5.0, description="wait for a batch over a step's median time, to be told"
     )
     gpu_util_percent: float = Field(
         default=95.0, description="GPU utilisation that counts as pressure"
@@ -300,6 +336,12 @@ class PublishingConfig(Section, frozen=True):
     multiplier: float = Field(default=2.0, ge=1, description="factor on the bound per attempt")
     max_retries: int = Field(
         default=3, ge=0, description="retries after which a report leaves the queue"
+    )
+    max_pending: int = Field(
+        default=10_000, ge=1, description="reports that wait at once; the oldest are dropped"
+    )
+    max_age_s: float = Field(
+        default=86_400.0, gt=0, description="age at which a waiting report is dropped"
     )
 
 

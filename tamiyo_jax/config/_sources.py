@@ -36,6 +36,8 @@ __all__ = [
 
 _PREFIX = "TAMIYO__"
 _DELIMITER = "__"
+# A value that is no name of a variable is probably the secret itself.
+_MAY_BE_A_SECRET = ("security", "secret_env")
 
 Tree = TypeVar("Tree", bound=BaseModel)
 
@@ -161,7 +163,8 @@ def build(tree: type[Tree], settings: Settings) -> Tree:
     try:
         return tree.model_validate(nested)
     except ValidationError as error:
-        raise _explain_error(tree, settings, error.errors(include_url=False)[0]) from error
+        refusal = _explain_error(tree, settings, error.errors(include_url=False)[0])
+    raise refusal  # without Pydantic's error as its cause, which shows values that may be secret
 
 
 def section_of(tree: type[BaseModel], name: str) -> type[Section]:
@@ -220,11 +223,12 @@ def _explain_error(
     origins: list[Origin] = []
     for name in involved:
         value, origin = settings.get((section, name), (getattr(defaults, name), DEFAULT))
-        facts.append(f"{name} is {value!r} ({origin})")
+        hidden = (section, name) == _MAY_BE_A_SECRET
+        facts.append(f"{name} is {'not shown' if hidden else repr(value)} ({origin})")
         origins.append(origin)
     return ConfigurationError(
         f"configuration: {where}: {first['msg']}; {', '.join(facts)}",
         field=where,
-        value=first["input"],
+        value=None if (section, *rest) == _MAY_BE_A_SECRET else first["input"],
         origins=tuple(origins),
     )

@@ -4,9 +4,18 @@ from tamiyo_jax.host._apply import Checkpointer, CommandApplier, DecisionLike
 from tamiyo_jax.host._blueprint_of import blueprint_of
 from tamiyo_jax.host._budget import live_parameters, within_budget
 from tamiyo_jax.host._checkpoints import HostCheckpoints, load_tree, save_tree
+from tamiyo_jax.host._detector import Detector, Signals, detect, new_detector, worst
 from tamiyo_jax.host._hardware import Hardware, HardwareMeter
 from tamiyo_jax.host._memory import MemoryCheckpoints
-from tamiyo_jax.host._monitor import Statistics, layer_names, monitor, statistics
+from tamiyo_jax.host._monitor import (
+    Refusals,
+    Statistics,
+    guarded,
+    layer_names,
+    monitor,
+    statistics,
+    unless_refused,
+)
 from tamiyo_jax.host._packets import SeedMeasurements, packet_from, seed_state
 from tamiyo_jax.host._reading import LateReader
 from tamiyo_jax.host._scale import LIMITS, scale_by, scale_of, tamiyo_scale
@@ -30,6 +39,7 @@ __all__ = [
     "Checkpointer",
     "CommandApplier",
     "DecisionLike",
+    "Detector",
     "Hardware",
     "HardwareMeter",
     "Host",
@@ -37,21 +47,26 @@ __all__ = [
     "HostState",
     "LateReader",
     "MemoryCheckpoints",
+    "Refusals",
     "SeedBank",
     "SeedMeasurements",
+    "Signals",
     "Slot",
     "Statistics",
     "StepMetrics",
     "all_statistics",
     "blueprint_of",
     "contribution",
+    "detect",
     "gates_of",
+    "guarded",
     "init_host",
     "layer_names",
     "live_parameters",
     "load_tree",
     "loss_of",
     "monitor",
+    "new_detector",
     "packet_from",
     "save_tree",
     "scale_by",
@@ -61,5 +76,7 @@ __all__ = [
     "statistics",
     "tamiyo_scale",
     "train_step",
+    "unless_refused",
     "within_budget",
+    "worst",
 ]

@@ -1,4 +1,4 @@
-"""Keeping a run's state on disk, with Orbax."""
+"""Kept states on disk, with Orbax."""
 
 from __future__ import annotations
 
@@ -66,16 +66,18 @@ def load_tree(path: str | os.PathLike[str], like: Tree) -> Tree:
     try:
         stored = _shapes(ocp.metadata(str(source)).metadata)
         if not stored:
-            raise _damaged(source, "nothing in it can be read")  # Orbax gives an empty tree
+            raise _make_damage_error(
+                source, "nothing in it can be read"
+            )  # Orbax gives an empty tree
         _check_equal(source, stored, _shapes(template))
         loaded = ocp.load(str(source), template)
     except (OSError, ValueError) as error:
-        raise _damaged(source, error) from error
+        raise _make_damage_error(source, error) from error
     placed = place_like(loaded, like)
     return jax.tree.map(lambda leaf: leaf if isinstance(leaf, str) else jnp.asarray(leaf), placed)
 
 
-def _damaged(source: Path, why: object) -> PersistenceError:
+def _make_damage_error(source: Path, why: object) -> PersistenceError:
     return PersistenceError(f"checkpoint {source} is damaged: {why}", path=str(source))
 
 

@@ -1,59 +1,53 @@
-"""Measuring a training run inside its own jitted step.
+"""Measuring a training run inside its own jitted step, and refusing the steps that would ruin it.
 
-`monitor` wraps any Optax optimiser and leaves its updates as they are. A layer is an inner
-node of the parameter tree that holds arrays, named by its path, whichever library made it.
-
-For a layer of n numbers with the gradient g, the weights w and the update u, each taken as
-one vector, in each step:
-
-    gradient_norm      ‖g‖
-    weight_norm        ‖w‖, before the update
-    update_ratio       ‖u‖ / ‖w‖; 0 for w = 0
-
-What compares steps needs the gradients of earlier steps. A moving average of all of them
-would be another copy of the parameters in memory, so it is kept for a sample s of g: of each
-array at most `SAMPLE` numbers, evenly spaced along its axes, each times √(numbers that it
-stands for), so that ⟨s, s⟩ estimates ‖g‖². Where all arrays are that small, s is g. With
-the moving average m of s, the rate a (`RATE`) and d = s − m:
-
-    gradient_variance  v ← (1 − a)(v + a ‖d‖²/n), the exponentially weighted variance over
-                       steps (Finch 2009, eq. 143), averaged over the layer's numbers
-    conflict           the share of layers with cos(s, m) < −0.1, m from before this step
-    m ← m + a d
-
-A gradient that is not finite leaves v and m of its layer as they are, or they would stay so
-for good. A cosine estimated from k numbers has a standard error of about 1/√k: 0.016 for 4,096.
+`monitor` wraps any Optax optimiser and leaves its updates as they are. `guarded` does the same,
+and does not apply a step that is not finite, or that is an outlier of the run itself. Both
+measure the same numbers, so a monitor says what a guard would have refused.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, cast
+import functools
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from tamiyo_jax.errors import ConfigurationError
-from tamiyo_jax.host._naming import leaf_layers, trained_part
+from tamiyo_jax.host._detector import Detector, Signals, detect, new_detector, no_signals
+from tamiyo_jax.host._measuring import Measured, divide, layers_of, measure, sample
+from tamiyo_jax.host._naming import trained_part
 
 __all__ = [
-    "CONFLICT_COSINE",
-    "RATE",
-    "SAMPLE",
     "MonitorState",
+    "Refusals",
     "Statistics",
+    "guarded",
     "layer_names",
     "monitor",
     "statistics",
+    "unless_refused",
 ]
 
-RATE = 0.1
-CONFLICT_COSINE = -0.1
-SAMPLE = 4096
-
 Params = Any
+Tree = TypeVar("Tree")
+
+
+class Refusals(NamedTuple):
+    """The steps that `guarded` did not apply; `monitor` refuses none.
+
+    Attributes:
+      refused: bool[], this step is one.
+      in_row: i32[], ruinous steps up to this one; beyond 32 only those that are not finite were
+        refused.
+      by_cause: i32[4], since the start: not finite; a loss, a gradient or an update out of the
+        ordinary. A step with several causes counts for the first.
+    """
+
+    refused: jax.Array
+    in_row: jax.Array
+    by_cause: jax.Array
 
 
 class Statistics(NamedTuple):
@@ -62,9 +56,11 @@ class Statistics(NamedTuple):
     Attributes:
       gradient_norm: f32[L].
       weight_norm: f32[L].
-      update_ratio: f32[L].
+      update_ratio: f32[L], of what the optimiser made, whether or not it was applied.
       gradient_variance: f32[L].
       conflict: f32[], a share in [0, 1].
+      signals: the step beside those before it.
+      refusals: what was not applied.
     """
 
     gradient_norm: jax.Array
@@ -72,51 +68,86 @@ class Statistics(NamedTuple):
     update_ratio: jax.Array
     gradient_variance: jax.Array
     conflict: jax.Array
+    signals: Signals
+    refusals: Refusals
 
 
 class MonitorState(NamedTuple):
-    """State of `monitor`.
+    """State of `monitor` and of `guarded`.
 
     Attributes:
       inner: the wrapped optimiser's.
       gradient_mean: f32[k] by layer, the moving average of its sampled gradient.
+      detector: what is usual for this run.
       statistics: the newest numbers.
     """
 
     inner: optax.OptState
     gradient_mean: tuple[jax.Array, ...]
+    detector: Detector
     statistics: Statistics
 
 
 def layer_names(params: Params) -> tuple[str, ...]:
     """Names of the layers of a parameter tree: the paths of arrays without their last part."""
-    return tuple(_layers(params))
+    return tuple(layers_of(params))
 
 
 def monitor(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Wrap an optimiser so that it also measures; the updates stay the same.
 
-    Read the numbers with `statistics`. ``update`` needs the parameters.
+    Read the numbers with `statistics`. ``update(gradient, state, params, loss=loss)`` needs the
+    parameters. Without the loss, f32[] of this step, nothing is said of it; it is not handed on.
 
     Raises:
       ConfigurationError: from ``init``, there is no array to measure; from ``update``, no
         parameters were given.
     """
+    return _watched(tx, refuse=False)
+
+
+def guarded(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Wrap an optimiser so that it measures as `monitor` does, and refuses a ruinous step.
+
+    A refused step leaves the parameters and the state of `tx` as they were, bit for bit: its
+    updates are −0, which added to any number gives that number. So put it around everything
+    else that has a state, and hand the state of the model that is no parameter, such as
+    the running averages of a BatchNorm, to `unless_refused`. A step that is not refused has the
+    updates of `tx`.
+
+    Refused is a step whose loss, gradient or update is NaN or infinite, always, and an outlier
+    of the run, at most 32 times in a row. Where it wraps `optax.MultiSteps`, a ruinous batch is
+    left out of the accumulated gradient; wrapped by it, the accumulated step is refused.
+
+    Raises:
+      ConfigurationError: as `monitor` does.
+    """
+    return _watched(tx, refuse=True)
+
+
+def _watched(
+    tx: optax.GradientTransformation, *, refuse: bool
+) -> optax.GradientTransformationExtraArgs:
     inner = optax.with_extra_args_support(tx)
 
     def init(params: Params) -> MonitorState:
-        layers = _layers(params)
+        layers = layers_of(params)
         if not layers:
             raise ConfigurationError("the parameters hold no array; give monitor some to measure")
-        zeros = jnp.zeros(len(layers), jnp.float32)
         return MonitorState(
             inner.init(params),
-            tuple(jnp.zeros_like(_sample(layer)) for layer in layers.values()),
-            Statistics(zeros, zeros, zeros, zeros, jnp.float32(0)),
+            tuple(jnp.zeros_like(sample(layer)) for layer in layers.values()),
+            new_detector(len(layers)),
+            _nothing(len(layers)),
         )
 
     def update(
-        gradient: Params, state: MonitorState, params: Params | None = None, **extra: object
+        gradient: Params,
+        state: MonitorState,
+        params: Params | None = None,
+        *,
+        loss: jax.Array | None = None,
+        **extra: object,
     ) -> tuple[Params, MonitorState]:
         if params is None:
             raise ConfigurationError(
@@ -124,8 +155,30 @@ def monitor(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
             )
         params = trained_part(gradient, params)
         updates, inner_state = inner.update(gradient, state.inner, params, **extra)
-        mean, measured = _measure(gradient, updates, params, state)
-        return updates, MonitorState(inner_state, mean, measured)
+        mean, measured = measure(
+            gradient,
+            updates,
+            params,
+            gradient_mean=state.gradient_mean,
+            gradient_variance=state.statistics.gradient_variance,
+        )
+        before = state.statistics.refusals
+        signals, refused, detector = detect(
+            state.detector,
+            loss=None if loss is None else jnp.asarray(loss, jnp.float32),
+            gradient_norm=jnp.linalg.norm(measured.gradient_norm),
+            update_ratio=divide(
+                jnp.linalg.norm(measured.update_norm), jnp.linalg.norm(measured.weight_norm)
+            ),
+            layer_gradient_norms=measured.gradient_norm,
+        )
+        if refuse:
+            updates = jax.tree.map(lambda u: jnp.where(refused, -jnp.zeros_like(u), u), updates)
+            inner_state = _select(refused, state.inner, inner_state)
+            mean = _select(refused, state.gradient_mean, mean)
+        refusals = _counted(before, signals, refused & refuse, detector.ruinous_in_row)
+        numbers = _numbers(measured, signals, refusals)
+        return updates, MonitorState(inner_state, mean, detector, numbers)
 
     return optax.GradientTransformationExtraArgs(
         init, cast(optax.TransformUpdateExtraArgsFn, update)
@@ -154,89 +207,76 @@ def statistics(opt_state: object) -> Statistics:
             f"the optimiser is not monitored once but {len(found)} times; {remedy}",
             monitors=len(found),
         )
-    return Statistics(*jax.tree.leaves(found[0].statistics))  # NNX boxes an optimiser's arrays
+    arrays = jax.tree.leaves(found[0].statistics)  # NNX boxes an optimiser's arrays
+    return jax.tree.unflatten(_structure(), arrays)
 
 
-def _layers(tree: Params) -> dict[str, list[jax.Array]]:
-    """The arrays of each layer, by its name; alike for parameters, gradients and updates."""
-    layers: dict[str, list[jax.Array]] = {}
-    for name, array in zip(leaf_layers(tree), jax.tree.leaves(tree), strict=True):
-        layers.setdefault(name, []).append(array)
-    return layers
+def unless_refused(opt_state: object, new: Tree, old: Tree) -> Tree:
+    """`new`, or `old` where the newest step was refused: for state that is no parameter.
+
+    Call it inside the jitted step, after ``update``::
+
+        batch_stats = unless_refused(opt_state, new=batch_stats, old=state.batch_stats)
+
+    Args:
+      opt_state: as for `statistics`.
+      new: pytree of arrays, after the step.
+      old: likewise, before it.
+
+    Raises:
+      ConfigurationError: as `statistics` does.
+    """
+    return _select(statistics(opt_state).refusals.refused, old, new)
 
 
-def _measure(
-    gradient: Params, updates: Params, params: Params, state: MonitorState
-) -> tuple[tuple[jax.Array, ...], Statistics]:
-    """The moving average after this step, and the step's numbers."""
-    weights = _layers(params).values()
-    gradients = _layers(gradient).values()
-    samples = [_sample(layer) for layer in gradients]
-    deviations = [s - m for s, m in zip(samples, state.gradient_mean, strict=True)]
-    sizes = jnp.array([sum(array.size for array in layer) for layer in weights], jnp.float32)
-    spread = _dots(deviations, deviations) / jnp.maximum(sizes, 1)
-    finite = jnp.isfinite(spread)
-    before = state.statistics.gradient_variance
-    mean = tuple(
-        jnp.where(ok, m + RATE * d, m)
-        for ok, m, d in zip(finite, state.gradient_mean, deviations, strict=True)
-    )
-    lengths = [jnp.sqrt(_dots(x, x)) for x in (samples, state.gradient_mean)]
-    cosine = _divide(_dots(samples, state.gradient_mean), lengths[0] * lengths[1])
-    weight_norm = _norms(weights)
-    return mean, Statistics(
-        gradient_norm=_norms(gradients),
-        weight_norm=weight_norm,
-        update_ratio=_divide(_norms(_layers(updates).values()), weight_norm),
-        gradient_variance=jnp.where(finite, (1 - RATE) * (before + RATE * spread), before),
-        conflict=jnp.mean((cosine < CONFLICT_COSINE).astype(jnp.float32)),
+def _numbers(measured: Measured, signals: Signals, refusals: Refusals) -> Statistics:
+    return Statistics(
+        gradient_norm=measured.gradient_norm,
+        weight_norm=measured.weight_norm,
+        update_ratio=divide(measured.update_norm, measured.weight_norm),
+        gradient_variance=measured.gradient_variance,
+        conflict=measured.conflict,
+        signals=signals,
+        refusals=refusals,
     )
 
 
-def _sample(layer: Sequence[jax.Array]) -> jax.Array:
-    """f32[k]: the sample of a layer's numbers, each weighted for those that it stands for."""
-    parts = [jnp.zeros(0, jnp.float32)]
-    for array in layer:
-        taken = array[_grid(array.shape)].ravel()
-        weight = math.sqrt(array.size / max(taken.size, 1))
-        numbers = (taken.real, taken.imag) if jnp.iscomplexobj(taken) else (taken,)
-        parts += [weight * part.astype(jnp.float32) for part in numbers]
-    return jnp.concatenate(parts)
+def _counted(before: Refusals, signals: Signals, refused: jax.Array, in_row: jax.Array) -> Refusals:
+    causes = jnp.stack(
+        [
+            signals.nonfinite,
+            signals.loss_outlier,
+            signals.gradient_outlier,
+            signals.update_outlier,
+        ]
+    )
+    first = jnp.arange(causes.size) == jnp.argmax(causes)
+    return Refusals(
+        refused=refused,
+        in_row=in_row,
+        by_cause=before.by_cause + (first & refused).astype(jnp.int32),
+    )
 
 
-def _grid(shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """At most `SAMPLE` positions: the longest axis is halved until they are so few.
-
-    Slices along the axes, since flattening an array that is sharded would gather it.
-    """
-    strides = [1] * len(shape)
-    lengths = list(shape)
-    while math.prod(lengths) > SAMPLE:
-        axis = lengths.index(max(lengths))
-        strides[axis] *= 2
-        lengths[axis] = -(-shape[axis] // strides[axis])
-    return tuple(slice(None, None, stride) for stride in strides)
+def _select(condition: jax.Array, yes: Tree, no: Tree) -> Tree:
+    """Arrays of `yes` where the condition holds, else of `no`."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
-def _norms(layers: Iterable[Sequence[jax.Array]]) -> jax.Array:
-    """f32[L]: the norm of each layer.
-
-    The same sums of squares as in `optax.tree.norm`, which XLA then computes once where the
-    optimiser clips by the global norm.
-    """
-    return jnp.sqrt(jnp.stack([sum(map(_squared, layer), jnp.float32(0)) for layer in layers]))
-
-
-def _squared(array: jax.Array) -> jax.Array:
-    """f32[], the sum of squares; narrow floats are widened first."""
-    wide = array if array.dtype.itemsize >= 4 else array.astype(jnp.float32)
-    return jnp.sum((wide.conj() * wide).real).astype(jnp.float32)
-
-
-def _dots(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.Array:
-    """f32[L]: the inner products of L pairs of vectors."""
-    return jnp.stack([jnp.vdot(a, b) for a, b in zip(left, right, strict=True)])
+def _nothing(layers: int) -> Statistics:
+    """Before the first step."""
+    zeros = jnp.zeros(layers, jnp.float32)
+    return Statistics(
+        gradient_norm=zeros,
+        weight_norm=zeros,
+        update_ratio=zeros,
+        gradient_variance=zeros,
+        conflict=jnp.float32(0),
+        signals=no_signals(),
+        refusals=Refusals(jnp.bool_(False), jnp.int32(0), jnp.zeros(4, jnp.int32)),
+    )
 
 
-def _divide(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
+@functools.cache
+def _structure() -> Any:  # noqa: ANN401 - JAX has no public name for the type
+    return jax.tree.structure(jax.eval_shape(lambda: _nothing(0)))

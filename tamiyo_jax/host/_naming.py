@@ -1,7 +1,7 @@
-"""The one rule by which the arrays of a parameter tree belong to layers.
+"""Which layer each array of a parameter tree belongs to.
 
 A layer is an inner node of the tree that holds arrays, named by its path. Boxes around an
-array, such as the variables of NNX, are no part of the tree.
+array, such as the variables of NNX, do not count as nodes.
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ Tree = TypeVar("Tree")
 
 
 def place_like(tree: Tree, like: object) -> Tree:
-    """The tree, each leaf where its counterpart in `like` is committed, and otherwise as it is.
+    """Place each leaf of a tree where its counterpart in `like` is committed.
 
     Args:
-      tree: arrays, of JAX or NumPy; other leaves are left alone.
+      tree: a pytree of JAX or NumPy arrays; other leaves stay as they are.
       like: a pytree of the same structure.
     """
     return tree if tree is like else map_shared(_place, tree, like)

@@ -1,4 +1,4 @@
-"""The one multiplier of the learning rate that Tamiyo owns."""
+"""The multiplier of the learning rate that Tamiyo changes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ScaleState(NamedTuple):
 def tamiyo_scale() -> optax.GradientTransformation:
     """Multiply updates by a factor that only commands change.
 
-    Put it last in the chain: then schedules and everything else stay the user's.
+    Put it last in the chain, so that it scales what the schedule and all else have made.
     """
 
     def init(params: Any) -> ScaleState:  # noqa: ANN401 - any pytree

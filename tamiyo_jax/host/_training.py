@@ -180,7 +180,7 @@ def train_step(host: Host, state: HostState, batch: Batch) -> tuple[HostState, S
     loss, (gradient, seed_gradients) = jax.value_and_grad(host.loss, argnums=(0, 1))(
         state.params, seeds, gates, batch
     )
-    updates, opt_state = host.optimizer.update(gradient, state.opt_state, state.params)
+    updates, opt_state = host.optimizer.update(gradient, state.opt_state, state.params, loss=loss)
     own = _seed_gradients(host.loss, state, seed_gradients, batch)
     moving = ~(state.paused | state.breaker_open)
     slots: dict[str, Slot] = {}

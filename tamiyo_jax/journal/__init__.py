@@ -6,7 +6,7 @@ from tamiyo_jax.journal._group_commit import Ticket
 from tamiyo_jax.journal._journal import Journal
 from tamiyo_jax.journal._reader import JournalReader, read_journal
 from tamiyo_jax.journal._recovery import Conflict, Damage, Hole, Recovered, Scar, decode_repair
-from tamiyo_jax.journal._segments import discard_unfinished, reporting, write_durably
+from tamiyo_jax.journal._segments import discard_unfinished, translate_errors, write_durably
 
 __all__ = [
     "Conflict",
@@ -24,6 +24,6 @@ __all__ = [
     "decode_repair",
     "discard_unfinished",
     "read_journal",
-    "reporting",
+    "translate_errors",
     "write_durably",
 ]

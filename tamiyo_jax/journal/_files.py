@@ -1,7 +1,7 @@
-"""The one door between the journal and the disk.
+"""The file-system interface of the journal.
 
-Everything the journal does to a file system is an operation of `FileSystem`. Tests put
-an implementation in its place that fails, stops or forgets at any operation.
+The journal accesses files through `FileSystem` only. Tests substitute implementations that
+fail, stop or lose unsynced data at any operation.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class AppendFile(Protocol):
         ...
 
     def close(self) -> None:
-        """Release the file; closing promises nothing about the disk."""
+        """Release the file without syncing it."""
         ...
 
 
 class FileSystem(Protocol):
-    """What the journal needs of a file system. Every operation may raise `OSError`."""
+    """The file-system operations of the journal. Every operation may raise `OSError`."""
 
     def list(self, directory: Path) -> list[str]:
         """Names of the entries of `directory`, in no particular order."""

@@ -10,17 +10,17 @@ counts the stuffed payload. The header CRC starts from ``crc32(salt)`` of the se
 payload CRC from the header CRC, so that a payload belongs to its header and a frame to its
 segment.
 
-**Why nothing inside a frame is taken for a frame.** A reader that has lost its place looks
-for the magic ``f5 c1 f8 fe``, so the magic must occur in a frame at its start and nowhere
-else. Three things see to that:
+**Why nothing inside a frame is taken for a frame.** A reader that has lost the frame
+boundary searches for the magic ``f5 c1 f8 fe``, so the magic must occur at the start of a frame
+and nowhere else. Three rules ensure this:
 
 - *In the payload*, stuffing rewrites the middle pair: ``c1 f8`` becomes ``c1 00 00``, and
   ``c1 00`` becomes ``c1 00 01`` to keep that unambiguous. What is left has no ``c1 f8`` and
-  therefore no magic. Restoring a magic takes two changed bytes, so neither a flipped nor a
-  deleted byte wakes a frame that a payload quotes. The bytes of the magic never occur in
-  UTF-8, so text is stored as it is.
-- *In the two CRCs and across their edges* a magic is chance. The writer looks for it, and
-  rolls the CRCs again by counting up the low byte of `flags` until there is none.
+  therefore no magic. It takes two changed bytes to restore a magic, so one flipped or deleted
+  byte cannot turn a frame quoted in a payload into a real one. The bytes of the magic never
+  occur in UTF-8, so text is stored as it is.
+- *In the two CRCs and across their edges* a magic can occur by chance. The writer
+  checks for it and increments the low byte of `flags`, which changes the CRCs, until there is none.
 - *In the other fields*: `sequence` and `synced` stay below the magic read as a number, every
   other field is small, and the magic has no zero byte.
 
@@ -91,7 +91,14 @@ _TYPES = {int(member): member for member in RecordType}
 
 
 class Record(NamedTuple):
-    """One record: `sequence` counts from 1, `synced` is what was durable when it was written."""
+    """A record of the journal.
+
+    Attributes:
+      sequence: its number, from 1.
+      synced: the highest sequence that was durable when it was written.
+      type: the kind of record.
+      payload: its content, unstuffed.
+    """
 
     sequence: int
     synced: int
@@ -100,17 +107,17 @@ class Record(NamedTuple):
 
 
 Frame = tuple[int, int, int, bytes, int, int]
-"""A good frame: sequence, synced, type, the bytes it stands in, begin and end of its payload."""
+"""A valid frame: sequence, synced, type, the segment's bytes, start and stop of its payload."""
 
 
 class Records(Sequence[Record]):
-    """Records as they stand in the bytes of segments; each is taken out when it is asked for.
+    """Records in the bytes of segments; each payload is decoded on access.
 
     Opening a journal reads every frame but only a few payloads, and plain tuples of numbers
     cost the garbage collector nothing.
 
     Attributes:
-      frames: where they stand.
+      frames: the frames that hold the records, by ascending sequence.
     """
 
     __slots__ = ("frames",)
@@ -168,27 +175,27 @@ def encode_frame(record: Record, seed: int) -> bytes:
 
 
 def frame_bytes(payload: bytes) -> int:
-    """The size of a frame, but for the few bytes that stuffing its payload may add."""
+    """The size of a frame in bytes, without the few bytes that stuffing its payload may add."""
     return _OVERHEAD + len(payload)
 
 
 def read_frames(data: bytes, position: int, seed: int, base: int, frames: list[Frame]) -> int:
-    """Append the good frames from `position` on, up to the first bad one or the end.
+    """Append the valid frames from `position` on, up to the first invalid frame or the end.
 
-    This is the loop that the time of opening a journal goes into.
+    Opening a journal spends most of its time in this loop.
 
     Args:
       data: a whole segment.
       position: where a frame should begin.
       seed: ``crc32(salt)`` of the segment.
-      base: the segment's base sequence; a frame below it is a bad one.
-      frames: where to append them.
+      base: the segment's base sequence; a frame below it is invalid.
+      frames: the list to append to.
 
     Returns:
-      Where the last good frame ends; `position` if there is none.
+      The end of the last valid frame; `position` if there is none.
 
     Raises:
-      PersistenceError: a good frame has a version, type or flags that are not known here.
+      PersistenceError: a valid frame has a version, type or flags unknown to this build.
     """
     last = len(data) - _OVERHEAD
     while position <= last:
@@ -209,8 +216,8 @@ def read_frames(data: bytes, position: int, seed: int, base: int, frames: list[F
         if version != _VERSION or kind not in _TYPES or flags > _KNOWN_FLAGS:
             raise PersistenceError(
                 f"record {sequence} (version {version}, type {kind}, flags {flags:#06x}) was"
-                f" written by a newer tamiyo_jax, this one reads version {_VERSION}; open the run"
-                " with that",
+                f" written by a newer tamiyo_jax; this build reads version {_VERSION}: open the"
+                " run with the newer one",
                 sequence=sequence,
                 version=version,
                 type=kind,

@@ -1,8 +1,8 @@
-"""Group commit: what is written reaches the disk in as few fsyncs as there are moments to wait.
+"""Group commit: one fdatasync for all records written before it.
 
-A thread that waits does the fdatasync itself, for all that is written by then, while others
-that wait let it, and then one of them goes on. So one that waits alone pays for the fdatasync
-and for nothing else, and many share one. What nobody waits for is left to a flusher thread.
+A waiting thread performs the fdatasync itself, for everything written by then; other waiting
+threads share it. A single waiter therefore pays for the fdatasync only, without a thread switch.
+Records that no thread waits for are synced by a flusher thread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tamiyo_jax.errors import PersistenceError
-from tamiyo_jax.journal._segments import explained, reporting
+from tamiyo_jax.journal._segments import explain_error, translate_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,20 +25,20 @@ __all__ = ["GroupCommit", "Ticket"]
 
 
 class GroupCommit:
-    """The end of a log, between its writer and the disk.
+    """The unsynced end of a log: what is written, what is on disk, and what sealed it.
 
     Attributes:
-      lock: held by whoever changes one of the following, and while a record is written.
+      lock: held while a record is written or an attribute below changes.
       file: what is written to; None before the first segment.
       written: the highest sequence written.
       synced: the highest sequence known to be on disk.
-      failure: what sealed the log; nothing is written or synced after it.
-      closing: whether no more will be written.
+      failure: the error that sealed the log; nothing is written or synced after it.
+      closing: whether `close` was called; no record is accepted after that.
 
     Args:
-      directory: of the log, for errors to name.
+      directory: the directory of the log, named in errors.
       last_sequence: the highest sequence so far; it is on disk.
-      flush_ms: how long a record may wait for its fsync to begin when nobody waits for it.
+      flush_ms: milliseconds between two fsyncs when no thread waits.
     """
 
     def __init__(self, directory: Path, last_sequence: int, flush_ms: float) -> None:
@@ -56,18 +56,18 @@ class GroupCommit:
         self._flusher: threading.Thread | None = None
 
     def start_flusher(self) -> None:
-        """Bring records to disk also if nobody waits for them."""
+        """Start the thread that syncs records which no thread waits for."""
         self._flusher = threading.Thread(target=self._flush, name="journal", daemon=True)
         self._flusher.start()
 
-    def wrote(self, sequence: int) -> None:
-        """Say that a record was written to the file; the lock is held."""
+    def note_written(self, sequence: int) -> None:
+        """Note that a record was written to the file; the lock is held."""
         if self.written == self.synced:
             self._work.notify()
         self.written = sequence
 
-    def go_on_in(self, file: AppendFile, sequence: int) -> None:
-        """Change to a file that is on disk up to `sequence`, as everything before it is.
+    def continue_in(self, file: AppendFile, sequence: int) -> None:
+        """Continue in another file, which is on disk up to `sequence` with everything before it.
 
         The lock is held.
         """
@@ -75,7 +75,7 @@ class GroupCommit:
         self.written = self.synced = self._wanted = sequence
 
     def fail(self, cause: PersistenceError) -> None:
-        """Seal the log, because of what failed first; the lock is held."""
+        """Seal the log; the first failure is kept as the cause. The lock is held."""
         self.failure = self.failure or cause
         self._work.notify()
         self._news.notify_all()
@@ -87,7 +87,7 @@ class GroupCommit:
                 while self._is_pending(sequence):
                     self._sync()
             elif self._is_pending(sequence):
-                # An fdatasync takes the time it takes, so the flusher has to do it.
+                # An fdatasync cannot be given a time limit, so the flusher performs it.
                 self._wanted = max(self._wanted, sequence)
                 self._work.notify()
                 self._news.wait_for(lambda: not self._is_pending(sequence), timeout)
@@ -96,13 +96,13 @@ class GroupCommit:
             if self.failure is None:
                 return False
             raise PersistenceError(
-                f"outcome unknown: whether record {sequence} is on disk shows when the journal is"
-                f" opened again; {self.failure}",
+                f"outcome unknown: record {sequence} may or may not be on disk; reopen the journal"
+                f" to find out. Cause: {self.failure}",
                 **(self.failure.context | {"sequence": sequence}),
             ) from self.failure
 
     def close(self) -> None:
-        """Wait until all that is written is on disk and release the file; see `Journal.close`."""
+        """Sync everything that was written and release the file; see `Journal.close`."""
         with self.lock:
             if self.closing:
                 return
@@ -111,11 +111,11 @@ class GroupCommit:
         if self._flusher is not None:
             self._flusher.join()
         if self.file is not None:
-            with reporting("closing the journal", self._directory), closing(self.file):
+            with translate_errors("closing the journal", self._directory), closing(self.file):
                 self._settle()
 
     def _settle(self) -> None:
-        """Wait until all that is written is on disk, and in any case for an fsync under way."""
+        """Sync everything that was written; even after a failure, wait for an fsync in progress."""
         try:
             self.wait(self.written)
         finally:
@@ -126,8 +126,8 @@ class GroupCommit:
         return self.synced < sequence and self.failure is None
 
     def _sync(self) -> None:
-        """Bring to disk what is written, or wait while another thread does; the lock is held."""
-        if self._syncing or self.file is None:  # without a file there is nothing to wait for
+        """Sync what is written, or wait while another thread syncs; the lock is held."""
+        if self._syncing or self.file is None:  # no segment was begun yet
             self._news.wait()
             return
         target, file = self.written, self.file
@@ -139,7 +139,7 @@ class GroupCommit:
             file.fdatasync()
             cause = None
         except OSError as error:
-            cause = explained(error, "fsync of a segment", self._directory)
+            cause = explain_error(error, "fsync of a segment", self._directory)
         finally:
             self.lock.acquire()
             self._syncing = False
@@ -150,9 +150,9 @@ class GroupCommit:
                 self.fail(cause)
 
     def _flush(self) -> None:
-        """Body of the flusher: sync as soon as there is something to, once in `flush_ms`.
+        """Body of the flusher: sync unsynced records at most once in `flush_ms`.
 
-        It does not wait out that time if somebody waits for it.
+        It syncs at once if a thread waits.
         """
         with self.lock:
             while not self._is_over():

@@ -1,9 +1,9 @@
-"""The append-only log of a run: one writer, and a seal.
+"""The append-only log of a run, with a single writer.
 
-A journal is opened (which reads it and makes good what is damaged), started with a snapshot
-of the recovered state, appended to, rotated by its owner when a segment is full, and closed.
-The first write or fsync that fails seals it: the kernel may have dropped what it could not
-write, so nothing is tried again, and the next opening finds out what is on disk.
+A journal is opened (which reads and repairs it), started with a snapshot of the recovered state,
+appended to, rotated by its owner when a segment is full, and closed. The first write or fsync
+that fails seals it: the kernel may have dropped the data, so nothing is retried, and the next
+opening reads what is on disk.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tamiyo_jax.journal._recovery import Recovered, encode_repair, merge, plan_r
 from tamiyo_jax.journal._scanning import SALT_BYTES, segment_name
 from tamiyo_jax.journal._segments import (
     discard_unfinished,
-    explained,
+    explain_error,
     read_segments,
     replace_segments,
-    reporting,
     segment_names,
+    translate_errors,
     write_segment,
 )
 
@@ -79,31 +79,31 @@ class Journal:
         files: FileSystem | None = None,
         salt_source: Callable[[int], bytes] = os.urandom,
     ) -> tuple[Self, Recovered]:
-        """Read the journal of a run directory, and replace the segments that need it.
+        """Read the journal of a run directory and rewrite damaged segments.
 
-        Segments with bad bytes, and always the last segment, are written afresh and fsynced;
-        those with corrupt bytes move to ``quarantine/``. The holes that remain are reported
-        at every opening until `start` has put them on record.
+        Segments with invalid bytes, and always the last segment, are rewritten and fsynced;
+        those with corrupt bytes move to ``quarantine/``. The remaining holes are reported
+        at every opening until `start` has recorded them.
 
         Args:
           directory: the run directory, which exists; ``journal/`` and ``quarantine/`` are in it.
           durability: ``"group"`` lets `append` return after the write, ``"always"`` once the
             record is on disk.
-          flush_ms: how long a record may wait for its fsync to begin when nobody asks for it.
-          recovery: ``"repair"`` goes on after corruption, ``"strict"`` refuses.
+          flush_ms: milliseconds between two fsyncs when no thread waits.
+          recovery: ``"repair"`` continues after corruption, ``"strict"`` raises.
           files: the file system, by default that of the operating system.
           salt_source: random bytes for the salts of new segments.
 
         Returns:
-          The journal, to be started next, and what was found.
+          The journal, on which `start` must be called next, and what was read.
 
         Raises:
-          PersistenceError: the disk failed; a newer version wrote the journal; no state to
-            begin from is left; or something is corrupt and `recovery` is ``"strict"``.
+          PersistenceError: the disk failed; a newer version wrote the journal; no readable
+            SNAPSHOT or RESTORE is left; or something is corrupt and `recovery` is ``"strict"``.
         """
         files = PosixFileSystem() if files is None else files
         home, quarantine = directory / "journal", directory / "quarantine"
-        with reporting("opening the journal", home):
+        with translate_errors("opening the journal", home):
             for child in (home, quarantine):
                 files.mkdir(child)
             files.fsync_dir(directory)
@@ -152,8 +152,8 @@ class Journal:
     def start(self, snapshot: bytes) -> None:
         """Begin a segment with a SNAPSHOT; only then can records be appended.
 
-        What recovery found missing follows as a REPAIR record in the same fsync, so that it
-        alarms again at every opening until then, and never afterwards.
+        The holes that recovery found follow as a REPAIR record in the same fsync: they are
+        reported at every opening before that and never afterwards.
 
         Raises:
           PersistenceError: the disk failed, and the journal is sealed; or the journal was
@@ -162,13 +162,13 @@ class Journal:
         with self._lock:
             recovered = self._recovered
             if self._commit.failure is not None or self._commit.closing or recovered is None:
-                raise self._unusable()
+                raise self._make_refusal()
             base = recovered.last_sequence + 1
             records = [Record(base, base - 1, RecordType.SNAPSHOT, snapshot)]
             if recovered.missing:
                 repair = encode_repair(recovered.missing)
                 records.append(Record(base + 1, base - 1, RecordType.REPAIR, repair))
-            with self._sealing("beginning a segment"):
+            with self._seal_on_failure("beginning a segment"):
                 self._begin_segment(records)
                 self._recovered = None
                 if self._durability == "group":
@@ -182,16 +182,16 @@ class Journal:
     def has_room(self, payload: bytes, segment_bytes: int) -> bool:
         """Whether a record with this payload fits into a segment of `segment_bytes`.
 
-        It does in any case while what the segment began with takes up more than half of it:
-        one record per snapshot would cost more than the size is worth.
+        Always true while the snapshot that begins the segment takes up more than half of it, so
+        that a large snapshot does not cause a rotation for each record.
         """
         size = self._segment_bytes + frame_bytes(payload)
         return size <= segment_bytes or size <= 2 * self._head_bytes
 
     def rotate(self, snapshot: bytes) -> None:
-        """Go on in a new segment that begins with a SNAPSHOT of the state after the last record.
+        """Continue in a new segment that begins with a SNAPSHOT of the state after the last record.
 
-        The segment so far is on disk before, and the new one is before it is used.
+        The current segment is synced first, and the new one is on disk before it is used.
 
         Raises:
           PersistenceError: the disk failed, and the journal is sealed.
@@ -199,15 +199,15 @@ class Journal:
         """
         while True:
             with self._lock:
-                self._usable()
+                self._require_open()
             self.flush()
             with self._lock:
-                old = self._usable()
+                old = self._require_open()
                 synced = self._commit.synced
                 if synced < self._commit.written:
                     continue
-                # All of it is on disk, so nobody is in an fsync of the old file.
-                with self._sealing("beginning a segment"):
+                # Everything is on disk, so no thread is in an fsync of the old file.
+                with self._seal_on_failure("beginning a segment"):
                     self._begin_segment([Record(synced + 1, synced, RecordType.SNAPSHOT, snapshot)])
                     old.close()
                 return
@@ -215,7 +215,7 @@ class Journal:
     def retire(self, before: int) -> None:
         """Remove the segments, oldest first, whose records are all below sequence `before`.
 
-        The one that is appended to stays. Each removal is on disk before the next begins, so
+        The segment that is appended to stays. Each removal is on disk before the next begins, so
         that a crash leaves a log without holes.
 
         Raises:
@@ -223,12 +223,12 @@ class Journal:
           JournalSealedError: an earlier write or fsync failed.
         """
         with self._lock:
-            self._usable()
+            self._require_open()
             bases = list(self._segments)
             for base, following in pairwise(bases):
                 if following > before:
                     break
-                with self._sealing("removing a segment"):
+                with self._seal_on_failure("removing a segment"):
                     self._files.unlink(self._directory / self._segments[base])
                     self._files.fsync_dir(self._directory)
                     del self._segments[base]
@@ -244,13 +244,13 @@ class Journal:
         """
         commit = self._commit
         with self._lock:
-            file = self._usable()
+            file = self._require_open()
             sequence = commit.written + 1
             frame = encode_frame(Record(sequence, commit.synced, record_type, payload), self._seed)
             try:
                 file.write(frame)
                 self._segment_bytes += len(frame)
-                commit.wrote(sequence)
+                commit.note_written(sequence)
             except BaseException as error:
                 self._seal_after(error, "appending a record")
                 raise
@@ -276,7 +276,7 @@ class Journal:
         self._commit.close()
 
     def seal(self, cause: PersistenceError) -> None:
-        """Take no further record, because of something that failed outside; see `append`."""
+        """Refuse every further record because of a failure outside the journal; see `append`."""
         with self._lock:
             self._commit.fail(cause)
 
@@ -287,28 +287,32 @@ class Journal:
         self.close()
 
     def _begin_segment(self, records: list[Record]) -> None:
-        """Go on in a new, durable segment with `records`; the lock is held."""
+        """Continue in a new, durable segment with `records`; the lock is held."""
         base = records[0].sequence
         salt = self._salt_source(SALT_BYTES)
         file, size = write_segment(self._directory, salt, base, records, self._files)
         self._seed = crc32(salt)
         self._segments[base] = segment_name(salt, base)
         self._head_bytes = self._segment_bytes = size
-        self._commit.go_on_in(file, records[-1].sequence)
+        self._commit.continue_in(file, records[-1].sequence)
 
-    def _usable(self) -> AppendFile:
-        """The file to append to; raises what is in the way of that."""
+    def _require_open(self) -> AppendFile:
+        """Return the file to append to.
+
+        Raises:
+          PersistenceError: the journal is sealed, closed or not started.
+        """
         commit = self._commit
         if commit.file is None or commit.failure is not None or commit.closing:
-            raise self._unusable()
+            raise self._make_refusal()
         return commit.file
 
-    def _unusable(self) -> PersistenceError:
-        """The error for a record that cannot be taken."""
+    def _make_refusal(self) -> PersistenceError:
+        """The error for a record that cannot be appended."""
         failure = self._commit.failure
         if failure is not None:
             return JournalSealedError(
-                "the journal is sealed and takes no further record; mend the cause and open it"
+                "the journal is sealed and accepts no further record; remove the cause and open it"
                 f" again: {failure}",
                 **failure.context,
             )
@@ -319,8 +323,8 @@ class Journal:
         return PersistenceError("the journal was started before; call start once")
 
     @contextmanager
-    def _sealing(self, action: str) -> Generator[None]:
-        """Leave the journal, whose lock is held, sealed unless the block runs to its end."""
+    def _seal_on_failure(self, action: str) -> Generator[None]:
+        """Seal the journal, whose lock is held, if the block raises."""
         try:
             yield
         except BaseException as error:
@@ -337,7 +341,7 @@ class Journal:
         """
         match error:
             case OSError():
-                cause = explained(error, action, self._directory)
+                cause = explain_error(error, action, self._directory)
                 self._commit.fail(cause)
                 raise cause from error
             case PersistenceError():

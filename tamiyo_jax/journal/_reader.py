@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tamiyo_jax.journal._files import FileSystem, PosixFileSystem
 from tamiyo_jax.journal._recovery import Recovered, merge
-from tamiyo_jax.journal._segments import read_segments, reporting, segment_names
+from tamiyo_jax.journal._segments import read_segments, segment_names, translate_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +38,7 @@ class JournalReader:
         Raises:
           PersistenceError: as `Journal.open` does, except that corruption is only reported.
         """
-        with reporting("reading the journal", self._home):
+        with translate_errors("reading the journal", self._home):
             while True:
                 names = segment_names(self._home, self._files)
                 with suppress(FileNotFoundError):  # its owner has retired one meanwhile: look again
@@ -54,7 +54,7 @@ class JournalReader:
 
 
 def read_journal(directory: Path, files: FileSystem | None = None) -> Recovered:
-    """What the journal of a run directory holds; nothing is changed, and no lock is needed.
+    """Read the journal of a run directory without a lock and without changing it.
 
     Raises:
       PersistenceError: as `Journal.open` does, except that corruption is only reported.

@@ -1,7 +1,7 @@
-"""From scanned segments to one log: what is there, what is lost, what has to be rewritten.
+"""Merge scanned segments into one log and classify what is missing.
 
-Pure. A crash may take what nobody promised to keep: that is *torn*. Every other loss is
-*corrupt*. The line between them is the highest `synced` that any frame carries.
+Pure. What a crash may lose is *torn*: everything above the highest `synced` of any frame.
+Every other loss is *corrupt*.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Hole:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """A sequence under which `segments` hold different records; none of them is believed."""
+    """A sequence under which `segments` hold different records; none of them is used."""
 
     sequence: int
     segments: tuple[str, ...]
@@ -86,17 +86,17 @@ Damage = Scar | Hole | Conflict
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """A log as it was found.
+    """The content of a log as read.
 
     Attributes:
-      records: every good record by ascending sequence.
+      records: every valid record by ascending sequence.
       replay: the records that make up the state: the latest SNAPSHOT or RESTORE and all
         that follow it; empty only if there are no records.
-      torn: what a crash is expected to leave.
-      corrupt: what should not have been lost.
-      missing: the holes among both, so far as no REPAIR record accounts for them.
+      torn: damage that a crash can cause.
+      corrupt: every other damage.
+      missing: the holes in both that no REPAIR record lists.
       synced: the highest sequence known to have been durable.
-      last_sequence: the highest sequence handed out; the next record follows it.
+      last_sequence: the highest sequence used; the next record gets the one after it.
     """
 
     records: Sequence[Record]
@@ -113,7 +113,7 @@ class Recovered:
         return not self.torn and not self.corrupt
 
     def find(self, sequence: int) -> Record | None:
-        """The record of a sequence, if it is there."""
+        """The record of a sequence; None if it is missing."""
         at = bisect_left(self.records, sequence, key=attrgetter("sequence"))
         found = at < len(self.records) and self.records[at].sequence == sequence
         return self.records[at] if found else None
@@ -121,13 +121,13 @@ class Recovered:
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """Segments of one base that one fresh segment with `records` is to replace.
+    """Segments of one base and the new segment that replaces them.
 
     Attributes:
-      base: the base sequence of the fresh segment.
-      records: what it holds.
-      obsolete: segments with nothing more in them, to be removed once it is durable.
-      quarantined: segments with corrupt bytes in them, to be moved away and kept.
+      base: the base sequence of the new segment.
+      records: the records of the new segment.
+      obsolete: names of segments to remove once the new one is durable.
+      quarantined: names of segments with corrupt bytes, to move to ``quarantine/``.
     """
 
     base: int
@@ -137,22 +137,22 @@ class Rewrite:
 
 
 def merge(segments: Sequence[Segment]) -> Recovered:
-    """Merge scanned segments by sequence and judge what is not there.
+    """Merge scanned segments by sequence and classify the damage.
 
-    Identical records under one sequence are one. Holes are torn above the highest `synced` and
-    corrupt below. Bad bytes are judged by what they can have held: they are torn after the
-    highest `synced`, and at the end of a segment, short or zeros, if nothing is missing there.
+    Identical records with one sequence are merged. Holes are torn above the highest `synced` and
+    corrupt below it. Invalid bytes are torn after the highest `synced`, and also at the end of
+    a segment, cut short or zeros, if no record is missing there.
 
     Raises:
       PersistenceError: there are records, but no SNAPSHOT or RESTORE to begin from.
     """
-    frames, disputed = _union(segments)
+    frames, disputed = _merge_frames(segments)
     records = Records(frames)
     synced = max((max(map(_synced, s.scan.records.frames), default=0) for s in segments), default=0)
     last = max((s.base - 1 for s in segments), default=0)
     last = max(last, max(disputed, default=0), frames[-1][0] if frames else 0)
     first = min((s.base for s in segments), default=1)
-    holes = _holes(records, first, last)
+    holes = _find_holes(records, first, last)
 
     torn: list[Damage] = []
     corrupt: list[Damage] = []
@@ -162,32 +162,32 @@ def merge(segments: Sequence[Segment]) -> Recovered:
             (torn if _is_expected(gap, holes, synced) else corrupt).append(scar)
     for hole in holes:
         (torn if hole.first > synced else corrupt).append(hole)
-    corrupt.extend(_conflicts(segments, disputed))
+    corrupt.extend(_find_conflicts(segments, disputed))
     return Recovered(
-        records, _replay(records), tuple(torn), tuple(corrupt), tuple(holes), synced, last
+        records, _select_replay(records), tuple(torn), tuple(corrupt), tuple(holes), synced, last
     )
 
 
 def plan_rewrites(segments: Sequence[Segment], recovered: Recovered) -> tuple[Rewrite, ...]:
-    """Which segments have to be replaced before anything is appended.
+    """Plan which segments to rewrite before anything is appended.
 
-    Those with bad bytes or disputed records, and always the last one: after a failed fsync
-    what reads back of it may exist in memory only, and a file does not tell whether its last
+    Those with invalid bytes or conflicting records, and always the last one: after a failed
+    fsync its content may exist in memory only, and the file does not show whether its last
     fsync failed. Segments share a base only if a crash interrupted an earlier rewrite; they
-    are replaced together, which finishes it.
+    are replaced together, which completes it.
     """
     groups: defaultdict[int, list[Segment]] = defaultdict(list)
     for segment in segments:
         groups[segment.base].append(segment)
-    condemned = _condemned(recovered)
+    condemned = _find_damaged_segments(recovered)
     last_base = max(groups, default=0)
-    disputed = {one.sequence for one in recovered.corrupt if isinstance(one, Conflict)}
+    disputed = {damage.sequence for damage in recovered.corrupt if isinstance(damage, Conflict)}
     rewrites: list[Rewrite] = []
     for base, group in groups.items():
         names = [segment.name for segment in group]
         damaged = any(s.scan.gaps or s.name in condemned for s in group)
         if base == last_base or damaged or len(group) > 1:
-            frames, _ = _union(group)
+            frames, _ = _merge_frames(group)
             rewrites.append(
                 Rewrite(
                     base,
@@ -205,7 +205,7 @@ def encode_repair(holes: Iterable[Hole]) -> bytes:
 
 
 def decode_repair(payload: bytes) -> tuple[Hole, ...]:
-    """The holes that a REPAIR record accounts for.
+    """The holes that a REPAIR record lists.
 
     Raises:
       PersistenceError: the payload is not what `encode_repair` writes.
@@ -219,8 +219,8 @@ def decode_repair(payload: bytes) -> tuple[Hole, ...]:
     return tuple(Hole(first, last) for first, last in _RANGE.iter_unpack(payload))
 
 
-def _union(segments: Iterable[Segment]) -> tuple[list[Frame], frozenset[int]]:
-    """Frames by ascending sequence, and the sequences under which there are different ones."""
+def _merge_frames(segments: Iterable[Segment]) -> tuple[list[Frame], frozenset[int]]:
+    """Frames by ascending sequence, and the sequences with conflicting frames."""
     frames = [frame for segment in segments for frame in segment.scan.records.frames]
     if all(map(lt, map(_sequence, frames), map(_sequence, islice(frames, 1, None)))):
         return frames, frozenset()
@@ -240,7 +240,7 @@ def _content(frame: Frame) -> tuple[int, bytes]:
     return kind, data[start:stop]
 
 
-def _replay(records: Records) -> Records:
+def _select_replay(records: Records) -> Records:
     if not records:
         return records
     for index in range(len(records) - 1, -1, -1):
@@ -253,8 +253,8 @@ def _replay(records: Records) -> Records:
     )
 
 
-def _holes(records: Records, first: int, last: int) -> list[Hole]:
-    """The runs of sequences in `first..last` that are neither there nor repaired."""
+def _find_holes(records: Records, first: int, last: int) -> list[Hole]:
+    """The runs of sequences in `first..last` that are neither present nor listed as repaired."""
     if len(records) == last - first + 1:
         return []
     present = [(sequence, sequence) for sequence in map(_sequence, records.frames)]
@@ -272,14 +272,14 @@ def _holes(records: Records, first: int, last: int) -> list[Hole]:
 
 
 def _is_expected(gap: Gap, holes: Iterable[Hole], synced: int) -> bool:
-    """Whether a crash may have left these bad bytes."""
+    """Whether a crash can have left these invalid bytes."""
     if gap.after >= synced:
         return True
     complete = not any(hole.first <= gap.after + 1 <= hole.last for hole in holes)
     return gap.reason in _TAILS and complete
 
 
-def _conflicts(segments: Sequence[Segment], disputed: Iterable[int]) -> list[Conflict]:
+def _find_conflicts(segments: Sequence[Segment], disputed: Iterable[int]) -> list[Conflict]:
     holders: Mapping[int, dict[str, None]] = {sequence: {} for sequence in sorted(disputed)}
     if holders:
         for segment in segments:
@@ -289,8 +289,8 @@ def _conflicts(segments: Sequence[Segment], disputed: Iterable[int]) -> list[Con
     return [Conflict(sequence, tuple(names)) for sequence, names in holders.items()]
 
 
-def _condemned(recovered: Recovered) -> frozenset[str]:
-    """Names of the segments that hold corrupt bytes or disputed records."""
+def _find_damaged_segments(recovered: Recovered) -> frozenset[str]:
+    """Names of the segments that hold corrupt bytes or conflicting records."""
     names: set[str] = set()
     for damage in recovered.corrupt:
         match damage:

@@ -1,11 +1,11 @@
-"""The bytes of a segment: its header, its name, and what a scan finds in it.
+"""Segments: header, file name, and the scan for valid frames.
 
 A segment is a header of 32 bytes and then frames, little-endian throughout::
 
     magic 8s · version u8 · zero 3x · salt 8s · base sequence u64 · CRC u32
 
-Salt and base sequence stand in the file's name as well. After bad bytes a scan goes on at the
-next magic that begins a good frame, and drops only what is between.
+The file's name repeats salt and base sequence. After invalid bytes a scan continues at the next
+magic that begins a valid frame, and drops only the bytes between.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _NAME = re.compile(r"(\d{19})-([0-9a-f]{16})\.wal")
 
 
 class GapReason(StrEnum):
-    """What unreadable bytes look like; only the last bytes of a file are SHORT or ZEROS."""
+    """Kinds of unreadable bytes; only the last bytes of a file are SHORT or ZEROS."""
 
     DAMAGED = "damaged"
     SHORT = "short"
@@ -63,7 +63,7 @@ class GapReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Bytes that hold no frame; `after` is the last sequence that was read before them."""
+    """Bytes that hold no frame; `after` is the last sequence read before them."""
 
     offset: int
     length: int
@@ -73,7 +73,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What a segment holds, in the order of the file."""
+    """The records and gaps of a segment, in the order of the file."""
 
     records: Records
     gaps: tuple[Gap, ...]
@@ -81,7 +81,7 @@ class Scan:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A scanned segment file; `base` is the lowest sequence that may stand in it."""
+    """A scanned segment file; `base` is the lowest sequence that it may hold."""
 
     name: str
     base: int
@@ -89,7 +89,7 @@ class Segment:
 
 
 def segment_name(salt: bytes, base: int) -> str:
-    """The file name of a segment; it repeats what the segment's header says."""
+    """The file name of a segment; it repeats salt and base of the header."""
     return f"{base:019d}-{salt.hex()}.wal"
 
 
@@ -105,7 +105,7 @@ def encode_segment(salt: bytes, base: int, records: Iterable[Record]) -> bytes:
 
 
 def read_segment(name: str, data: bytes) -> Segment:
-    """Scan a segment file; a damaged header is made good from the file's name.
+    """Scan a segment file; a damaged header is rebuilt from the file's name.
 
     Raises:
       PersistenceError: the segment, or a frame in it, was written by a newer version; or
@@ -114,8 +114,8 @@ def read_segment(name: str, data: bytes) -> Segment:
     identity = _parse_header(data) or _parse_name(name)
     if identity is None:
         raise PersistenceError(
-            f"{name} is no segment: its header is unreadable and its name is not of the form"
-            " <19 digits>-<16 hex digits>.wal; give it its old name back or move it away",
+            f"{name} is not a segment: its header is unreadable and its name is not of the form"
+            " <19 digits>-<16 hex digits>.wal; restore its name or move it away",
             segment=name,
         )
     salt, base = identity
@@ -123,21 +123,21 @@ def read_segment(name: str, data: bytes) -> Segment:
 
 
 def scan(data: bytes, salt: bytes, base: int) -> Scan:
-    """Read all good frames of a segment, going on behind every bad one.
+    """Read all valid frames of a segment, continuing after every invalid one.
 
     Args:
       data: the whole file.
       salt: the segment's salt.
-      base: the segment's base sequence; a frame below it is a bad one.
+      base: the segment's base sequence; a frame below it is invalid.
 
     Raises:
-      PersistenceError: a good frame has a version, type or flags that are not known here.
+      PersistenceError: a valid frame has a version, type or flags unknown to this build.
     """
     seed = crc32(salt)
     frames: list[Frame] = []
     gaps: list[Gap] = []
     header = _encode_header(salt, base)
-    read = _HEADER_BYTES if data.startswith(header) else 0  # what is before it is accounted for
+    read = _HEADER_BYTES if data.startswith(header) else 0  # bytes before it are accounted for
     position = read or data.find(FRAME_MAGIC)
     while 0 <= position < len(data):
         after = frames[-1][0] if frames else base - 1
@@ -155,7 +155,7 @@ def scan(data: bytes, salt: bytes, base: int) -> Scan:
 
 
 def _tail_reason(data: bytes, position: int, seed: int, header: bytes) -> GapReason:
-    """What the unreadable bytes from `position` to the end are."""
+    """Classify the unreadable bytes from `position` to the end."""
     rest = len(data) - position
     if data.count(0, position) == rest > 0:
         return GapReason.ZEROS
@@ -176,8 +176,8 @@ def _parse_header(data: bytes) -> tuple[bytes, int] | None:
     _, version, salt, base = _HEADER.unpack(fields)
     if version != _VERSION:
         raise PersistenceError(
-            f"a segment of version {version} was written by a newer tamiyo_jax, this one reads"
-            f" version {_VERSION}; open the run with that",
+            f"a segment of version {version} was written by a newer tamiyo_jax; this build"
+            f" reads version {_VERSION}: open the run with the newer one",
             version=version,
         )
     return salt, base

@@ -1,4 +1,4 @@
-"""Segment files as a whole: reading them, writing one, putting one in the place of others."""
+"""Read, write and replace whole segment files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "discard_unfinished",
-    "explained",
+    "explain_error",
     "read_segments",
     "replace_segments",
-    "reporting",
     "segment_names",
+    "translate_errors",
     "write_durably",
     "write_segment",
 ]
@@ -38,10 +38,10 @@ _REASONS = {
 }
 
 
-def explained(error: OSError, action: str, path: Path) -> PersistenceError:
-    """An operating system's error as one that says what to do about it.
+def explain_error(error: OSError, action: str, path: Path) -> PersistenceError:
+    """Turn an `OSError` into an error that names the action, the path and the remedy.
 
-    Its context is `errno`, `action` and `path`.
+    Its attributes are `errno`, `action` and `path`.
     """
     number = error.errno or 0
     reason = _REASONS.get(number, error.strerror or str(error))
@@ -54,8 +54,8 @@ def explained(error: OSError, action: str, path: Path) -> PersistenceError:
 
 
 @contextmanager
-def reporting(action: str, path: Path) -> Generator[None]:
-    """Raise `explained` errors.
+def translate_errors(action: str, path: Path) -> Generator[None]:
+    """Raise the errors of `explain_error` in place of `OSError`.
 
     Raises:
       PersistenceError: in place of an `OSError`.
@@ -63,7 +63,7 @@ def reporting(action: str, path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        raise explained(error, action, path) from error
+        raise explain_error(error, action, path) from error
 
 
 def segment_names(home: Path, files: FileSystem) -> list[str]:
@@ -83,7 +83,7 @@ def read_segments(home: Path, names: Iterable[str], files: FileSystem) -> list[S
 def write_segment(
     home: Path, salt: bytes, base: int, records: Iterable[Record], files: FileSystem
 ) -> tuple[AppendFile, int]:
-    """Write a segment that is durable, content and name, before a reader can see it.
+    """Write a segment whose content is on disk before it becomes visible under its name.
 
     Returns:
       The segment, open for appending, and its size in bytes.
@@ -93,7 +93,7 @@ def write_segment(
 
 
 def write_durably(path: Path, content: bytes, files: FileSystem) -> AppendFile:
-    """Write a file that is on disk, content and name, before it can be seen under its name.
+    """Write a file whose content is on disk before it becomes visible under its name.
 
     Returns:
       The file, open for appending.
@@ -111,7 +111,7 @@ def write_durably(path: Path, content: bytes, files: FileSystem) -> AppendFile:
 
 
 def discard_unfinished(home: Path, files: FileSystem) -> None:
-    """Remove what `write_durably` left when it was interrupted; nothing was built on it."""
+    """Remove the unfinished files of interrupted calls of `write_durably`."""
     for name in files.list(home):
         if name.endswith(_UNFINISHED_SUFFIX):
             files.unlink(home / name)
@@ -120,7 +120,7 @@ def discard_unfinished(home: Path, files: FileSystem) -> None:
 def replace_segments(
     rewrite: Rewrite, home: Path, quarantine: Path, salt: bytes, files: FileSystem
 ) -> None:
-    """Perform one rewrite. Interrupted anywhere, it leaves every record in some segment."""
+    """Perform a rewrite. If it is interrupted, every record is still in some segment."""
     file, _ = write_segment(home, salt, rewrite.base, rewrite.records, files)
     file.close()
     for name in rewrite.quarantined:

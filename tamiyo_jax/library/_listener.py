@@ -11,7 +11,7 @@ from tamiyo_jax.contracts import Blueprint, Event, TelemetryLevel
 from tamiyo_jax.errors import PersistenceError
 from tamiyo_jax.graph import BlueprintArrays
 from tamiyo_jax.library._cache import BlueprintCache, Found
-from tamiyo_jax.library._memory import BlueprintLibrary, Change
+from tamiyo_jax.library._memory import BlueprintLibrary, Change, ChangeKind
 
 __all__ = ["CacheListener"]
 
@@ -31,7 +31,8 @@ class CacheListener:
     A poll that fails emits `blueprint_library_failed` (WARNING, once per period of failures)
     and is repeated, first after 50 ms and at most every second. A thread that dies emits
     `blueprint_cache_listener_died` (CRITICAL), and the next look starts another, at most once
-    a second. Until then the cache grows stale.
+    a second. Until then the cache grows stale. Entries that other programs wrote into the
+    library are skipped; the first emits `blueprint_library_foreign_entry` (WARNING).
 
     Args:
       library: the library to follow.
@@ -58,6 +59,7 @@ class CacheListener:
         self._polling = threading.Lock()
         self._closing = threading.Event()
         self._failures = 0
+        self._foreign_reported = False
         max_staleness = config.max_staleness_ms / 1e3
         self._poll_seconds = min(_POLL_SECONDS, max_staleness / 4)
         now = clock()
@@ -128,6 +130,7 @@ class CacheListener:
             elif (changes := self._changes(cache.watermark, timeout)) is None:
                 self._move(BlueprintCache.drop_all)
             else:
+                self._report_foreign(changes)
                 self._move(lambda cache: cache.apply_poll(changes, at))
         except PersistenceError as error:
             if self._failures == 0:
@@ -146,6 +149,15 @@ class CacheListener:
         # A change may have come between the two calls. If not, it was missed, or the library
         # went back to an earlier revision.
         return self._library.changes(after, 0.0) or None
+
+    def _report_foreign(self, changes: Collection[Change]) -> None:
+        """Emit an event for the first entry that another program wrote."""
+        foreign = [change for change in changes if change.kind is ChangeKind.FOREIGN]
+        if foreign and not self._foreign_reported:
+            self._foreign_reported = True
+            attributes = {"revision": str(foreign[0].revision)}
+            event = Event("blueprint_library_foreign_entry", TelemetryLevel.WARNING, attributes)
+            self._emit((event,))
 
     def _move(self, transition: Callable[[BlueprintCache], BlueprintCache]) -> None:
         with self._lock:

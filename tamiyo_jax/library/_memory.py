@@ -31,19 +31,38 @@ CHANGES_KEPT = 10_000
 
 
 class ChangeKind(StrEnum):
-    """What happened to a blueprint."""
+    """What happened to a blueprint; FOREIGN marks an entry that no library wrote."""
 
     PUT = "put"
     DELETE = "delete"
+    FOREIGN = "foreign"
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of a library."""
+    """A change of a library.
+
+    Attributes:
+      revision: the revision that it made.
+      blueprint_id: the blueprint that changed; empty if the entry is FOREIGN.
+      kind: what happened.
+    """
 
     revision: int
     blueprint_id: str
     kind: ChangeKind
+
+    @classmethod
+    def parse(cls, revision: int, blueprint_id: object, kind: object) -> Change:
+        """Read a stored change; anything that no library writes becomes a FOREIGN change.
+
+        A stream or a table can be written by other programs. Their entries change no
+        blueprint, and must not keep the entries behind them from being read.
+        """
+        known = isinstance(blueprint_id, str) and blueprint_id != ""
+        if known and kind in (ChangeKind.PUT, ChangeKind.DELETE):
+            return cls(revision, str(blueprint_id), ChangeKind(str(kind)))
+        return cls(revision, "", ChangeKind.FOREIGN)
 
 
 class Connection(NamedTuple):
@@ -89,7 +108,8 @@ class BlueprintLibrary(Protocol):
     def changes(self, after: int, timeout: float) -> list[Change]:
         """Changes above revision `after`, in order; waits up to `timeout` seconds for the first.
 
-        Changes that the library no longer keeps are missing at the front.
+        Changes that the library no longer keeps are missing at the front. Entries of other
+        programs are FOREIGN changes.
         """
         ...
 

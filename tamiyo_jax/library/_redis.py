@@ -27,6 +27,10 @@ __all__ = ["RedisBlueprintLibrary", "connect"]
 _BLUEPRINTS = "{tamiyo}:blueprints"
 _CHANGES = "{tamiyo}:changes"
 
+# Other programs may add entries with any number after the dash; ours have 0. Reading continues
+# behind all entries of a revision.
+_LAST = 2**64 - 1
+
 _BLOCK_SECONDS = 1.0
 
 
@@ -35,7 +39,8 @@ class RedisBlueprintLibrary:
 
     Blueprints are the fields of a hash, changes the entries of a stream; a single MULTI
     writes both. A change's revision is the id of its entry, so the order of the stream is that of
-    the revisions, and the server refuses any other. Needs ``tamiyo_jax[redis]``.
+    the revisions, and the server refuses any other. Entries of other programs are skipped.
+    Needs ``tamiyo_jax[redis]``.
 
     Args:
       url: ``redis://``, ``rediss://`` or ``unix://``, as redis-py reads it. A password in it
@@ -101,7 +106,7 @@ class RedisBlueprintLibrary:
             with self._raise_persistence_error():
                 reply = cast(
                     "list[tuple[str, list[tuple[str, dict[str, str]]]]]",
-                    self._redis.xread({_CHANGES: _entry_id(after)}, block=block),
+                    self._redis.xread({_CHANGES: f"{after}-{_LAST}"}, block=block),
                 )
             if reply:
                 ((_, entries),) = reply
@@ -165,4 +170,4 @@ def _entry_id(revision: int) -> str:
 
 def _change(entry: str, fields: Mapping[str, str]) -> Change:
     revision, _, _ = entry.partition("-")
-    return Change(int(revision), fields["blueprint_id"], ChangeKind(fields["kind"]))
+    return Change.parse(int(revision), fields.get("blueprint_id"), fields.get("kind"))

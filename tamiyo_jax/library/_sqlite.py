@@ -110,9 +110,7 @@ class SqliteBlueprintLibrary:
                     version = seen
                     rows = db.execute(query, (after,)).fetchall()
                     if rows:
-                        return [
-                            Change(number, name, ChangeKind(kind)) for number, name, kind in rows
-                        ]
+                        return [Change.parse(*row) for row in rows]
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     return []

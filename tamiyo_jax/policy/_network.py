@@ -190,23 +190,26 @@ def init_params(config: PolicyConfig, key: jax.Array) -> Params:
 
     Args:
       config: widths, heads and blending methods.
-      key: consumed.
+      key: a PRNG key, which is consumed. May be traced: `init_params` works under `jax.jit`
+        and `jax.vmap`.
     """
     shapes = dict(_flat_shapes(config))
     random = [path for path in shapes if path[-1].endswith(("kernel", "attention"))]
     ends = list(accumulate(shapes[path].size for path in random))
-    draw = np.asarray(jax.random.uniform(key, (ends[-1],), minval=-1.0, maxval=1.0))
-    params = {path: np.zeros(shape.shape, np.float32) for path, shape in shapes.items()}
-    for path, part in zip(random, np.split(draw, ends[:-1]), strict=True):
+    draw = jax.random.uniform(key, (ends[-1],), minval=-1.0, maxval=1.0)
+    if not isinstance(draw, jax.core.Tracer):
+        draw = np.asarray(draw)  # outside of jit, NumPy cuts it without compiling anything
+    params = {
+        path: np.full(leaf.shape, path[-1] == "scale", np.float32) for path, leaf in shapes.items()
+    }
+    for path, start, end in zip(random, [0, *ends[:-1]], ends, strict=True):
         fan_in, *fan_out = shapes[path].shape
         limit = np.float32(math.sqrt(6.0 / (fan_in + math.prod(fan_out))))
-        params[path] = limit * part.reshape(shapes[path].shape)
-    for path in shapes:
-        if path[-1] == "scale":
-            params[path] += 1.0
-    params["policy_logits", "kernel"][:] = 0.0
-    params["policy_logits", "bias"][:] = -0.5
-    params["policy_logits", "bias"][0] = 0.5
+        params[path] = limit * draw[start:end].reshape(shapes[path].shape)
+    logits = "policy_logits"
+    params[logits, "kernel"] = np.zeros(shapes[logits, "kernel"].shape, np.float32)
+    params[logits, "bias"] = np.full(shapes[logits, "bias"].shape, -0.5, np.float32)
+    params[logits, "bias"][0] = 0.5
     return unflatten_dict({path: jnp.asarray(array) for path, array in params.items()})
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import Literal
 
 from tamiyo_jax.config import RiskConfig
 from tamiyo_jax.contracts import Event, HandlingClass, HazardBand, SafetySheet, TelemetryLevel
@@ -42,6 +43,7 @@ class Rule:
       event_name: the event, where it is not called like the reason.
       raises_priority: the message gets priority HIGH (a CRITICAL event gets CRITICAL anyway).
       star: enters conservative mode.
+      detection: takes part only under this setting of `RiskConfig.detection`; ``any`` is always.
     """
 
     reason: str
@@ -52,6 +54,7 @@ class Rule:
     event_name: str = ""
     raises_priority: bool = False
     star: bool = False
+    detection: Literal["any", "absolute", "relative"] = "any"
 
     @property
     def event(self) -> str:
@@ -137,16 +140,16 @@ RULES: tuple[Rule, ...] = (
          _NONE, _INFO),
     Rule("loss_spike", "loss delta",
          diverges("loss_delta", "loss_spike"),
-         _PAUSE, _WARNING, raises_priority=True, star=True),
+         _PAUSE, _WARNING, raises_priority=True, star=True, detection="absolute"),
     Rule("loss_warning", "loss delta",
          diverges("loss_delta", "loss_warning"),
-         _DOWNGRADE, _WARNING),
+         _DOWNGRADE, _WARNING, detection="absolute"),
     Rule("hook_budget", "hook latency",
          compare("hook_latency_ms", ">", "hook_budget_ms"),
-         _PAUSE, _WARNING, raises_priority=True),
+         _PAUSE, _WARNING, raises_priority=True, detection="absolute"),
     Rule("step_latency_high", "step latency",
          compare("step_latency_ms", ">", "step_latency_ms"),
-         _PAUSE, _WARNING, raises_priority=True),
+         _PAUSE, _WARNING, raises_priority=True, detection="absolute"),
     Rule("kasmina_apply_slow", "apply latency",
          compare("kasmina.apply_ms", ">", "apply_ms"),
          _DOWNGRADE, _WARNING),
@@ -158,16 +161,16 @@ RULES: tuple[Rule, ...] = (
          _PAUSE, _WARNING, event_name="isolation_violations", raises_priority=True),
     Rule("loss_volatility_high", "loss volatility",
          diverges("loss_volatility", "loss_volatility"),
-         _DOWNGRADE, _WARNING),
+         _DOWNGRADE, _WARNING, detection="absolute"),
     Rule("grad_variance_high", "gradient variance",
          diverges("grad_var", "grad_variance"),
-         _DOWNGRADE, _WARNING),
+         _DOWNGRADE, _WARNING, detection="absolute"),
     Rule("grad_conflict_high", "gradient conflict",
          diverges("grad_conflict_rate", "grad_conflict"),
-         _DOWNGRADE, _WARNING),
+         _DOWNGRADE, _WARNING, detection="absolute"),
     Rule("optimizer_hint", "optimiser",
          all_of(compare("optimizer_lr", "≤", 0.0), compare("loss_delta", ">", "loss_warning")),
-         _DOWNGRADE, _WARNING),
+         _DOWNGRADE, _WARNING, detection="absolute"),
     Rule("device_pressure_high", "device pressure",
          all_of(compare("gpu_util_percent", "≥", "gpu_util_percent"),
                 compare("gpu_mem_free_gb", "≤", "gpu_mem_free_gb")),
@@ -176,6 +179,36 @@ RULES: tuple[Rule, ...] = (
          all_of(compare("cpu_util_percent", "≥", "cpu_util_percent"),
                 fact("the hardware that trains is not a CPU", "device_type", _other_than_cpu)),
          _DOWNGRADE, _WARNING, raises_priority=True),
+    Rule("step_refused", "refusals",
+         compare("step_refused", ">", 0.0),
+         _NONE, _WARNING, detection="relative"),
+    Rule("update_outlier", "refusals",
+         all_of(compare("update_rise", ">", "update_rise"),
+                compare("ruinous_in_row", "≥", "update_outliers_in_row")),
+         Effect.ROLLBACK, _CRITICAL, detection="relative"),
+    Rule("refusals_exhausted", "refusals",
+         compare("ruinous_in_row", "≥", "ruinous_in_row"),
+         Effect.ROLLBACK, _CRITICAL, star=True, detection="relative"),
+    Rule("divergence", "rise of the loss",
+         all_of(compare("sustained_rise", ">", "divergence"),
+                compare("sustained_z", ">", "sustained_z")),
+         Effect.ROLLBACK, _CRITICAL, star=True, detection="relative"),
+    Rule("sustained_rise", "rise of the loss",
+         all_of(compare("sustained_rise", ">", "sustained_rise"),
+                compare("sustained_z", ">", "sustained_z")),
+         Effect.ROLLBACK, _WARNING, raises_priority=True, detection="relative"),
+    Rule("gradient_rising", "gradient norm",
+         compare("high_gradients", "≥", "high_gradients"),
+         _DOWNGRADE, _WARNING, raises_priority=True, detection="relative"),
+    Rule("plateau", "progress",
+         compare("steps_without_progress", "≥", "plateau_steps"),
+         _NONE, _INFO, detection="relative"),
+    Rule("step_slow", "step time",
+         compare("latency_ratio", ">", "latency_ratio"),
+         _NONE, _WARNING, detection="relative"),
+    Rule("loader_stall", "loader",
+         compare("loader_ratio", ">", "loader_ratio"),
+         _NONE, _WARNING, detection="relative"),
     Rule("degraded_inputs", "coverage",
          compare("coverage", "≤", "coverage_critical"),
          _PAUSE, _CRITICAL, star=True),
@@ -193,6 +226,8 @@ def rules_that_hold(
     held: list[HeldRule] = []
     worst: dict[str, HeldRule] = {}
     for rule in rules:
+        if rule.detection not in ("any", config.detection):
+            continue
         attributes = rule.when.check(signals, config)
         if attributes is None:
             continue
@@ -216,10 +251,11 @@ _PAGE = """\
 
 The table that the gate works from, with the default thresholds; `tamiyo_jax.risk.rules_markdown`
 makes this page. Rows on one signal exclude each other: only the most severe that holds takes part.
-★ enters conservative mode.
+★ enters conservative mode. A row with a detection takes part only under that setting of
+`risk.detection`.
 
-| reason | signal | when | effect | event | level | priority | ★ |
-|---|---|---|---|---|---|---|---|
+| reason | signal | when | effect | event | level | priority | ★ | detection |
+|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -243,4 +279,5 @@ def _cells(rule: Rule, config: RiskConfig) -> tuple[str, ...]:
         rule.level.name,
         priority,
         "★" if rule.star else "",
+        "" if rule.detection == "any" else rule.detection,
     )

@@ -1,4 +1,4 @@
-"""The run directory and its one owner: records, the state they add up to, checkpoints."""
+"""The run directory: its owner, the records of the journal, recovered state, checkpoints."""
 
 from tamiyo_jax.storage._checkpoint import load_checkpoint, save_checkpoint
 from tamiyo_jax.storage._facts import Facts, Pending

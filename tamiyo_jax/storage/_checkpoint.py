@@ -39,7 +39,7 @@ def save_checkpoint(
       path: a directory that does not exist yet.
       state: the controller's state.
       params: the policy's parameters, a pytree of arrays; ``{}`` where it has none.
-      config: the configuration that they belong to.
+      config: the configuration of the run.
 
     Raises:
       PersistenceError: the directory exists, or cannot be written.
@@ -87,29 +87,29 @@ def load_checkpoint(
     source = Path(path).absolute()
     if not source.is_dir():
         raise PersistenceError(f"there is no checkpoint at {source}", path=str(source))
-    metadata, shapes = _described(source)
+    metadata, shapes = _read_metadata(source)
     for name, expected in _digests(config).items():
-        _must_agree(name, metadata.get(name), expected)
-    _must_agree("parameter shapes", shapes, _shapes(params))
-    text, stored = _loaded(source, params)
+        _require_equal(name, metadata.get(name), expected)
+    _require_equal("parameter shapes", shapes, _shapes(params))
+    text, stored = _read_tree(source, params)
     state = state_from_json(text, policy_state)
-    _must_agree("registries", metadata.get("registries"), state.registries.digest)
-    _must_agree("parameters", metadata.get("parameters"), _params_digest(stored))
+    _require_equal("registries", metadata.get("registries"), state.registries.digest)
+    _require_equal("parameters", metadata.get("parameters"), _params_digest(stored))
     return state, stored
 
 
-# Orbax and the trees of JAX are untyped; these three are where their values get types.
+# Orbax and JAX trees are untyped; the next three functions give their values types.
 
 
-def _described(source: Path) -> tuple[Mapping[str, object], dict[str, str]]:
-    """What was said of a checkpoint when it was saved, and the shapes of its parameters."""
+def _read_metadata(source: Path) -> tuple[Mapping[str, object], dict[str, str]]:
+    """The custom metadata of a checkpoint, and the shapes of its parameters."""
     described = ocp.metadata(str(source))
     said = cast(Mapping[str, object], described.custom_metadata or {})
     tree = cast(Mapping[str, object], described.metadata)
     return said, _shapes(tree["params"])
 
 
-def _loaded(source: Path, params: Params) -> tuple[str, Params]:
+def _read_tree(source: Path, params: Params) -> tuple[str, Params]:
     """State as text, and parameters of the shapes of `params`."""
 
     def blank(leaf: jax.Array) -> np.ndarray:
@@ -128,7 +128,7 @@ def _leaves(tree: object) -> Iterator[tuple[str, Any]]:
 
 
 def _digests(config: TamiyoConfig) -> dict[str, str]:
-    """What must be the same for a checkpoint to mean the same."""
+    """Digests that must agree between a checkpoint and this build and configuration."""
     return {
         "schema_version": str(SCHEMA_VERSION),
         "schema": schema_digest(),
@@ -137,11 +137,11 @@ def _digests(config: TamiyoConfig) -> dict[str, str]:
     }
 
 
-def _must_agree(name: str, found: object, expected: object) -> None:
+def _require_equal(name: str, found: object, expected: object) -> None:
     if found != expected:
         raise CheckpointMismatchError(
-            f"checkpoint: {name} is {found}, this build and configuration have {expected}; load "
-            "it with what it was saved with",
+            f"checkpoint: {name} is {found}, but {expected} in this build and configuration; load "
+            "it with the version and configuration that saved it",
             name=name,
             found=found,
             expected=expected,

@@ -1,7 +1,7 @@
-"""Facts about the world that no restore rewinds: what was published, which policies applied.
+"""Facts that a restore does not rewind: which reports were published, which policies applied.
 
-Everything that decides is in `TamiyoState`, and a restore takes that back to an earlier one.
-That a bus has taken a report, or that a policy was applied once, stays true all the same.
+Everything that decisions depend on is in `TamiyoState`, which a restore sets back. That a bus
+has accepted a report, or that a policy update was applied, stays true.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["Facts", "Ledger", "Pending"]
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A report that the bus has not taken yet.
+    """A report that the bus has not accepted yet.
 
     Attributes:
       sequence: the STEP record that holds it.
-      attempts: how often publishing it has failed.
-      not_before_ns: when to try next, nanoseconds since the epoch; 0 is at once.
+      attempts: number of failed attempts to publish it.
+      not_before_ns: time of the next attempt, nanoseconds since the epoch; 0 is at once.
       report: the report.
     """
 
@@ -40,12 +40,12 @@ def _nothing() -> Mapping[str, Pending]:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is true of the world after a record.
+    """The facts after a record.
 
     Attributes:
-      publishing: whether reports have a bus to go to; without one none is ever pending.
-      pending: reports that the bus has not taken yet, by id, oldest first.
-      policies: the policy updates that were applied, in that order.
+      publishing: whether there is a bus; without a bus no report is pending.
+      pending: reports that the bus has not accepted yet, by id, oldest first.
+      policies: the applied policy updates, in order.
       newest_report_ns: the latest time of issue among all reports so far; 0 before the first.
       settings: the configuration of the controller as JSON; empty where it is not known. For
         people who read the journal: it decides nothing.
@@ -59,15 +59,15 @@ class Facts:
 
     @property
     def policy_ids(self) -> frozenset[str]:
-        """Ids of the policies that were applied; none is applied twice."""
+        """Ids of the applied policy updates; none is applied twice."""
         return frozenset(policy.policy_id for policy in self.policies)
 
 
 class Ledger:
-    """Facts while records are folded into them, each at the same cost however many pend.
+    """Mutable facts into which records are folded, each in constant time.
 
     Args:
-      facts: what to go on from.
+      facts: the facts to start from.
     """
 
     def __init__(self, facts: Facts) -> None:
@@ -91,14 +91,14 @@ class Ledger:
     @property
     def first_pending(self) -> int | None:
         """The lowest sequence that holds a pending report."""
-        # Reports enter in the order of their records, and a retry leaves them in their place.
-        return next((one.sequence for one in self._pending.values()), None)
+        # Reports are inserted in the order of their records; a retry keeps their place.
+        return next((pending.sequence for pending in self._pending.values()), None)
 
     def require_pending(self, report_id: str) -> None:
-        """Check that something may still become of a report.
+        """Check that a report is pending.
 
         Raises:
-          PersistenceError: it is not pending.
+          PersistenceError: it is not.
         """
         if report_id not in self._pending:
             raise PersistenceError(
@@ -108,17 +108,17 @@ class Ledger:
             )
 
     def connect(self, publishing: bool) -> None:
-        """Say whether there is a bus; without one nothing is pending."""
+        """Set whether there is a bus; without a bus no report is pending."""
         self._latest = replace(self.facts, publishing=publishing)
         if not publishing and self._pending:
             self._pending.clear()
             self._changed = True
 
-    def configured(self, settings: str) -> None:
-        """Say with what configuration the controller goes on."""
+    def set_settings(self, settings: str) -> None:
+        """Set the controller's configuration, JSON text."""
         self._latest = replace(self.facts, settings=settings)
 
-    def reported(self, sequence: int, reports: Iterable[FieldReport]) -> None:
+    def add_reports(self, sequence: int, reports: Iterable[FieldReport]) -> None:
         """Fold in the reports of a STEP record."""
         newest = self._latest.newest_report_ns
         for report in reports:
@@ -129,11 +129,11 @@ class Ledger:
         if newest != self._latest.newest_report_ns:
             self._latest = replace(self._latest, newest_report_ns=newest)
 
-    def settled(self, report_id: str) -> None:
+    def settle(self, report_id: str) -> None:
         """Fold in an ACK or a DROP."""
         self._changed |= self._pending.pop(report_id, None) is not None
 
-    def retried(self, report_id: str, attempts: int, not_before_ns: int) -> None:
+    def reschedule(self, report_id: str, attempts: int, not_before_ns: int) -> None:
         """Fold in a RETRY."""
         held = self._pending.get(report_id)
         if held is not None:
@@ -141,6 +141,6 @@ class Ledger:
             self._pending[report_id] = scheduled
             self._changed = True
 
-    def applied(self, policy: AppliedPolicy) -> None:
+    def add_policy(self, policy: AppliedPolicy) -> None:
         """Fold in a POLICY_UPDATE."""
         self._latest = replace(self._latest, policies=(*self._latest.policies, policy))

@@ -1,4 +1,4 @@
-"""The fold: what the records of a journal add up to, state and facts."""
+"""Fold the records of a journal into state and facts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def recover_state(
     """Fold a journal's replay into the state after its last record.
 
     Args:
-      records: a SNAPSHOT or RESTORE and all that follows it, by ascending sequence.
+      records: a SNAPSHOT or RESTORE and all records after it, by ascending sequence.
       policy_state: any state of the same policy, for structure, shapes and dtypes.
 
     Returns:
@@ -43,7 +43,7 @@ def recover_state(
     for record in records:
         match record.type:
             case RecordType.SNAPSHOT | RecordType.RESTORE:
-                state = state_from_json(_whole(record).state, policy_state)
+                state = state_from_json(_parse_full_state(record).state, policy_state)
                 registries, small = state.registries, None
             case RecordType.STEP:
                 step = parse(pb.Step(), record.payload)
@@ -56,7 +56,7 @@ def recover_state(
             case RecordType.POLICY_UPDATE:
                 small = parse(pb.PolicyUpdate(), record.payload).state
             case _:
-                pass  # facts about publishing, not about what decides
+                continue  # publishing does not change the state
     return state if small is None else state_from_json(small, policy_state, registries=registries)
 
 
@@ -64,8 +64,8 @@ def recover_facts(recovered: Recovered) -> Facts:
     """Fold a journal into the facts after its last record.
 
     A pending report whose STEP record was lost cannot be published any more: it is not
-    pending, and the loss stands in ``recovered.corrupt`` or in a REPAIR record. A report
-    without id or time of issue is no report.
+    pending, and ``recovered.corrupt`` or a REPAIR record lists the loss. A report without id
+    or time of issue is ignored.
 
     Raises:
       PersistenceError: a payload cannot be read.
@@ -74,16 +74,18 @@ def recover_facts(recovered: Recovered) -> Facts:
     for record in recovered.replay:
         match record.type:
             case RecordType.SNAPSHOT | RecordType.RESTORE:
-                ledger = Ledger(_facts(_whole(record).facts, recovered))
+                ledger = Ledger(_read_facts(_parse_full_state(record).facts, recovered))
             case RecordType.STEP:
-                ledger.reported(record.sequence, _reports(record))
+                ledger.add_reports(record.sequence, _read_reports(record))
             case RecordType.ACK | RecordType.DROP:
-                ledger.settled(parse(pb.Publication(), record.payload).report_id)
+                ledger.settle(parse(pb.Publication(), record.payload).report_id)
             case RecordType.RETRY:
                 retry = parse(pb.Publication(), record.payload)
-                ledger.retried(retry.report_id, retry.attempts, retry.not_before_ns)
+                ledger.reschedule(retry.report_id, retry.attempts, retry.not_before_ns)
             case RecordType.POLICY_UPDATE:
-                ledger.applied(policy_from_proto(parse(pb.PolicyUpdate(), record.payload).policy))
+                ledger.add_policy(
+                    policy_from_proto(parse(pb.PolicyUpdate(), record.payload).policy)
+                )
             case _:
                 pass
     return ledger.facts
@@ -91,25 +93,25 @@ def recover_facts(recovered: Recovered) -> Facts:
 
 def newest_report_before(snapshot: Record) -> int:
     """The latest time of issue among all reports before a SNAPSHOT, nanoseconds."""
-    return _whole(snapshot).facts.newest_report_ns
+    return _parse_full_state(snapshot).facts.newest_report_ns
 
 
-def _whole(record: Record) -> pb.Snapshot | pb.Restore:
+def _parse_full_state(record: Record) -> pb.Snapshot | pb.Restore:
     if record.type is RecordType.SNAPSHOT:
         return parse(pb.Snapshot(), record.payload)
     return parse(pb.Restore(), record.payload)
 
 
-def _facts(stored: pb.Facts, recovered: Recovered) -> Facts:
-    """Facts as a SNAPSHOT has them; the pending reports are looked up in their STEP records."""
+def _read_facts(stored: pb.Facts, recovered: Recovered) -> Facts:
+    """The facts of a SNAPSHOT; pending reports are read from their STEP records."""
     pending: dict[str, Pending] = {}
-    for one in stored.pending:
-        step = recovered.find(one.sequence)
+    for entry in stored.pending:
+        step = recovered.find(entry.sequence)
         if step is not None:
-            for report in _reports(step):
-                if report.report_id == one.report_id:
-                    pending[one.report_id] = Pending(
-                        one.sequence, one.attempts, one.not_before_ns, report
+            for report in _read_reports(step):
+                if report.report_id == entry.report_id:
+                    pending[entry.report_id] = Pending(
+                        entry.sequence, entry.attempts, entry.not_before_ns, report
                     )
     return Facts(
         publishing=stored.publishing,
@@ -120,8 +122,8 @@ def _facts(stored: pb.Facts, recovered: Recovered) -> Facts:
     )
 
 
-def _reports(record: Record) -> list[FieldReport]:
-    """The reports of a STEP record, without those that break their contract."""
+def _read_reports(record: Record) -> list[FieldReport]:
+    """The valid reports of a STEP record."""
     step = parse(pb.Step(), record.payload)
     reports: list[FieldReport] = []
     for data in (step.report, *step.closed_windows):

@@ -1,4 +1,4 @@
-"""One owner per run directory."""
+"""The exclusive lock of a run directory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class DirectoryLock:
     """An exclusive `flock` on ``LOCK``; the kernel drops it with the process.
 
     Args:
-      directory: the run directory; made if it is not there.
+      directory: the run directory; created if missing.
 
     Raises:
-      DirectoryLockedError: another process holds it; `pid` says which.
-      PersistenceError: the directory cannot be made or written.
+      DirectoryLockedError: another process holds it; `pid` is that process.
+      PersistenceError: the directory cannot be created or written.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -54,7 +54,7 @@ class DirectoryLock:
         except BlockingIOError as error:
             holder, _ = _read(self._fd)
             raise DirectoryLockedError(
-                f"run directory {directory} belongs to process {holder or 'unknown'}; wait for "
+                f"run directory {directory} is locked by process {holder or 'unknown'}; wait for "
                 "it to end or choose another directory",
                 path=str(directory),
                 pid=int(holder) if holder.isdigit() else None,
@@ -75,7 +75,7 @@ class DirectoryLock:
         os.ftruncate(self._fd, _SIZE)
 
     def release(self) -> None:
-        """Give the directory up; releasing twice is harmless."""
+        """Release the directory; releasing twice is harmless."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -140,7 +140,7 @@ def _read(fd: int) -> tuple[str, str]:
 
 
 def _make_durably(directory: Path) -> None:
-    """Make a directory and its parents; a loss of power does not take them away again."""
+    """Create a directory and its parents, and sync their names to disk."""
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     for path in missing:

@@ -1,7 +1,7 @@
-"""`StorageManager`: the one owner of a run directory and of everything persisted in it.
+"""`StorageManager`: the owner of a run directory and of everything persisted in it.
 
-It writes a record and folds it in one critical section, so that the state and the facts that
-it holds, and that a new segment begins with, are always those after the last record.
+It writes a record and folds it in one critical section, so that its state and facts, and the
+snapshot of a new segment, are always those after the last record.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tamiyo_jax.journal import (
     RecordType,
     Recovered,
     Ticket,
-    reporting,
+    translate_errors,
 )
 from tamiyo_jax.storage._facts import Facts, Ledger
 from tamiyo_jax.storage._fold import newest_report_before, recover_facts, recover_state
@@ -47,9 +47,9 @@ _HOUR_NS = 3_600_000_000_000
 
 
 class StorageManager(Generic[PolicyState]):
-    """Lock, journal, parameters and caches of one run directory; made by `open`.
+    """Lock, journal, parameters and caches of a run directory; created by `open`.
 
-    Opened, then started with the state to go on from, then appended to. Safe to share between
+    Open it, call `start` with the state to continue from, then append. Safe to share between
     threads. A context manager.
     """
 
@@ -94,14 +94,14 @@ class StorageManager(Generic[PolicyState]):
         """Lock a run directory and recover what it holds.
 
         Args:
-          directory: the run directory; made if it is not there.
-          config: how to write, how long to keep, what to do about corruption.
+          directory: the run directory; created if missing.
+          config: durability, retention and recovery.
           policy_state: any state of the same policy, for structure, shapes and dtypes.
           clock: nanoseconds since the epoch.
-          publishing: whether reports have a bus to go to. Without one none is pending, and
-            those that were pending before stay in the journal only.
-          settings: the controller's configuration as JSON, for who reads the journal; None keeps
-            what is on record.
+          publishing: whether there is a bus. Without a bus no report is pending, and those
+            that were pending before stay in the journal only.
+          settings: the controller's configuration as JSON, for readers of the journal; None keeps
+            the recorded one.
           files: the file system, by default that of the operating system.
           salt_source: random bytes for the salts of new segments.
 
@@ -126,8 +126,8 @@ class StorageManager(Generic[PolicyState]):
             ledger = Ledger(recover_facts(recovered))
             ledger.connect(publishing)
             if settings is not None:
-                ledger.configured(settings)
-            with reporting("opening the run directory", directory):
+                ledger.set_settings(settings)
+            with translate_errors("opening the run directory", directory):
                 parameters = ParameterFiles(directory, files)
                 _make_private(directory / "cache")
                 _make_private(directory / "cache" / "xla")
@@ -152,12 +152,12 @@ class StorageManager(Generic[PolicyState]):
 
     @property
     def cache_directory(self) -> Path:
-        """Where compiled programs may be cached; nobody else can write there."""
+        """The cache of compiled programs, mode 0700."""
         return self._directory / "cache" / "xla"
 
     @property
     def recovered(self) -> Recovered:
-        """The journal as it was found at opening, damage included."""
+        """The journal as read at opening, with its damage."""
         return self._recovered
 
     @property
@@ -183,23 +183,23 @@ class StorageManager(Generic[PolicyState]):
         Raises:
           PersistenceError: the disk failed, and the journal is sealed; or it was started before.
         """
-        with self._recording():
+        with self._critical_section():
             self._journal.start(encode_snapshot(state, self._ledger.facts))
             self._state = state
-            self._retain()
+            self._apply_retention()
 
     def append_step(
         self, step: StepRecord, state: TamiyoState[PolicyState], packet: bytes | None = None
     ) -> Ticket:
         """Record a step, decided or failed, and the state after it.
 
-        This and all that record something below return once the record is written, with
+        This and the other recording methods return once the record is written, with
         durability ``"always"`` once it is on disk.
 
         Args:
-          step: the step.
-          state: the state after it.
-          packet: as for `encode_step`.
+          step: the step to record.
+          state: the state after the step.
+          packet: the step's packet in wire format, if it was encoded already.
 
         Raises:
           InvalidReportError: a report has no id or no time of issue; nothing was written.
@@ -208,23 +208,23 @@ class StorageManager(Generic[PolicyState]):
           JournalSealedError: an earlier write or fsync failed.
         """
         payload = encode_step(step, packet)
-        with self._recording():
+        with self._critical_section():
             ticket = self._append(RecordType.STEP, payload)
             self._state = state
-            self._ledger.reported(ticket.sequence, step.reports)
+            self._ledger.add_reports(ticket.sequence, step.reports)
         return ticket
 
     def append_operator(self, action: str, detail: str, state: TamiyoState[PolicyState]) -> Ticket:
-        """Record something done by hand, and the state after it; see `append_step`."""
+        """Record an operator's action and the state after it; see `append_step`."""
         payload = encode_operator(action, detail, state)
-        with self._recording():
+        with self._critical_section():
             ticket = self._append(RecordType.OPERATOR, payload)
             self._state = state
         return ticket
 
     def append_restore(self, state: TamiyoState[PolicyState], origin: str) -> Ticket:
-        """Record that a state was taken over from `origin`; the facts stay what they are."""
-        with self._recording():
+        """Record that the state was replaced by one from `origin`; the facts do not change."""
+        with self._critical_section():
             payload = encode_restore(state, origin, self._ledger.facts)
             ticket = self._append(RecordType.RESTORE, payload)
             self._state = state
@@ -236,14 +236,14 @@ class StorageManager(Generic[PolicyState]):
         """Record that a policy was applied, after `store_parameters` returned its `digest`."""
         policy = AppliedPolicy(policy_id, digest, version)
         payload = encode_policy_update(policy, state)
-        with self._recording():
+        with self._critical_section():
             ticket = self._append(RecordType.POLICY_UPDATE, payload)
             self._state = state
-            self._ledger.applied(policy)
+            self._ledger.add_policy(policy)
         return ticket
 
     def acknowledge(self, report_id: str) -> Ticket:
-        """Record that the bus has taken a report.
+        """Record that the bus has accepted a report.
 
         Raises:
           PersistenceError: the report is not pending; or as `append_step`.
@@ -251,7 +251,10 @@ class StorageManager(Generic[PolicyState]):
         return self._settle(RecordType.ACK, report_id)
 
     def drop(self, report_id: str) -> Ticket:
-        """Record that a report is not tried again; it stays in the journal. As `acknowledge`."""
+        """Record that a report is not published again; raises as `acknowledge`.
+
+        The report stays in the journal.
+        """
         return self._settle(RecordType.DROP, report_id)
 
     def retry(self, report_id: str, attempts: int, not_before_ns: int) -> Ticket:
@@ -261,23 +264,23 @@ class StorageManager(Generic[PolicyState]):
           PersistenceError: the report is not pending; or as `append_step`.
         """
         payload = encode_publication(report_id, attempts, not_before_ns)
-        with self._recording():
+        with self._critical_section():
             self._ledger.require_pending(report_id)
             ticket = self._append(RecordType.RETRY, payload)
-            self._ledger.retried(report_id, attempts, not_before_ns)
+            self._ledger.reschedule(report_id, attempts, not_before_ns)
         return ticket
 
     def compact(self) -> None:
-        """Go on in a new segment now, and remove those that retention lets go.
+        """Begin a new segment now, and remove the segments that retention allows to remove.
 
         Raises:
           PersistenceError: the disk failed, and the journal is sealed; or not started yet.
         """
-        with self._recording():
+        with self._critical_section():
             self._rotate()
 
     def store_parameters(self, data: bytes) -> str:
-        """Put a policy's parameters on disk, and return their SHA-256, hexadecimal.
+        """Write a policy's parameters to disk, and return their SHA-256, hexadecimal.
 
         Raises:
           PersistenceError: the disk failed, and the journal is sealed.
@@ -289,10 +292,10 @@ class StorageManager(Generic[PolicyState]):
             raise
 
     def load_parameters(self, digest: str) -> bytes:
-        """Read parameters that `store_parameters` put on disk.
+        """Read parameters that `store_parameters` wrote.
 
         Raises:
-          PersistenceError: there are none of this digest, or what is there has another one.
+          PersistenceError: there is no file of this digest, or its content has another digest.
         """
         return self._parameters.load(digest)
 
@@ -305,7 +308,7 @@ class StorageManager(Generic[PolicyState]):
         self._journal.flush()
 
     def close(self) -> None:
-        """Bring everything to disk and release the directory; closing twice is harmless.
+        """Sync everything to disk and release the directory; closing twice is harmless.
 
         Raises:
           PersistenceError: the journal was sealed with records of unknown outcome.
@@ -323,7 +326,7 @@ class StorageManager(Generic[PolicyState]):
         self.close()
 
     @contextmanager
-    def _recording(self) -> Generator[None]:
+    def _critical_section(self) -> Generator[None]:
         """The critical section: a record and its fold happen together, or the journal is sealed."""
         with self._lock:
             before = self._journal.last_sequence
@@ -331,10 +334,10 @@ class StorageManager(Generic[PolicyState]):
                 yield
             except PersistenceError:
                 self._note_if_sealed()
-                raise  # nothing was written, or the journal has sealed itself
+                raise  # nothing was written, or the journal is sealed
             except BaseException:
                 if self._journal.last_sequence != before:
-                    self._journal.seal(PersistenceError("recording was interrupted half way"))
+                    self._journal.seal(PersistenceError("recording a step was interrupted"))
                 raise
 
     def _note_if_sealed(self) -> None:
@@ -344,10 +347,10 @@ class StorageManager(Generic[PolicyState]):
 
     def _settle(self, record_type: RecordType, report_id: str) -> Ticket:
         payload = encode_publication(report_id)
-        with self._recording():
+        with self._critical_section():
             self._ledger.require_pending(report_id)
             ticket = self._append(record_type, payload)
-            self._ledger.settled(report_id)
+            self._ledger.settle(report_id)
         return ticket
 
     def _append(self, record_type: RecordType, payload: bytes) -> Ticket:
@@ -359,9 +362,9 @@ class StorageManager(Generic[PolicyState]):
         if self._state is None:
             raise PersistenceError("the journal has no segment yet; call start first")
         self._journal.rotate(encode_snapshot(self._state, self._ledger.facts))
-        self._retain()
+        self._apply_retention()
 
-    def _retain(self) -> None:
+    def _apply_retention(self) -> None:
         """Remove the segments whose reports are all too old and none of them pending."""
         current = self._journal.bases[-1]
         self._newest_before[current] = self._ledger.newest_report_ns

@@ -1,4 +1,4 @@
-"""Parameters of policies, in files that are named by their digest."""
+"""Policy parameters in files named by their SHA-256."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from tamiyo_jax.errors import PersistenceError
-from tamiyo_jax.journal import FileSystem, discard_unfinished, reporting, write_durably
+from tamiyo_jax.journal import FileSystem, discard_unfinished, translate_errors, write_durably
 
 __all__ = ["ParameterFiles"]
 
@@ -33,36 +33,35 @@ class ParameterFiles:
         discard_unfinished(self._home, files)
 
     def store(self, data: bytes) -> str:
-        """Put parameters on disk, and return their SHA-256, hexadecimal.
+        """Write parameters to disk, and return their SHA-256, hexadecimal.
 
         Raises:
           PersistenceError: the disk failed.
         """
         digest = hashlib.sha256(data).hexdigest()
         path = self._path(digest)
-        with reporting("storing a policy's parameters", path):
+        with translate_errors("storing a policy's parameters", path):
             if path.name in self._files.list(self._home):
                 if self._files.read(path) == data:
                     return digest
                 self._files.unlink(path)
-            discard_unfinished(self._home, self._files)  # of one that was interrupted
+            discard_unfinished(self._home, self._files)  # of an interrupted call
             write_durably(path, data, self._files).close()
         return digest
 
     def load(self, digest: str) -> bytes:
-        """Read parameters that `store` put on disk.
+        """Read parameters that `store` wrote.
 
         Raises:
-          PersistenceError: there are none of this digest, or what is there has another one.
+          PersistenceError: there is no file of this digest, or its content has another digest.
         """
         path = self._path(digest)
-        with reporting("loading a policy's parameters", path):
+        with translate_errors("loading a policy's parameters", path):
             data = self._files.read(path)
         found = hashlib.sha256(data).hexdigest()
         if found != digest:
             raise PersistenceError(
-                f"{path} holds bytes of digest {found}; the file was damaged, send the policy"
-                " update again",
+                f"{path} has digest {found}: the file is damaged; send the policy update again",
                 digest=digest,
                 found=found,
             )
@@ -71,7 +70,7 @@ class ParameterFiles:
     def _path(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):
             raise PersistenceError(
-                f"{digest!r} is no SHA-256 of parameters; give its 64 lower hexadecimal digits",
+                f"{digest!r} is not a SHA-256; give 64 lower-case hexadecimal digits",
                 digest=digest,
             )
         return self._home / f"{digest}.safetensors"

@@ -1,4 +1,4 @@
-"""Reading a journal as data, without owning its directory."""
+"""Decode the records of a journal without owning its directory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["Entry", "Unreadable", "read_entries"]
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A record that was stored well but says nothing this build understands, and why."""
+    """A valid frame whose payload this build cannot decode, with the reason."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A record and what it says."""
+    """A record and its decoded content."""
 
     record: Record
     content: Content | Unreadable
@@ -31,7 +31,7 @@ def read_entries(recovered: Recovered, *, since_ns: int = 0) -> Iterator[Entry]:
     """Decode the records that `read_journal` found, one at a time, by ascending sequence.
 
     A step whose report has no time of issue is `Unreadable`, and so is a malformed payload:
-    the others are read all the same.
+    the others are read nevertheless.
 
     Args:
       recovered: what `read_journal` returned; it needs no lock and changes nothing.
@@ -44,10 +44,10 @@ def read_entries(recovered: Recovered, *, since_ns: int = 0) -> Iterator[Entry]:
         except TamiyoError as error:
             yield Entry(record, Unreadable(str(error)))
             continue
-        if isinstance(content, StepRecord) and not _any_since(content, since_ns):
+        if isinstance(content, StepRecord) and not _has_report_since(content, since_ns):
             continue
         yield Entry(record, content)
 
 
-def _any_since(step: StepRecord, since_ns: int) -> bool:
+def _has_report_since(step: StepRecord, since_ns: int) -> bool:
     return any((report.issued_at_ns or 0) >= since_ns for report in step.reports)

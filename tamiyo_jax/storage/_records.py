@@ -1,4 +1,4 @@
-"""Payloads of the journal's records, and what they say."""
+"""Encode and decode the payloads of journal records."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ _NO_FACTS = Facts()
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One step as the journal keeps it.
+    """A step as recorded in the journal.
 
     Attributes:
       report: the step's report.
-      action: what was decided; empty for a step that failed.
+      action: the decided action; empty for a step that failed.
       mode: act, shadow or guard.
       packet: the packet; None if it was invalid or packets are not recorded.
       command: the command; None for WAIT and for a step that failed.
@@ -94,7 +94,7 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class PublicationRecord:
-    """What became of a report when it was published; ACK and DROP have the id alone."""
+    """The result of publishing a report; ACK and DROP hold the id only."""
 
     report_id: str
     attempts: int
@@ -103,7 +103,7 @@ class PublicationRecord:
 
 @dataclass(frozen=True, slots=True)
 class OperatorRecord:
-    """Something done by hand, and the small state after it, as text."""
+    """An operator's action and the small state after it, as text."""
 
     action: str
     detail: str
@@ -141,13 +141,13 @@ def encode_step(step: StepRecord, packet: bytes | None = None) -> bytes:
 
     Args:
       step: the step.
-      packet: its packet as the wire has it, where that is known already.
+      packet: its packet in wire format, if it was encoded already.
 
     Raises:
       InvalidReportError: a report has no id or no time of issue.
     """
-    for one in step.reports:
-        validate_report(one)
+    for report in step.reports:
+        validate_report(report)
     message = pb.Step(
         blueprint_revision=step.blueprint_revision,
         report=encode_report(step.report),
@@ -186,15 +186,15 @@ def decode_step(payload: bytes) -> StepRecord:
         packet=decode_packet(message.packet) if message.HasField("packet") else None,
         command=decode_command(message.command) if message.HasField("command") else None,
         blueprint_revision=message.blueprint_revision,
-        mask=_arrays(message.mask),
-        outputs=_arrays(message.outputs),
+        mask=_decode_arrays(message.mask),
+        outputs=_decode_arrays(message.outputs),
         registry_additions={
             name: tuple(keys) for name, keys in json.loads(message.registry_additions).items()
         },
         closed_windows=tuple(decode_report(report) for report in message.closed_windows),
     )
-    for one in step.reports:
-        validate_report(one)
+    for report in step.reports:
+        validate_report(report)
     return step
 
 
@@ -219,7 +219,7 @@ def encode_operator(action: str, detail: str, state: TamiyoState[PolicyState]) -
 
 
 def encode_publication(report_id: str, attempts: int = 0, not_before_ns: int = 0) -> bytes:
-    """Payload of an ACK, RETRY or DROP record; the first and the last have the id alone."""
+    """Payload of an ACK, RETRY or DROP record; ACK and DROP hold the id only."""
     message = pb.Publication(report_id=report_id, attempts=attempts, not_before_ns=not_before_ns)
     return message.SerializeToString(deterministic=True)
 
@@ -233,7 +233,7 @@ def encode_policy_update(policy: AppliedPolicy, state: TamiyoState[PolicyState])
 
 
 def decode_record(record: Record) -> Content:
-    """What a record of any type says.
+    """Decode a record of any type.
 
     Raises:
       PersistenceError: its payload cannot be read.
@@ -279,7 +279,7 @@ def parse(message: Message, payload: bytes) -> Message:
     except DecodeError as error:
         raise PersistenceError(
             f"a record's payload is not a {type(message).__name__}; it passed its checksum, so "
-            "it was written by something else",
+            "another program wrote it",
             kind=type(message).__name__,
         ) from error
     return message
@@ -300,11 +300,11 @@ def _facts_to_proto(facts: Facts) -> pb.Facts:
         pending=[
             pb.Unpublished(
                 report_id=report_id,
-                sequence=one.sequence,
-                attempts=one.attempts,
-                not_before_ns=one.not_before_ns,
+                sequence=pending.sequence,
+                attempts=pending.attempts,
+                not_before_ns=pending.not_before_ns,
             )
-            for report_id, one in facts.pending.items()
+            for report_id, pending in facts.pending.items()
         ],
         policies=[_policy_to_proto(policy) for policy in facts.policies],
         newest_report_ns=facts.newest_report_ns,
@@ -313,10 +313,10 @@ def _facts_to_proto(facts: Facts) -> pb.Facts:
 
 
 def _pending_ids(facts: pb.Facts) -> tuple[str, ...]:
-    return tuple(one.report_id for one in facts.pending)
+    return tuple(entry.report_id for entry in facts.pending)
 
 
-def _arrays(stored: Mapping[str, pb.Array]) -> dict[str, np.ndarray]:
+def _decode_arrays(stored: Mapping[str, pb.Array]) -> dict[str, np.ndarray]:
     return {
         name: np.frombuffer(array.data, np.dtype(array.dtype)).reshape(tuple(array.shape))
         for name, array in stored.items()

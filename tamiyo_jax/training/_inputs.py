@@ -13,7 +13,7 @@ from flax import nnx
 from tamiyo_jax.errors import ConfigurationError
 from tamiyo_jax.host import StepMetrics, all_statistics
 
-__all__ = ["add_steps", "count_steps", "read_steps", "split_model", "total_loss"]
+__all__ = ["count_steps", "read_steps", "split_model", "total_loss"]
 
 Params = Any
 
@@ -95,18 +95,6 @@ def read_steps(state: object, measured: Any) -> StepMetrics:  # noqa: ANN401
     return StepMetrics(total_loss(measured), {}, numbers)
 
 
-def add_steps(total: StepMetrics | None, measured: StepMetrics) -> StepMetrics:
-    """The sum of step metrics with further steps, in buffers of its own.
-
-    The steps' own buffers may be donated to the next step.
-
-    Args:
-      total: the sum so far; None before the first step.
-      measured: of a step, or of T steps with a leading axis.
-    """
-    return _add(total, measured)
-
-
 def count_steps(measured: StepMetrics) -> int:
     """How many steps the metrics are of."""
     return jnp.shape(measured.loss)[0] if jnp.ndim(measured.loss) else 1
@@ -119,18 +107,6 @@ def _too_many_axes(conflict: jax.Array) -> ConfigurationError:
         "around an optimiser of all members together",
         shape=conflict.shape,
     )
-
-
-@jax.jit
-def _add(total: StepMetrics | None, measured: StepMetrics) -> StepMetrics:
-    stacked = measured.loss.ndim == 1
-
-    def widen(leaf: jax.Array) -> jax.Array:
-        wide = jnp.asarray(leaf, jnp.float32)
-        return jnp.sum(wide, axis=0) if stacked else wide
-
-    wide = jax.tree.map(widen, measured)
-    return jax.tree.map(jnp.add, total or jax.tree.map(jnp.zeros_like, wide), wide)
 
 
 def _is_learned(leaf: object) -> bool:

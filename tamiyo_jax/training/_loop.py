@@ -34,6 +34,7 @@ from tamiyo_jax.host import (
     live_parameters,
     train_step,
 )
+from tamiyo_jax.training._accumulator import summarize
 from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts
 from tamiyo_jax.training._task import Data, Task
 
@@ -202,7 +203,7 @@ def run(
         if error is None:
             reporter.settle(host, boundary, decision)
         if decision is not None and applier is not None:
-            state = state._replace(host=applier(host, decision))
+            state = _skip_data(state._replace(host=applier(host, decision)), decision)
         history.append(Record(packet, live, decision, error, decision_ms))
         if on_step is not None:
             on_step(history[-1], state)
@@ -213,6 +214,15 @@ def run(
         parameters_before=before,
         parameters_after=live_parameters(state.host),
     )
+
+
+def _skip_data(state: LoopState, decision: DecisionLike) -> LoopState:
+    """The run with another order of the data, after a rollback that leaves out what led to it."""
+    command = decision.command
+    if decision.shadow or command is None or "skip_data" not in command.annotations:
+        return state
+    rng = jax.random.fold_in(state.host.rng, state.epochs)
+    return state._replace(host=state.host._replace(rng=rng))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -240,7 +250,7 @@ def _train_epoch(task: Task, host: HostState) -> tuple[HostState, StepMetrics]:
         return train_step(task.host, host, jax.tree.map(lambda x: x[rows], task.train))
 
     host, metrics = jax.lax.scan(train_batch, host, batches)
-    return host, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
+    return host, summarize(metrics)
 
 
 @partial(jax.jit, static_argnums=0)

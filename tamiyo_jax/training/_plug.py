@@ -22,36 +22,32 @@ from typing import Any, Literal, Self, TypeVar
 import jax
 import numpy as np
 
-from tamiyo_jax.contracts import Blueprint, NonceLedger, Secret, Verifier
+from tamiyo_jax.contracts import Blueprint, Rollback, TelemetryLevel
 from tamiyo_jax.decision import Decision
-from tamiyo_jax.errors import ConfigurationError, TamiyoError
+from tamiyo_jax.errors import TamiyoError
 from tamiyo_jax.host import (
-    CommandApplier,
     HardwareMeter,
     Host,
     HostState,
     MemoryCheckpoints,
-    StepMetrics,
     blueprint_of,
     contribution,
     layer_names,
     loss_of,
     scale_of,
 )
-from tamiyo_jax.library import MemoryBlueprintLibrary, SqliteBlueprintLibrary
-from tamiyo_jax.service import Tamiyo
-from tamiyo_jax.training._inputs import add_steps, count_steps, read_steps, split_model
-from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts
+from tamiyo_jax.training._accumulator import Accumulated, accumulate, mean_of, restart
+from tamiyo_jax.training._inputs import count_steps, read_steps, split_model
+from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts, step_of
 from tamiyo_jax.training._run_directory import new_run_directory
-from tamiyo_jax.training._settings import load_settings
+from tamiyo_jax.training._settings import check_options, load_settings
+from tamiyo_jax.training._wiring import open_controller
 
 __all__ = ["Plug"]
 
 HOST_ID = "host"
 OPTIMIZER_ID = "optimizer"
 OWN_RISK = 0.0  # the network is there with Tamiyo or without
-SECRET_BYTES = 32
-MODES = ("act", "shadow", "guard")
 
 Batch = Any
 State = TypeVar("State")
@@ -64,12 +60,15 @@ class Plug:
 
     It makes packets from the measurements of the steps, keeps sound states in memory, and
     verifies and applies commands. Settings come from `TamiyoConfig.load`, and the policy is the
-    heuristic. Controller and loop share a process, so the key that signs commands is made here
-    and known to no other.
+    heuristic.
 
     Attributes:
       directory: of this run: its blueprints in ``blueprints.db``, the controller in ``tamiyo``.
       tamiyo: the controller, for instance to switch its mode.
+      undone_steps: steps that the last call rolled back; a loop that can read its data again goes
+        back by as many batches, unless `skips_data`.
+      skips_data: these batches are to be left out, because the fault came again.
+      escalated: the controller cannot help, and asks for someone to look.
     """
 
     def __init__(
@@ -85,22 +84,15 @@ class Plug:
         host: Host | None = None,
         candidates: Sequence[Blueprint] = (),
     ) -> None:
-        _check_options(mode, every)
+        check_options(mode, every)
         self._evaluate = evaluate
         self._every = every
         self._log = log
-        self._steps = self._asked = self._boundaries = 0
-        self._sum: StepMetrics | None = None
+        self._steps = self._asked = self._boundaries = self.undone_steps = 0
+        self.skips_data = self.escalated = False
+        self._accumulated: Accumulated | None = None
         config = load_settings(blueprint, candidates, seedless=host is None)
-        secret = os.urandom(SECRET_BYTES)
-        self._kept = kept = MemoryCheckpoints()
-        self._applier = CommandApplier(
-            Verifier((Secret(secret),), NonceLedger(time.time_ns()), config.security),
-            clock=time.time_ns,
-            optimizer_id=OPTIMIZER_ID,
-            checkpointer=kept,
-            parameter_budget=None if host is None else host.parameter_budget,
-        )
+        self._kept = MemoryCheckpoints()
         self.directory = new_run_directory(Path(directory))
         facts = RunFacts(
             run_id=self.directory.name,
@@ -116,20 +108,16 @@ class Plug:
             slot_depths={},
         )
         meter = HardwareMeter(jax.local_devices()[0])
-        self._reporter = Reporter(facts, kept=kept, meter=meter, clock=time.time_ns)
-        # Nothing is put later, so no worker need watch the file; `tamiyo-jax` reads it.
-        library = MemoryBlueprintLibrary(config.graph)
-        stored = SqliteBlueprintLibrary(self.directory / "blueprints.db", config.graph)
-        for each in (blueprint, *candidates):
-            library.put(each)
-            stored.put(each)
-        self.tamiyo = Tamiyo.open(
+        self._reporter = Reporter(facts, kept=self._kept, meter=meter, clock=time.time_ns)
+        self.tamiyo, self._applier = open_controller(
             config,
-            directory=self.directory / "tamiyo",
-            library=library,
-            policy="heuristic",
+            self.directory,
+            blueprint,
+            candidates,
+            host=host,
             mode=mode,
-            secret=secret,
+            optimizer_id=OPTIMIZER_ID,
+            checkpointer=self._kept,
         )
 
     @classmethod
@@ -158,8 +146,8 @@ class Plug:
           mode: as for `Tamiyo.open`.
           every: steps from one decision to the next; the policy takes them for an epoch.
           log: called with one line of text for each command and for each error.
-          validate: the validation loss f32[] of a train state, computed at every decision.
-            Without it no rule sees a validation loss that rises but stays finite.
+          validate: the validation loss f32[] of a train state, computed at every decision; used
+            by the policy and, under ``risk.detection = "absolute"``, by the rules.
 
         Raises:
           ConfigurationError: `every` is less than 1, or `mode` is not a mode.
@@ -167,7 +155,7 @@ class Plug:
           TamiyoError: as `host.blueprint_of` and `Tamiyo.open` do.
         """
         params, join = split_model(model)
-        _check_options(mode, every)
+        check_options(mode, every)
         return cls(
             directory,
             blueprint_of(
@@ -256,17 +244,18 @@ class Plug:
           CommandRejectedError: the optimiser has no `tamiyo_scale`.
         """
         metrics = read_steps(state, measured)
+        self.undone_steps, self.skips_data = 0, False
         before = self._steps
         self._steps += count_steps(metrics)
-        self._sum = add_steps(self._sum, metrics)
+        self._accumulated = accumulate(self._accumulated, metrics)
         if self._steps // self._every == before // self._every:
             return state
-        return self._decide(state)
+        return self._decide(state, self._accumulated)
 
-    def _decide(self, state: State) -> State:
+    def _decide(self, state: State, accumulated: Accumulated) -> State:
         """Ask the controller about a state, and return what its command makes of it."""
         scale_of(state)
-        boundary = self._measure(state)
+        boundary = self._measure(state, accumulated)
         packet = self._reporter.packet(state, boundary)
         try:
             decision = self.tamiyo.step(packet)
@@ -276,9 +265,28 @@ class Plug:
             problem = f"{type(error).__name__}: {error}"
             self._log(f"step {self._steps}: goes on without Tamiyo: {problem}")
             return state
+        self._note(decision)
+        return after
+
+    def _note(self, decision: Decision) -> None:
+        """Log a decision, and keep what the loop may want to know of it."""
         if decision.command is not None:
             self._log(f"step {self._steps}: {_describe(decision)}")
-        return after
+            if isinstance(decision.command.payload, Rollback) and not decision.shadow:
+                self.undone_steps = self._steps - step_of(decision.command.payload.checkpoint)
+                self.skips_data = "skip_data" in decision.command.annotations
+        if decision.escalate and not self.escalated:
+            worst = ", ".join(
+                sorted(
+                    {
+                        event.name
+                        for event in decision.events
+                        if event.level >= TelemetryLevel.CRITICAL
+                    }
+                )
+            )
+            self._log(f"step {self._steps}: escalates: {worst}; look at the run")
+        self.escalated = decision.escalate
 
     def restore(self, state: State) -> State:
         """The newest kept state, which is one like `state`; for a loop that ends on a bad step.
@@ -294,8 +302,8 @@ class Plug:
 
         Steps since the last decision are looked at, too: if they were not finite, `log` says so.
         """
-        total, self._sum = jax.device_get(self._sum), None
-        if not all(np.isfinite(figure).all() for figure in jax.tree.leaves(total)):
+        pending, self._accumulated = self._accumulated, None
+        if pending is not None and not _is_finite(pending):
             newest = max(self._kept.names(), default="none")
             self._log(
                 f"step {self._steps}: the steps since the last decision have a loss or a gradient "
@@ -309,16 +317,16 @@ class Plug:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _measure(self, state: object) -> Boundary:
+    def _measure(self, state: object, accumulated: Accumulated) -> Boundary:
         """The means since the last boundary, and the validation loss of the state."""
-        total, self._sum = jax.device_get(self._sum), None
+        self._accumulated = restart(accumulated)
         steps, self._asked = self._steps - self._asked, self._steps
         self._boundaries += 1
         validation_loss, contributions = jax.device_get(self._evaluate(state))
         return Boundary(
             number=self._boundaries,
             global_step=self._steps,
-            mean=jax.tree.map(lambda figure: figure / steps, total),
+            mean=mean_of(accumulated, steps),
             validation_loss=None if validation_loss is None else float(validation_loss),
             validation_accuracy=None,
             contributions=contributions,
@@ -326,13 +334,8 @@ class Plug:
         )
 
 
-def _check_options(mode: str, every: int) -> None:
-    if every < 1:
-        raise ConfigurationError(f"every is {every}; ask after each so many steps, at least 1")
-    if mode not in MODES:
-        raise ConfigurationError(
-            f"mode is {mode!r}; it is one of {', '.join(MODES)}", field="mode", value=mode
-        )
+def _is_finite(accumulated: Accumulated) -> bool:
+    return all(np.isfinite(figure).all() for figure in jax.tree.leaves(accumulated.total))
 
 
 def _describe(decision: Decision) -> str:

@@ -31,7 +31,9 @@ from tamiyo_jax.host import (
     within_budget,
 )
 
-__all__ = ["Boundary", "KeptStates", "Reporter", "RunFacts"]
+FIGURES = ("gradient_norm", "weight_norm", "update_ratio", "gradient_variance", "conflict")
+
+__all__ = ["Boundary", "KeptStates", "Reporter", "RunFacts", "step_of"]
 
 
 class KeptStates(Protocol):
@@ -224,7 +226,9 @@ def _optimizer_of(state: object) -> object:
 
 
 def _is_finite(boundary: Boundary) -> bool:
-    figures = jax.tree.leaves((boundary.mean, boundary.validation_loss))
+    mean = boundary.mean
+    figures = jax.tree.leaves((mean.loss, mean.seed_gradient_norms, boundary.validation_loss))
+    figures += [getattr(mean.statistics, name) for name in FIGURES]
     return all(np.isfinite(figure).all() for figure in figures)
 
 

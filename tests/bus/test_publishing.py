@@ -85,7 +85,7 @@ class Reading:
         self._reader = ReportReader(
             lambda report: self.seen.append(report.report_id),
             secrets=[SECRET],
-            refuse=self.refused.append,
+            refuse=lambda error, _: self.refused.append(error),
         )
 
     def read(self) -> list[str]:

@@ -268,7 +268,9 @@ def test_what_others_write_to_a_stream_is_refused_by_the_reader_and_holds_nothin
     redis_server: RedisServer,
 ) -> None:
     refused: list[Exception] = []
-    reader = ReportReader(pytest.fail, secrets=[Secret(SECRET)], refuse=refused.append)
+    reader = ReportReader(
+        pytest.fail, secrets=[Secret(SECRET)], refuse=lambda error, _: refused.append(error)
+    )
     with redis_bus(redis_server) as bus, Redis.from_url(redis_server.url) as client:
         bus.publish(FIELD_REPORTS, b"forged", Priority.NORMAL)
         (stream,) = client.keys("tamiyo:bus:*")
@@ -286,7 +288,7 @@ def test_passwords_are_never_shown_and_a_bad_url_is_a_configuration_error(
     shown = str(refused.value) + repr(refused.value.context) + repr(bus)
     assert "hunter2" not in shown
     assert f"127.0.0.1:{redis_server.port}" in shown
-    with pytest.raises(ConfigurationError, match="http://nowhere"):
+    with pytest.raises(ConfigurationError, match="cannot be read"):
         RedisBus("http://user:hunter2@nowhere")
 
 

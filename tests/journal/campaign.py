@@ -66,9 +66,9 @@ def summarise(manager: StorageManager[np.ndarray]) -> Summary:
     """All that a reopening has to give back."""
     assert manager.state is not None
     pending = tuple(
-        (report_id, one.sequence, one.attempts, one.not_before_ns)
-        for report_id, one in manager.facts.pending.items()
-        if one.report.report_id == report_id
+        (report_id, pending.sequence, pending.attempts, pending.not_before_ns)
+        for report_id, pending in manager.facts.pending.items()
+        if pending.report.report_id == report_id
     )
     return state_to_json(manager.state), pending, manager.facts.policy_ids
 
@@ -114,7 +114,7 @@ class Journey:
     damaged: tuple[bytes, ...] = ()
 
     def note(self, manager: StorageManager[np.ndarray], durable: int, now_ns: int) -> None:
-        pending = frozenset(one.sequence for one in manager.facts.pending.values())
+        pending = frozenset(pending.sequence for pending in manager.facts.pending.values())
         self.notes.append(Note(len(self.files.trace), durable, now_ns, pending))
 
     def learn_history(self) -> None:
@@ -347,7 +347,7 @@ def reopen(
         recovery.missing = journey.missing | _lost(found)
         if found.records:
             recovery.expected[found.records[-1].sequence] = summarise(session.manager)
-        pending = frozenset(one.sequence for one in session.manager.facts.pending.values())
+        pending = frozenset(pending.sequence for pending in session.manager.facts.pending.values())
         recovery.notes.append(Note(0, before.durable, clock(), pending))
         session.start()
         session.settle(session.step("after the crash"), wait=True)

@@ -162,7 +162,7 @@ def test_a_frame_of_another_segment_is_not_read() -> None:
 def test_a_header_too_damaged_to_read_is_made_good_from_the_name() -> None:
     data = b"\xff" * HEADER_BYTES + encode_segment(SALT, 1, small_log())[HEADER_BYTES:]
     assert tuple(read_segment(segment_name(SALT, 1), data).scan.records) == tuple(small_log())
-    with pytest.raises(PersistenceError, match="no segment"):
+    with pytest.raises(PersistenceError, match="not a segment"):
         read_segment("renamed.wal", data)
 
 

@@ -317,8 +317,7 @@ def test_a_log_damaged_at_any_byte_opens_and_goes_on(
 _CHILD = """
 import sys
 from pathlib import Path
-from tamiyo_jax.storage.frames import RecordType
-from tamiyo_jax.storage.journal import Journal
+from tamiyo_jax.journal import Journal, RecordType
 
 journal, _ = Journal.open(Path(sys.argv[1]))
 journal.start(b"state")

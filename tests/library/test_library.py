@@ -373,7 +373,7 @@ def test_passwords_of_a_server_are_never_shown(redis_server: RedisServer) -> Non
 
 
 def test_a_malformed_redis_url_is_a_configuration_error(redis_server: RedisServer) -> None:
-    with pytest.raises(ConfigurationError, match="http://nowhere"):
+    with pytest.raises(ConfigurationError, match="cannot be read"):
         RedisBlueprintLibrary("http://user:hunter2@nowhere")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -241,3 +242,15 @@ def test_the_step_lowers_for_cpu_gpu_and_tpu(params):
         params, init_normalizer(), raw, layout=LAYOUT, rate=0.1
     )
     assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+def test_untrained_parameters_are_the_same_under_jit_and_vmap() -> None:
+    config = PolicyConfig.small()
+    keys = jax.random.split(jax.random.key(3), 2)
+    plain = [init_params(config, key) for key in keys]
+    jitted = jax.jit(init_params, static_argnums=0)(config, keys[0])
+    chex.assert_trees_all_equal(jitted, plain[0])
+    ensemble = jax.vmap(lambda key: init_params(config, key))(keys)
+    chex.assert_trees_all_equal(ensemble, jax.tree.map(lambda *leaves: jnp.stack(leaves), *plain))
+    both = jax.jit(jax.vmap(lambda key: init_params(config, key)))(keys)
+    chex.assert_trees_all_equal(both, ensemble)

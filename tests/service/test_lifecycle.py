@@ -34,7 +34,7 @@ class MoodyBus(MemoryBus):
 
 
 def reader_of(seen: list[FieldReport]) -> ReportReader:
-    def refuse(error: Exception) -> None:
+    def refuse(error: Exception, envelope: bytes) -> None:
         raise error
 
     return ReportReader(seen.append, secrets=(Secret(SECRET),), refuse=refuse)

@@ -247,7 +247,7 @@ def test_parameters_come_back_verified(tmp_path: Path) -> None:
         assert manager.load_parameters(digest) == b"weights"
         with pytest.raises(PersistenceError, match="ENOENT"):
             manager.load_parameters("0" * 64)
-        with pytest.raises(PersistenceError, match="no SHA-256"):
+        with pytest.raises(PersistenceError, match="not a SHA-256"):
             manager.load_parameters("../journal/x")
 
 
@@ -269,8 +269,8 @@ def test_a_publisher_and_the_steps_share_the_journal(tmp_path: Path) -> None:
 
     def publish() -> None:
         while not finished.is_set() or manager.facts.pending:
-            for report_id, one in manager.facts.pending.items():
-                if one.attempts == 0 and int(report_id[1:]) % 3 == 0:
+            for report_id, pending in manager.facts.pending.items():
+                if pending.attempts == 0 and int(report_id[1:]) % 3 == 0:
                     manager.retry(report_id, 1, clock())
                 else:
                     manager.acknowledge(report_id)
@@ -308,11 +308,11 @@ def test_a_record_without_its_fold_seals_the_journal(
 
     clock = Clock()
     with begin(tmp_path, clock) as manager:
-        monkeypatch.setattr(Ledger, "reported", interrupted)
+        monkeypatch.setattr(Ledger, "add_reports", interrupted)
         with pytest.raises(KeyboardInterrupt):
             step(manager, clock, "half")
         monkeypatch.undo()
-        with pytest.raises(JournalSealedError, match="half way"):
+        with pytest.raises(JournalSealedError, match="interrupted"):
             step(manager, clock, "next")
         with contextlib.suppress(PersistenceError):  # its outcome may be unknown
             manager.close()
@@ -357,7 +357,7 @@ def test_reading_needs_no_lock_filters_by_time_and_skips_what_says_nothing(tmp_p
             "PublicationRecord",
         ]
         recent = [entry.content for entry in read_entries(found, since_ns=clock())]
-        reports = [one.report.report_id for one in recent if isinstance(one, StepRecord)]
+        reports = [step.report.report_id for step in recent if isinstance(step, StepRecord)]
         assert reports == ["young"]
         report = encode_report(make_report("strange", clock()))
         for payload in (b"\xff", pb.Step(report=report, command=b"\xff").SerializeToString()):

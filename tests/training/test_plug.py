@@ -76,6 +76,23 @@ def test_a_step_that_breaks_is_undone_even_where_steps_are_donated(tmp_path: Pat
     assert same(states[14], states[9])  # at its third decision, back to its second
     assert np.isfinite(states[-1][0]["dense"]["kernel"]).all()
     assert told[0] == "step 15: ROLLBACK (nonfinite_loss)"
+    assert tamiyo.undone_steps == 0
+
+
+def test_the_loop_can_read_how_many_batches_a_rollback_undid(tmp_path: Path):
+    told: list[str] = []
+    undone = []
+    with plug(tmp_path, told, every=1) as tamiyo:
+        state = start()
+        for index in range(26):
+            state, loss = train_step(state, X * (jnp.nan if index >= 20 else 1.0))
+            state = tamiyo(state, loss)
+            undone.append((tamiyo.undone_steps, tamiyo.skips_data, tamiyo.escalated))
+    assert undone[19:21] == [(0, False, False), (1, False, False)]
+    assert undone[21][0] > 8
+    assert undone[21][1:] == (True, False)
+    assert undone[23:] == [(0, False, True)] * 3
+    assert told[-1].startswith("step 24: escalates: nonfinite_loss, rollback_budget_exhausted")
 
 
 @pytest.mark.parametrize(
