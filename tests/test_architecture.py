@@ -21,14 +21,14 @@ PACKAGE = Path(tamiyo_jax.__file__).parent
 # The one table of the rule, from the top of the house to its foundation: what a room may import
 # besides itself, `config` and `errors`. A row names only rooms below it.
 MAY_IMPORT = {
-    "training": {"service", "library", "host", "growth", "decision", "contracts"},
+    "training": {"service", "library", "host", "growth", "decision", "contracts", "clock"},
     "service": {
         *("telemetry", "bus", "inference", "library", "workers", "decision", "storage", "journal"),
-        *("controller", "policy", "risk", "contracts"),
+        *("controller", "policy", "risk", "contracts", "clock"),
     },
     "replay": {
-        *("report", "inference", "library", "storage", "journal", "controller", "risk"),
-        "contracts",
+        *("report", "inference", "library", "storage", "journal", "controller", "policy"),
+        *("contracts", "clock"),
     },
     "report": {"storage", "journal", "contracts"},
     "telemetry": {"bus", "decision", "journal", "controller", "contracts"},
@@ -37,9 +37,9 @@ MAY_IMPORT = {
     "library": {"workers", "graph", "contracts", "_redis_client"},
     "workers": {"contracts"},
     "decision": {"journal", "contracts"},
-    "storage": {"journal", "controller", "graph", "contracts"},
+    "storage": {"journal", "controller", "graph", "contracts", "_digests"},
     "journal": set(),
-    "host": {"growth", "contracts"},
+    "host": {"growth", "contracts", "_digests"},
     "growth": {"contracts"},
     "conformance": {"policy", "risk", "graph", "contracts"},
     "controller": {"policy", "risk", "graph", "contracts"},
@@ -49,10 +49,12 @@ MAY_IMPORT = {
     "contracts": set(),
     "config": set(),
     "errors": set(),
+    "_digests": set(),
     "_redis_client": set(),
+    "clock": set(),
 }
 FREE = {"errors", "config"}
-SHELL = ("service", "inference", "workers", "library", "bus", "telemetry", "replay")
+SHELL = ("service", "inference", "workers", "library", "bus", "telemetry", "replay", "clock")
 TOP = {"cli", "demo", "__init__", "__main__"}
 LARGEST_SHARE = 0.12  # of the package's lines, in one room
 

@@ -147,11 +147,13 @@ class StorageDict(TypedDict, total=False):
     durability: Literal["group", "always"]
     flush_ms: float
     segment_bytes: int
-    retention_hours: float
+    retention_hours: float | None
+    sync_directories: bool
     recovery: Literal["repair", "strict"]
     record_packets: bool
     observation_window_epochs: int
     max_windows: int
+    max_runs: int
 
 
 class PublishingDict(TypedDict, total=False):

@@ -314,8 +314,11 @@ class StorageConfig(Section, frozen=True):
     segment_bytes: int = Field(
         default=4 * 1024 * 1024, ge=64 * 1024, description="size at which the next segment begins"
     )
-    retention_hours: float = Field(
-        default=24.0, gt=0, description="how long whole segments are kept"
+    retention_hours: float | None = Field(
+        default=None, gt=0, description="age at which whole segments are removed; null keeps all"
+    )
+    sync_directories: bool = Field(
+        default=True, description="sync new and removed names; off where the file system cannot"
     )
     recovery: Literal["repair", "strict"] = Field(
         default="repair", description="quarantine what is corrupt and go on, or refuse to open"
@@ -326,7 +329,12 @@ class StorageConfig(Section, frozen=True):
     observation_window_epochs: int = Field(
         default=1, ge=1, description="steps after a command that its synthesised report covers"
     )
-    max_windows: int = Field(default=256, ge=1, description="observation windows open at once")
+    max_windows: int = Field(
+        default=256, ge=1, description="observation windows of a run that are open at once"
+    )
+    max_runs: int = Field(
+        default=256, ge=1, description="training runs remembered; the longest idle is forgotten"
+    )
 
 
 class PublishingConfig(Section, frozen=True):

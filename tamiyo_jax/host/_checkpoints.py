@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from tamiyo_jax._digests import DIGESTS, check_digests, make_damage_error, write_digests
 from tamiyo_jax.errors import CheckpointMismatchError, PersistenceError
 from tamiyo_jax.host._placement import place_like
 from tamiyo_jax.host._retention import Retention
@@ -23,7 +24,7 @@ Tree = TypeVar("Tree")
 
 
 def save_tree(path: str | os.PathLike[str], tree: object) -> None:
-    """Write a pytree of arrays to a new directory.
+    """Write a pytree of arrays to a new directory, with the SHA-256 of every file.
 
     Raises:
       PersistenceError: the directory exists, or cannot be written.
@@ -35,6 +36,7 @@ def save_tree(path: str | os.PathLike[str], tree: object) -> None:
         )
     try:
         ocp.save(str(target), tree)
+        write_digests(target)
     except OSError as error:
         raise PersistenceError(
             f"checkpoint {target} could not be written: {error}", path=str(target)
@@ -60,25 +62,18 @@ def load_tree(path: str | os.PathLike[str], like: Tree) -> Tree:
     source = Path(path).absolute()
     if not source.is_dir():
         raise PersistenceError(f"there is no checkpoint at {source}", path=str(source))
+    check_digests(source)
     template = jax.tree.map(
         lambda leaf: leaf if leaf is str else np.empty(leaf.shape, leaf.dtype), like
     )
     try:
         stored = _shapes(ocp.metadata(str(source)).metadata)
-        if not stored:
-            raise _make_damage_error(
-                source, "nothing in it can be read"
-            )  # Orbax gives an empty tree
         _check_equal(source, stored, _shapes(template))
         loaded = ocp.load(str(source), template)
     except (OSError, ValueError) as error:
-        raise _make_damage_error(source, error) from error
+        raise make_damage_error(source, error) from error
     placed = place_like(loaded, like)
     return jax.tree.map(lambda leaf: leaf if isinstance(leaf, str) else jnp.asarray(leaf), placed)
-
-
-def _make_damage_error(source: Path, why: object) -> PersistenceError:
-    return PersistenceError(f"checkpoint {source} is damaged: {why}", path=str(source))
 
 
 def _shapes(tree: object) -> dict[str, str]:
@@ -165,4 +160,4 @@ class HostCheckpoints:
     def names(self) -> frozenset[str]:
         """Names of the complete checkpoints."""
         paths = self._directory.iterdir()
-        return frozenset(path.name for path in paths if ocp.is_orbax_checkpoint(str(path)))
+        return frozenset(path.name for path in paths if (path / DIGESTS).is_file())

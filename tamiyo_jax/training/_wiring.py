@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from tamiyo_jax.clock import steady_time_ns
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import Blueprint, NonceLedger, Secret, Verifier
 from tamiyo_jax.host import Checkpointer, CommandApplier, Host
@@ -49,8 +49,8 @@ def open_controller(
     """
     secret = os.urandom(SECRET_BYTES)
     applier = CommandApplier(
-        Verifier((Secret(secret),), NonceLedger(time.time_ns()), config.security),
-        clock=time.time_ns,
+        Verifier((Secret(secret),), NonceLedger(steady_time_ns()), config.security),
+        clock=steady_time_ns,
         optimizer_id=optimizer_id,
         checkpointer=checkpointer,
         parameter_budget=None if host is None else host.parameter_budget,
