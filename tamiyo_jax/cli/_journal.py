@@ -124,7 +124,8 @@ def dump(
         ),
     ] = None,
     as_json_: Annotated[
-        bool, typer.Option("--json", help="One JSON object per line, for a program to read.")
+        bool,
+        typer.Option("--json", metavar="", help="One JSON object per line, for a program to read."),
     ] = False,
 ) -> None:
     """Print the records of a journal: packets, commands, reports and all.

@@ -8,13 +8,9 @@ from typing import Any, Literal
 
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import PolicyUpdate
-<<<<<<< HEAD
-from tamiyo_jax.controller import Answer, Situation, TamiyoState
-from tamiyo_jax.inference._answers import check_answer
-=======
 from tamiyo_jax.controller import Answer, AppliedPolicy, Situation, TamiyoState
 from tamiyo_jax.errors import CheckpointMismatchError, PersistenceError
->>>>>>> storage
+from tamiyo_jax.inference._answers import check_answer
 from tamiyo_jax.inference._inference import InlineRunner, Runner
 from tamiyo_jax.inference._policies import PolicyChoice
 from tamiyo_jax.inference._process import ProcessRunner
@@ -154,18 +150,11 @@ class Deployment:
         return deployed
 
     def adopt(self, state: TamiyoState[Any], params: object) -> TamiyoState[Any]:
-<<<<<<< HEAD
         """Take over a state with its live parameters, and bring these to disk.
 
-        They replace the parameters of the update that is in force. Where none is, they replace
-        what `open` was given, until this controller is closed: see `based_on`.
-=======
-        """Take over a state together with its live parameters, which are stored.
-
-        Where an update is in force, its parameters are these from now on, and it keeps its
-        digest if they are its own; where none is, they replace those given to `open` for the
-        rest of this controller's life: see `based_on`.
->>>>>>> storage
+        They replace the parameters of the update that is in force, which keeps its digest if they
+        are its own. Where none is in force, they replace what `open` was given, until this
+        controller is closed: see `based_on`.
 
         Raises:
           PersistenceError: the disk failed.

@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from pathlib import Path
 from typing import Protocol
 
 from tamiyo_jax.errors import PersistenceError
 
 __all__ = ["AppendFile", "FileSystem", "PosixAppendFile", "PosixFileSystem", "is_file_at"]
+
+LARGEST_FILE_BYTES = 4 * 2**30
+"""Limit of a file that is read, far above any segment; a sparse file can be larger than memory."""
 
 
 class AppendFile(Protocol):
@@ -122,6 +126,11 @@ class PosixFileSystem:
 
     def read(self, path: Path) -> bytes:
         """The whole content of a file."""
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):  # reading a FIFO would wait for ever
+            raise OSError(errno.EINVAL, f"{path.name} is not a regular file", str(path))
+        if facts.st_size > LARGEST_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"{path.name} has {facts.st_size} bytes", str(path))
         return path.read_bytes()
 
     def create(self, path: Path) -> AppendFile:

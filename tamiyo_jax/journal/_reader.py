@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from tamiyo_jax.journal._anchor import read_anchor
@@ -41,13 +40,21 @@ class JournalReader:
           PersistenceError: as `Journal.open` does, except that corruption is only reported.
         """
         with translate_errors("reading the journal", self._home):
+            missing: list[str] = []
             while True:
                 # The anchor is read first: what its owner syncs meanwhile is not missing.
                 anchor = read_anchor(self._directory, self._files)
                 names = segment_names(self._home, self._files)
-                with suppress(FileNotFoundError):  # its owner removed one meanwhile: list again
+                try:
                     self._segments = {name: self._segment(name) for name in names}
-                    return merge([segment for _, segment in self._segments.values()], anchor)
+                except FileNotFoundError:
+                    # Its owner has retired a segment meanwhile, or there is a dangling link.
+                    if names == missing:
+                        raise
+                    missing = names
+                else:
+                    segments = [segment for _, segment in self._segments.values()]
+                    return merge(segments, anchor)
 
     def _segment(self, name: str) -> tuple[int, Segment]:
         size = (self._home / name).stat().st_size
@@ -63,11 +70,4 @@ def read_journal(directory: Path, files: FileSystem | None = None) -> Recovered:
     Raises:
       PersistenceError: as `Journal.open` does, except that corruption is only reported.
     """
-    home = directory / "journal"
-    files = PosixFileSystem() if files is None else files
-    with translate_errors("reading the journal", home):
-        while True:
-            anchor = read_anchor(directory, files)
-            names = segment_names(home, files)
-            with suppress(FileNotFoundError):
-                return merge(read_segments(home, names, files), anchor)
+    return JournalReader(directory, files).read()

@@ -49,35 +49,23 @@ def read_history(directory: str | os.PathLike[str]) -> tuple[HistoryEvent, ...]:
     return tuple(past)
 
 
-<<<<<<< HEAD
 def _count_before(past: list[HistoryEvent], restored: str) -> int:
     """How much of the past led to a restored state; nothing if it is another run's."""
-    fields = _comparable(restored)
-    return next((i for i in range(len(past), 0, -1) if _comparable(past[i - 1].state) == fields), 0)
+    wanted = _comparable(restored)
+    return next((i for i in range(len(past), 0, -1) if _comparable(past[i - 1].state) == wanted), 0)
 
 
-def _comparable(state: str) -> dict[str, object]:
-    """A state's text without what only some records carry."""
-    fields = json.loads(state)
-    return {name: value for name, value in fields.items() if name not in ("registries", "runs")}
-=======
-def _returned_to(past: list[HistoryEvent], restored: str) -> int:
-    """How many entries of the past led to a restored state; 0 if it is another run's."""
-    wanted = _identify(restored)
-    return next((i for i in range(len(past), 0, -1) if _identify(past[i - 1].state) == wanted), 0)
-
-
-def _identify(state: str) -> dict[str, Any]:
-    """The fields of a state that a restore does not change.
+def _comparable(state: str) -> dict[str, Any]:
+    """A state's fields without those that only some records carry, or that a restore changes.
 
     A restore may store the parameters of a policy again, under another digest.
     """
     fields = json.loads(state)
-    fields.pop("registries", None)
+    for name in ("registries", "runs"):
+        fields.pop(name, None)
     for policy in fields["policies"]:
         del policy["digest"]
     return fields
->>>>>>> storage
 
 
 def _check_complete(past: list[HistoryEvent], home: Path) -> None:

@@ -8,14 +8,8 @@ as it was, but for what records failures.
 from __future__ import annotations
 
 import os
-<<<<<<< HEAD
-import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-=======
-import time
-from collections.abc import Callable, Iterable, Sequence
->>>>>>> storage
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -51,11 +45,8 @@ from tamiyo_jax.inference import (
 from tamiyo_jax.journal import OwnerProcess
 from tamiyo_jax.library import BlueprintLibrary
 from tamiyo_jax.service._assembly import Parts, assemble, resolve_secrets
-<<<<<<< HEAD
 from tamiyo_jax.service._entrance import Entrance
-=======
 from tamiyo_jax.service._ownership import OwnedLock
->>>>>>> storage
 from tamiyo_jax.service._steps import Stepper
 from tamiyo_jax.telemetry import Sink
 
@@ -87,15 +78,10 @@ class Tamiyo:
         self._secrets = secrets
         self._clock = clock
         self._steps = Stepper(config, parts, deployed, secret=secrets[0], mode=mode, clock=clock)
-<<<<<<< HEAD
-        self._lock = threading.Lock()
-        self._updating = threading.Lock()
-        self._entrance = Entrance()
-=======
         self._process = OwnerProcess()
         self._lock = OwnedLock(self._process)
         self._updating = OwnedLock(self._process)
->>>>>>> storage
+        self._entrance = Entrance()
         self._closed = False
 
     @classmethod
@@ -419,19 +405,14 @@ class Tamiyo:
     def close(self) -> None:
         """Bring everything to disk and release the directory; closing twice is harmless.
 
-<<<<<<< HEAD
-        From a signal handler: see `flush`.
-        """
-        if self._entrance.defer(self.close):
-            return
-        with self._entrance.call(), self._updating, self._lock:
-=======
-        In a forked child it does nothing: all that it would close is the parent's.
+        From a signal handler: see `flush`. In a forked child it does nothing: all that it would
+        close is the parent's.
         """
         if not self._process.is_current:
             return
-        with self._updating, self._lock:
->>>>>>> storage
+        if self._entrance.defer(self.close):
+            return
+        with self._entrance.call(), self._updating, self._lock:
             if self._closed:
                 return
             self._closed = True
