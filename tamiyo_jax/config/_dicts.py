@@ -109,6 +109,9 @@ class GuardDict(TypedDict, total=False):
 
     brake: float
     cooldown_steps: int
+    release_steps: int
+    rollback_budget: int
+    rollback_calm_steps: int
 
 
 class BreakerDict(TypedDict, total=False):

@@ -20,6 +20,7 @@ from tamiyo_jax.host._packets import SeedMeasurements, packet_from, seed_state
 from tamiyo_jax.host._reading import LateReader
 from tamiyo_jax.host._scale import LIMITS, scale_by, scale_of, tamiyo_scale
 from tamiyo_jax.host._seed_library import FAMILIES, SeedBank, seed_bank
+from tamiyo_jax.host._several import all_statistics
 from tamiyo_jax.host._training import (
     Host,
     HostState,
@@ -53,6 +54,7 @@ __all__ = [
     "Slot",
     "Statistics",
     "StepMetrics",
+    "all_statistics",
     "blueprint_of",
     "contribution",
     "detect",

@@ -12,22 +12,24 @@ from typing import TypeVar
 
 import jax
 
+from tamiyo_jax.host._shared import map_shared
+
 __all__ = ["place_like"]
 
 Tree = TypeVar("Tree")
 
 
 def place_like(tree: Tree, like: object) -> Tree:
-    """The tree, each leaf where its counterpart in `like` is committed, and otherwise as it is.
+    """Place each leaf of a tree where its counterpart in `like` is committed.
 
     Args:
-      tree: arrays, of JAX or NumPy; other leaves are left alone.
+      tree: a pytree of JAX or NumPy arrays; other leaves stay as they are.
       like: a pytree of the same structure.
     """
-    return tree if tree is like else jax.tree.map(_placed, tree, like)
+    return tree if tree is like else map_shared(_place, tree, like)
 
 
-def _placed(leaf: object, like: object) -> object:
+def _place(leaf: object, like: object) -> object:
     if leaf is like or not isinstance(like, jax.Array) or not like.committed:
         return leaf
     return jax.device_put(leaf, like.sharding)

@@ -1,43 +1,41 @@
-"""The reference training loop: train an epoch, measure, ask, apply, and again.
+"""The reference training loop: train an epoch, measure, ask the controller, apply its decision.
 
-One jitted call trains an epoch by `lax.scan`; one more measures the validation set and what
-each seed is worth. Both compile once, whatever grows. Between two epochs the controller is
-sent a packet and its decision is applied: a *decision boundary*. The whole run is a pytree
-there (`LoopState`), all randomness is folded from its key and step, and the order of the
-data follows from the step, so that a run resumed at a boundary goes on bit for bit.
+One jitted call trains an epoch by `lax.scan`; a second one measures the validation loss and the
+contribution of each seed. Both compile once, whatever grows. Between two epochs, at a *decision
+boundary*, the controller gets a packet and its decision is applied. There the whole run is a
+pytree (`LoopState`): randomness is folded from its key and step, and the order of the data
+follows from the step, so a run resumed at a boundary continues bit for bit.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from tamiyo_jax.contracts import HardwareContext, SeedStage, SeedState, SystemStatePacket
+from tamiyo_jax.contracts import SeedStage, SystemStatePacket
 from tamiyo_jax.errors import ConfigurationError, TamiyoError
 from tamiyo_jax.growth import enter
 from tamiyo_jax.host import (
     DecisionLike,
+    HardwareMeter,
     HostCheckpoints,
     HostState,
-    SeedMeasurements,
     StepMetrics,
     contribution,
     gates_of,
     init_host,
     layer_names,
     live_parameters,
-    packet_from,
-    seed_state,
     train_step,
-    within_budget,
 )
+from tamiyo_jax.training._accumulator import summarize
+from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts
 from tamiyo_jax.training._task import Data, Task
 
 __all__ = [
@@ -56,8 +54,8 @@ class LoopState(NamedTuple):
     """A run at a decision boundary; a pytree of arrays.
 
     Attributes:
-      host: what is trained. ROLLBACK replaces this and nothing else.
-      epochs: i32[], epochs trained so far, those that a rollback undid included.
+      host: the train state. ROLLBACK replaces this and nothing else.
+      epochs: i32[], epochs trained so far, including those that a rollback undid.
     """
 
     host: HostState
@@ -65,7 +63,7 @@ class LoopState(NamedTuple):
 
 
 class Controller(Protocol):
-    """What decides; `tamiyo_jax.Tamiyo` is one."""
+    """Makes decisions; `tamiyo_jax.Tamiyo` is a controller."""
 
     def step(self, packet: SystemStatePacket) -> DecisionLike:
         """Answer a packet, or raise a `TamiyoError`."""
@@ -77,11 +75,11 @@ class Record:
     """One decision boundary.
 
     Attributes:
-      packet: what was measured, and sent to the controller.
-      live_parameters: of the host and its grown seeds, before the decision.
-      decision: the answer; None without a controller, or where `error` says why.
-      error: what the controller raised; training goes on without it for this boundary.
-      decision_ms: time that the controller took; None without one.
+      packet: the measurements that were sent to the controller.
+      live_parameters: parameters of the host and its grown seeds, before the decision.
+      decision: the controller's decision; None without a controller or if it raised.
+      error: what the controller raised; the run then continues without a decision.
+      decision_ms: milliseconds that the controller took; None without a controller.
     """
 
     packet: SystemStatePacket
@@ -93,12 +91,12 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What became of a run.
+    """The result of a run.
 
     Attributes:
       history: one record per decision boundary.
       state: the run at its end.
-      test_accuracy: in [0, 1].
+      test_accuracy: share of the test examples labelled correctly, in [0, 1].
       parameters_before: live parameters at the start.
       parameters_after: live parameters at the end.
     """
@@ -117,7 +115,7 @@ class Measured(NamedTuple):
       step: a step's metrics, averaged over the epoch.
       validation_loss: f32[].
       validation_accuracy: f32[] in [0, 1].
-      contributions: f32[] by slot id, on the validation set.
+      contributions: f32[] by slot id: validation loss without the seed minus with it.
     """
 
     step: StepMetrics
@@ -127,12 +125,12 @@ class Measured(NamedTuple):
 
 
 def init_loop(task: Task, seed: int) -> LoopState:
-    """A run before its first step, all slots dormant; `seed` also orders the data."""
+    """A run before its first step, all slots dormant; `seed` also determines the data order."""
     return LoopState(_init_host(task, jax.random.PRNGKey(seed)), jnp.int32(0))
 
 
 def grow_all(state: LoopState, blueprint_id: str) -> LoopState:
-    """The run with that seed fossilised in every slot: a larger network from the start."""
+    """The run with that blueprint fossilised in every slot: a larger network from the start."""
     slots = {}
     for name, slot in state.host.slots.items():
         chosen = slot.state._replace(blueprint=jnp.int32(sorted(slot.params).index(blueprint_id)))
@@ -154,22 +152,22 @@ def run(
 ) -> RunResult:
     """Train a task, with or without a controller.
 
-    An epoch that a rollback undoes is not given back, so runs of equal `steps` have done
-    equal work.
+    Epochs that a rollback undoes still count, so runs of equal `steps` have done equal work.
 
     Args:
-      task: what to train.
-      controller: what decides; None trains the host as it is.
-      steps: optimiser steps to do in all, rounded down to whole epochs.
-      state: where to start or to go on, from `init_loop` or a checkpoint.
-      run_id: of the run, in its packets.
+      task: the network, its data and its blueprints.
+      controller: makes the decisions; None trains the host as it is.
+      steps: total number of optimiser steps, rounded down to whole epochs.
+      state: the state to start or continue from, from `init_loop` or a checkpoint.
+      run_id: identity of the run in its packets.
       applier: applies decisions; required with a controller.
-      deterministic: packets carry no measured times, so equal runs send equal packets.
-      checkpoints: keeps the host of the last epoch in which all was finite: validation loss,
-        training loss, and the statistics of the host and of its seeds. Packets name it as the
-        one to roll back to.
+      deterministic: packets carry no times and no readings of the hardware, so that equal runs
+        send equal packets.
+      checkpoints: keeps the host after an epoch if validation loss, training loss and the
+        statistics of host and seeds were finite and the controller did not object. Packets name
+        the newest.
       on_step: called with every record and the run after its decision was applied. The
-        history holds no such states, so their memory is free again unless this keeps them.
+        history does not hold these states, so their memory is freed unless `on_step` keeps them.
 
     Returns:
       The history from `state` on, the final state and its test accuracy.
@@ -181,19 +179,31 @@ def run(
     if controller is not None and applier is None:
         raise ConfigurationError("a controller needs an applier; give run() a CommandApplier")
     before = live_parameters(state.host)
-    reporter = _Reporter(task, run_id, steps // task.steps_per_epoch, deterministic, checkpoints)
+    epochs = steps // task.steps_per_epoch
+    reporter = Reporter(
+        _run_facts(task, state, run_id),
+        kept=checkpoints,
+        meter=None if deterministic else HardwareMeter(jax.local_devices()[0]),
+        clock=(lambda: 0) if deterministic else time.time_ns,
+    )
     history: list[Record] = []
-    while int(state.epochs) < steps // task.steps_per_epoch:
+    while int(state.epochs) < epochs:
         started = time.perf_counter()
         host, trained = _train_epoch(task, state.host)
         measured = jax.device_get(Measured(trained, *_measure(task, host)))
         seconds = time.perf_counter() - started
         state = LoopState(host, state.epochs + 1)
-        packet = reporter.packet(state, measured, seconds)
+        metrics = {"epochs_total": float(epochs)}
+        if not deterministic:
+            metrics["samples_per_s"] = task.steps_per_epoch * task.batch_size / seconds
+        boundary = _boundary(state, measured, metrics)
+        packet = reporter.packet(host, boundary)
         live = live_parameters(host)
         decision, error, decision_ms = _ask(controller, packet)
+        if error is None:
+            reporter.settle(host, boundary, decision)
         if decision is not None and applier is not None:
-            state = state._replace(host=applier(host, decision))
+            state = _skip_data(state._replace(host=applier(host, decision)), decision)
         history.append(Record(packet, live, decision, error, decision_ms))
         if on_step is not None:
             on_step(history[-1], state)
@@ -206,9 +216,18 @@ def run(
     )
 
 
+def _skip_data(state: LoopState, decision: DecisionLike) -> LoopState:
+    """The run with another order of the data, after a rollback that leaves out what led to it."""
+    command = decision.command
+    if decision.shadow or command is None or "skip_data" not in command.annotations:
+        return state
+    rng = jax.random.fold_in(state.host.rng, state.epochs)
+    return state._replace(host=state.host._replace(rng=rng))
+
+
 @partial(jax.jit, static_argnums=0)
 def accuracy(task: Task, host: HostState, data: Data) -> jax.Array:
-    """f32[]: the share of `data` that the network as it is now labels right."""
+    """f32[]: the share of `data` that the network with its grown seeds labels correctly."""
     seeds = {name: slot.params for name, slot in host.slots.items()}
     logits = task.logits(host.params, seeds, gates_of(host.slots), data.inputs)
     return jnp.mean((jnp.argmax(logits, axis=-1) == data.labels).astype(jnp.float32))
@@ -227,26 +246,26 @@ def _train_epoch(task: Task, host: HostState) -> tuple[HostState, StepMetrics]:
     order = jax.random.permutation(key, len(task.train.labels))
     batches = order[: steps * task.batch_size].reshape(steps, task.batch_size)
 
-    def one(host: HostState, rows: jax.Array) -> tuple[HostState, StepMetrics]:
+    def train_batch(host: HostState, rows: jax.Array) -> tuple[HostState, StepMetrics]:
         return train_step(task.host, host, jax.tree.map(lambda x: x[rows], task.train))
 
-    host, metrics = jax.lax.scan(one, host, batches)
-    return host, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
+    host, metrics = jax.lax.scan(train_batch, host, batches)
+    return host, summarize(metrics)
 
 
 @partial(jax.jit, static_argnums=0)
 def _measure(task: Task, host: HostState) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """Validation loss and accuracy, and what each seed is worth."""
+    """Validation loss and accuracy, and the contribution of each seed."""
     seeds = {name: slot.params for name, slot in host.slots.items()}
     loss = task.host.loss(host.params, seeds, gates_of(host.slots), task.validation)
-    worth = contribution(task.host.loss, host.params, host.slots, task.validation)
-    return loss, accuracy(task, host, task.validation), worth
+    contributions = contribution(task.host.loss, host.params, host.slots, task.validation)
+    return loss, accuracy(task, host, task.validation), contributions
 
 
 def _ask(
     controller: Controller | None, packet: SystemStatePacket
 ) -> tuple[DecisionLike | None, TamiyoError | None, float | None]:
-    """The controller's answer or its error, and how long it took in milliseconds."""
+    """The controller's decision or its error, and the milliseconds that it took."""
     if controller is None:
         return None, None, None
     started = time.perf_counter()
@@ -257,82 +276,29 @@ def _ask(
     return decision, error, 1e3 * (time.perf_counter() - started)
 
 
-class _Reporter:
-    """Makes a run's packets, and keeps the checkpoint that they name."""
+def _run_facts(task: Task, state: LoopState, run_id: str) -> RunFacts:
+    return RunFacts(
+        run_id=run_id,
+        blueprint_id=task.blueprint.blueprint_id,
+        candidates=tuple(blueprint.blueprint_id for blueprint in task.candidates),
+        optimizer_id=task.optimizer_id,
+        source="tamiyo_jax.loop",
+        layers=layer_names(state.host.params),
+        parameters=sum(layer.parameter_count or 0 for layer in task.blueprint.layers),
+        host=task.host,
+        interval=task.steps_per_epoch,
+        seed_learning_rate=task.seed_learning_rate,
+        slot_depths=task.slot_depths,
+    )
 
-    def __init__(
-        self,
-        task: Task,
-        run_id: str,
-        epochs: int,
-        deterministic: bool,
-        checkpoints: HostCheckpoints | None,
-    ) -> None:
-        self._task = task
-        self._run_id = run_id
-        self._epochs = epochs
-        self._deterministic = deterministic
-        self._checkpoints = checkpoints
 
-    def packet(self, state: LoopState, measured: Measured, seconds: float) -> SystemStatePacket:
-        """The packet of a boundary; `seconds` is what the epoch took."""
-        restorable = self._restorable(state, measured)  # its disk time is not the hook's
-        started = time.perf_counter()
-        task, epoch = self._task, int(state.epochs)
-        identity = SystemStatePacket(
-            packet_id=f"{self._run_id}-{epoch}",
-            training_run_id=self._run_id,
-            blueprint_id=task.blueprint.blueprint_id,
-            candidate_blueprint_ids=tuple(one.blueprint_id for one in task.candidates),
-            current_epoch=epoch,
-            global_step=int(state.host.step),
-            validation_loss=float(measured.validation_loss),
-            validation_accuracy=float(measured.validation_accuracy),
-            optimizer_id=task.optimizer_id,
-            restorable_checkpoint=restorable,
-            hardware=HardwareContext(jax.default_backend()),
-            source_subsystem="tamiyo_jax.loop",
-            timestamp_ns=0 if self._deterministic else time.time_ns(),
-        )
-        seeds = [self._seed(name, state.host, measured) for name in sorted(state.host.slots)]
-        metrics = {
-            "epochs_total": float(self._epochs),
-            "live_parameters": float(live_parameters(state.host)),
-        }
-        if not self._deterministic:
-            metrics["samples_per_s"] = task.steps_per_epoch * task.batch_size / seconds
-            metrics["hook_latency_ms"] = 1e3 * (time.perf_counter() - started)
-        packet = packet_from(
-            identity,
-            layers=layer_names(state.host.params),
-            statistics=measured.step.statistics,
-            training_loss=float(measured.step.loss),
-            seeds=seeds,
-            metrics=metrics,
-        )
-        budget = task.host.parameter_budget
-        return packet if budget is None else within_budget(packet, state.host, budget)
-
-    def _seed(self, name: str, host: HostState, measured: Measured) -> SeedState:
-        facts = SeedMeasurements(
-            gradient_norm=float(measured.step.seed_gradient_norms[name]),
-            learning_rate=self._task.seed_learning_rate,
-            layer_depth=self._task.slot_depths[name],
-            contribution=float(measured.contributions[name]),
-        )
-        return seed_state(
-            name,
-            host.slots[name].state,
-            facts,
-            timing=self._task.host.timing,
-            steps_per_epoch=self._task.steps_per_epoch,
-        )
-
-    def _restorable(self, state: LoopState, measured: Measured) -> str | None:
-        """Keep a good host; the name of the newest one kept, None where there is none."""
-        if self._checkpoints is None:
-            return None
-        figures = jax.tree.leaves((measured.step, measured.validation_loss))
-        if all(np.isfinite(figure).all() for figure in figures):
-            self._checkpoints.save(f"step-{int(state.host.step):08d}", state.host)
-        return max(self._checkpoints.names(), default=None)
+def _boundary(state: LoopState, measured: Measured, metrics: Mapping[str, float]) -> Boundary:
+    return Boundary(
+        number=int(state.epochs),
+        global_step=int(state.host.step),
+        mean=measured.step,
+        validation_loss=float(measured.validation_loss),
+        validation_accuracy=float(measured.validation_accuracy),
+        contributions=measured.contributions,
+        metrics=metrics,
+    )
