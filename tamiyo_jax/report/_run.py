@@ -188,6 +188,7 @@ class RunBuilder:
         """Forget the steps that the run did again after it was resumed from a checkpoint."""
         fields = json.loads(restored)
         del fields["registries"]
+        fields.pop("runs", None)  # idle runs, which the records of steps leave out
         state = hash(json.dumps(fields, separators=(",", ":"), sort_keys=True))
         rows = len(self._states)
         kept = next((row for row in range(rows, 0, -1) if self._states[row - 1] == state), rows)
