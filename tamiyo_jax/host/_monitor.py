@@ -152,6 +152,8 @@ def _watched(
             raise ConfigurationError(
                 "monitor measures weights; call update(gradient, state, params)"
             )
+        # What is measured here must not change how the compiler computes the gradient.
+        gradient, loss = jax.lax.optimization_barrier((gradient, loss))
         updates, inner_state = inner.update(gradient, state.inner, params, **extra)
         mean, measured = measure(
             gradient,
