@@ -16,7 +16,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,8 @@ import optax
 from guard_loops import LOOPS, Batch, Loop
 
 from tamiyo_jax import host
+
+Tree = Any
 
 SEEDS = 5
 WINDOW, SIGMAS = 128, 6.0
@@ -79,18 +81,20 @@ def faults(steps: int, at: int) -> dict[str, Fault]:
 def scale_by_given() -> optax.GradientTransformationExtraArgs:
     """Multiply updates by the extra argument ``rate``."""
 
-    def update(updates: Any, state: Any, params: Any = None, *, rate: Any, **_: Any) -> Any:
+    def update(updates: Tree, state: Tree, params: Tree = None, *, rate: Tree, **_: Tree) -> Tree:
         return jax.tree.map(lambda u: u * rate, updates), state
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(
+        lambda params: optax.EmptyState(), cast(optax.TransformUpdateExtraArgsFn, update)
+    )
 
 
 class SkipState(NamedTuple):
     """State of `skip_step`."""
 
-    inner: Any
+    inner: Tree
     values: jax.Array
-    count: jax.Array
+    seen: jax.Array
     refused: jax.Array
 
 
@@ -100,29 +104,33 @@ def skip_step(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransf
     From 64 values on; all values go into the window, as published.
     """
 
-    def init(params: Any) -> SkipState:
+    def init(params: Tree) -> SkipState:
         return SkipState(tx.init(params), jnp.zeros((2, WINDOW)), jnp.int32(0), jnp.bool_(False))
 
-    def update(gradient: Any, state: SkipState, params: Any, *, loss: Any, **extra: Any) -> Any:
+    def update(
+        gradient: Tree, state: SkipState, params: Tree, *, loss: Tree, **extra: Tree
+    ) -> Tree:
         new = jnp.stack([loss, optax.tree.norm(gradient)])
-        held = jnp.minimum(state.count, WINDOW)
+        held = jnp.minimum(state.seen, WINDOW)
         valid = jnp.arange(WINDOW) < held
         mean = jnp.sum(jnp.where(valid, state.values, 0), 1) / jnp.maximum(held, 1)
         spread = jnp.where(valid, state.values - mean[:, None], 0)
         sigma = jnp.sqrt(jnp.sum(spread**2, 1) / jnp.maximum(held - 1, 1))
         usual = (new <= mean + SIGMAS * sigma).all() | (held < WINDOW // 2)
         updates, inner = tx.update(gradient, state.inner, params, **extra)
-        values = state.values.at[:, state.count % WINDOW].set(new)
+        values = state.values.at[:, state.seen % WINDOW].set(new)
         keep = partial(jax.tree.map, lambda a, b: jnp.where(usual, a, b))
         return (
             jax.tree.map(lambda u: jnp.where(usual, u, 0), updates),
-            SkipState(keep(inner, state.inner), values, state.count + 1, ~usual),
+            SkipState(keep(inner, state.inner), values, state.seen + 1, ~usual),
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(
+        init, cast(optax.TransformUpdateExtraArgsFn, update)
+    )
 
 
-def refused_by(state: Any) -> jax.Array:
+def refused_by(state: Tree) -> jax.Array:
     """bool[]: the newest step was not applied."""
     if isinstance(state, SkipState):
         return state.refused
@@ -132,7 +140,7 @@ def refused_by(state: Any) -> jax.Array:
     return host.statistics(state).refusals.refused if is_watched else jnp.bool_(False)
 
 
-Wrap = Callable[[optax.GradientTransformationExtraArgs], optax.GradientTransformationExtraArgs]
+Wrap = Callable[[optax.GradientTransformationExtraArgs], optax.GradientTransformation]
 RIVALS: Mapping[str, Wrap] = {
     "plain": lambda tx: tx,
     "apply_if_finite, clip(1)": lambda tx: optax.apply_if_finite(
@@ -151,10 +159,10 @@ def broken(batch: Batch, fault: Fault) -> Batch:
     return Batch(x, y, batch.key)
 
 
-def corrupted(state: Any, fault: Fault) -> Any:
+def corrupted(state: Tree, fault: Fault) -> Tree:
     """The optimiser state with Adam's first moments multiplied."""
 
-    def change(node: Any) -> Any:
+    def change(node: Tree) -> Tree:
         if not isinstance(node, optax.ScaleByAdamState):
             return node
         factor = jnp.where(fault.corrupt > 0, -1000.0, 1.0)
@@ -165,14 +173,16 @@ def corrupted(state: Any, fault: Fault) -> Any:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def run(loop_name: str, rival: str, fault: Fault, key: jax.Array) -> Any:
+def run(loop_name: str, rival: str, fault: Fault, key: jax.Array) -> Tree:
     """A whole run: parameters, what else the model holds, refusals bool[T], held-out loss."""
     loop: Loop = LOOPS[loop_name]
-    tx = RIVALS[rival](optax.chain(optax.adam(loop.rate), scale_by_given()))
+    tx = optax.with_extra_args_support(
+        RIVALS[rival](optax.chain(optax.adam(loop.rate), scale_by_given()))
+    )
     first, data = jax.random.split(key)
     params, extra = loop.init(first)
 
-    def step(carry: Any, given: tuple[Fault, jax.Array]) -> tuple[Any, jax.Array]:
+    def step(carry: Tree, given: tuple[Fault, jax.Array]) -> tuple[Tree, jax.Array]:
         params, extra, state = carry
         fault, key = given
         batch = broken(loop.draw(key, params), fault)
@@ -195,13 +205,13 @@ def run(loop_name: str, rival: str, fault: Fault, key: jax.Array) -> Any:
     return params, extra, refused, loop.test(params, extra)
 
 
-def matrix(loop: str, steps: int, at: int) -> dict[str, dict[str, dict[str, Any]]]:
+def matrix(loop: str, steps: int, at: int) -> dict[str, dict[str, dict[str, Tree]]]:
     """Figures of a loop by fault and rival."""
     cases = faults(steps, at)
     stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *cases.values())
     keys = jax.random.split(jax.random.key(0), SEEDS)
-    found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in cases}
-    healthy: Any = None
+    found: dict[str, dict[str, dict[str, Tree]]] = {name: {} for name in cases}
+    healthy: Tree = None
     for rival in RIVALS:
         many = jax.vmap(jax.vmap(partial(run, loop, rival), (None, 0)), (0, None))
         _, _, refused, loss = jax.device_get(many(stacked, keys))
@@ -220,7 +230,7 @@ def matrix(loop: str, steps: int, at: int) -> dict[str, dict[str, dict[str, Any]
     return found
 
 
-def healthy_run(loop: str, steps: int) -> dict[str, Any]:
+def healthy_run(loop: str, steps: int) -> dict[str, Tree]:
     """Whether guarded runs without a fault are the plain ones, bit for bit."""
     fault = faults(steps, steps)["none"]
     keys = jax.random.split(jax.random.key(1), SEEDS)
@@ -244,7 +254,7 @@ def main() -> None:
     parser.add_argument("--loops", nargs="*", default=list(LOOPS))
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    figures: dict[str, Any] = {}
+    figures: dict[str, Tree] = {}
     for loop in arguments.loops:
         figures[loop] = {"healthy": healthy_run(loop, arguments.healthy)}
         figures[loop] |= matrix(loop, arguments.steps, arguments.steps // 2)

@@ -137,7 +137,8 @@ def _autoencoder() -> Loop:
 class _Writer(nn.Module):
     @nn.compact
     def __call__(self, letters: jax.Array) -> jax.Array:
-        x = nn.Dense(32, use_bias=False)(letters) + nn.Embed(CONTEXT, 32)(jnp.arange(CONTEXT))
+        places: Any = nn.Embed(CONTEXT, 32)(jnp.arange(CONTEXT))
+        x = nn.Dense(32, use_bias=False)(letters) + places
         mask = nn.make_causal_mask(jnp.ones(letters.shape[:2]))
         x = x + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x), mask=mask)
         x = x + nn.Dense(32)(nn.gelu(nn.Dense(64)(nn.LayerNorm()(x))))
