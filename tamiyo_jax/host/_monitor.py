@@ -152,10 +152,7 @@ def _watched(
             raise ConfigurationError(
                 "monitor measures weights; call update(gradient, state, params)"
             )
-        # What is measured here must not change how the compiler rounds the gradient or update.
-        gradient, loss = jax.lax.optimization_barrier((gradient, loss))
         updates, inner_state = inner.update(gradient, state.inner, params, **extra)
-        updates, inner_state = jax.lax.optimization_barrier((updates, inner_state))
         mean, measured = measure(
             gradient,
             updates,
