@@ -12,8 +12,8 @@ import numpy as np
 
 from tamiyo_jax.journal import RecordType, Recovered
 from tamiyo_jax.report._columns import Columns
-from tamiyo_jax.report._html import brief_html
-from tamiyo_jax.report._rows import row_of
+from tamiyo_jax.report._html import render_brief
+from tamiyo_jax.report._rows import make_row
 from tamiyo_jax.storage import (
     Entry,
     OperatorRecord,
@@ -106,7 +106,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        return brief_html(self)
+        return render_brief(self)
 
 
 class RunBuilder:
@@ -125,7 +125,7 @@ class RunBuilder:
         self.sequence = 0
 
     def add(self, entry: Entry) -> None:
-        """Take in one record."""
+        """Take in a record."""
         self.sequence = entry.record.sequence
         match entry.content:
             case StepRecord() as step:
@@ -157,7 +157,7 @@ class RunBuilder:
         free_bytes: int,
         read_ns: int,
     ) -> Run:
-        """What was taken in so far, and how the journal was found."""
+        """Return what was taken in so far, and how the journal was found."""
         return Run(
             directory=directory,
             frame=self._columns.arrays(),
@@ -175,8 +175,8 @@ class RunBuilder:
         )
 
     def _add_step(self, step: StepRecord) -> None:
-        row = row_of(self.sequence, step)
-        if step.packet is None:  # an invalid packet, or none on record: where the last one was
+        row = make_row(self.sequence, step)
+        if step.packet is None:  # invalid, or not on record: where the last was
             for name in ("step", "epoch", "blueprint", "restorable"):
                 row[name] = self._columns.last(name) or _CORE[name]
         else:

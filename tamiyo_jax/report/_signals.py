@@ -12,7 +12,7 @@ from tamiyo_jax.config import RiskConfig
 if TYPE_CHECKING:
     from tamiyo_jax.report._run import Run
 
-__all__ = ["SIGNALS", "Signal", "limits_of", "share_of_limit"]
+__all__ = ["SIGNALS", "Signal", "divide_by_limits", "read_limits"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +51,17 @@ SIGNALS = (
 """Signals that are dangerous when they are large."""
 
 
-def limits_of(run: Run) -> RiskConfig:
-    """The limits that the run was controlled with; the defaults where they are not on record."""
+def read_limits(run: Run) -> RiskConfig:
+    """Return the limits that the run was controlled with; defaults where they are not on record."""
     known = run.settings.get("risk", {})
     return RiskConfig(**{k: v for k, v in known.items() if k in RiskConfig.model_fields})
 
 
-def share_of_limit(run: Run, risk: RiskConfig) -> dict[str, np.ndarray]:
-    """f64 [rows] by signal: its value over its limit, for the signals that were measured."""
+def divide_by_limits(run: Run, risk: RiskConfig) -> dict[str, np.ndarray]:
+    """Divide signals by their limits: f64 [rows] each, for the signals that were measured."""
     return {
-        f"{one.name} (limit {getattr(risk, one.limit):g})": run.frame[one.column]
-        / getattr(risk, one.limit)
-        for one in SIGNALS
-        if one.column in run.frame and not np.isnan(run.frame[one.column]).all()
+        f"{signal.name} (limit {getattr(risk, signal.limit):g})": run.frame[signal.column]
+        / getattr(risk, signal.limit)
+        for signal in SIGNALS
+        if signal.column in run.frame and not np.isnan(run.frame[signal.column]).all()
     }
