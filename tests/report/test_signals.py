@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,18 @@ def test_limits_are_those_that_the_run_was_controlled_with(tmp_path: Path):
     run = read_run(decided(tmp_path, packets(3), config=config))
     shares = divide_by_limits(run, read_limits(run))
     np.testing.assert_allclose(shares["hook_latency_ms (limit 4)"], 0.25)
+
+
+def test_a_run_that_is_compared_with_itself_shows_the_signals_of_that(tmp_path: Path):
+    config = make_config(risk={"detection": "relative"})
+    some = [
+        replace(packet, training_metrics={**packet.training_metrics, "sustained_rise": 0.205})
+        for packet in packets(3)
+    ]
+    run = read_run(decided(tmp_path, some, config=config))
+    shares = divide_by_limits(run, read_limits(run))
+    np.testing.assert_allclose(shares["sustained_rise (limit 0.41)"], 0.5, rtol=1e-6)
+    assert not any(name.startswith(("loss_delta", "hook_latency_ms")) for name in shares)
 
 
 def test_the_page_says_which_settings_are_not_the_default(tmp_path: Path):
