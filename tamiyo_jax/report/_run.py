@@ -187,7 +187,7 @@ class RunBuilder:
     def _return_to(self, restored: str, origin: str) -> None:
         """Forget the steps that the run did again after it was resumed from a checkpoint."""
         fields = json.loads(restored)
-        del fields["registries"]
+        fields = {k: v for k, v in fields.items() if k not in ("registries", "runs")}
         state = hash(json.dumps(fields, separators=(",", ":"), sort_keys=True))
         rows = len(self._states)
         kept = next((row for row in range(rows, 0, -1) if self._states[row - 1] == state), rows)
