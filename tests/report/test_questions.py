@@ -27,6 +27,7 @@ from making import make_blueprint
 
 from tamiyo_jax import Plug, host
 from tamiyo_jax.errors import PersistenceError
+from tamiyo_jax.journal import PosixFileSystem
 from tamiyo_jax.report import read_run, render_page
 from tamiyo_jax.storage import DirectoryLock, read_lock
 
@@ -126,6 +127,6 @@ def test_a_run_that_is_opened_again_goes_on_and_is_no_longer_stopped(
     home = tmp_path / "tamiyo"
     shutil.copytree(run / "tamiyo", home)
     assert "disk is full" in read_lock(home).stopped
-    lock = DirectoryLock(home)
+    lock = DirectoryLock(home, PosixFileSystem())
     assert read_lock(home).stopped == ""
     lock.release()
