@@ -31,7 +31,8 @@ def test_another_process_is_seen_until_it_is_killed(tmp_path: Path) -> None:
     script = (
         "import sys, pathlib, time; from tamiyo_jax.storage import DirectoryLock; "
         "from tamiyo_jax.journal import PosixFileSystem; "
-        "lock = DirectoryLock(pathlib.Path(sys.argv[1]), PosixFileSystem()); print('held', flush=True); time.sleep(60)"
+        "lock = DirectoryLock(pathlib.Path(sys.argv[1]), PosixFileSystem()); "
+        "print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
