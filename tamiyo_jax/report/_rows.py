@@ -41,7 +41,7 @@ def make_row(sequence: int, step: StepRecord) -> Row:
         "target": report.seed_id,
         "command": "" if step.command is None else describe_command(step.command),
         "reason": report.notes,
-        "explanation": getattr(step, "explanation", "") or report.notes,
+        "explanation": step.explanation or report.notes,
         "mode": step.mode,
         "outcome": report.outcome.name,
         "policy": report.tamiyo_policy_version,
