@@ -96,6 +96,7 @@ class Decision:
         """What a notebook shows: what was decided, why, and what happened on the way."""
         rows = {
             "reason": self.reason,
+            "why": self.explanation,
             "command": "none" if self.command is None else self.command.command_type.name,
             "seed": "none" if self.command is None else self.command.target_seed_id or "none",
             "events": ", ".join(f"{one.level.name} {one.name}" for one in self.events) or "none",
