@@ -69,8 +69,8 @@ def _find_output_problems(outputs: object, sizes: dict[str, int]) -> Iterator[st
     if not isinstance(outputs, PolicyOutputs):
         yield f"the outputs are {type(outputs).__name__}, not PolicyOutputs"
         return
-    rationale: object = outputs.rationale  # whatever a custom policy put there
-    if not isinstance(rationale, Rationale | None):
+    rationale = cast(object, outputs.rationale)  # a custom policy may put anything there
+    if rationale is not None and not isinstance(rationale, Rationale):
         yield f"rationale is {type(rationale).__name__}, neither a Rationale nor None"
     values: dict[str, Any] = outputs.named_arrays()
     for name, value in values.items():
