@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "CheckpointMismatchError",
     "CircuitOpenError",
+    "CompilationError",
     "CommandRejectedError",
     "ConfigurationError",
     "DeadlineExceededError",
@@ -97,6 +98,10 @@ class InvalidPacketError(TamiyoError):
     field: str
     value: object = None
     reason: str | None = None
+
+
+class CompilationError(TamiyoError):
+    """The program of a network that is to grow could not be traced or compiled."""
 
 
 class MissingBlueprintIdError(InvalidPacketError):

@@ -1,0 +1,75 @@
+"""Compiling the next program while the present one trains.
+
+    step = compiled(train_step, *shapes)          # of the smaller network
+    ahead = CompileAhead(lambda: (compiled(grow, …), compiled(larger_step, …)))
+    for batch in batches:
+        if ahead.done:
+            grow, step = ahead.result()
+            state = grow(state)
+        state, loss = step(state, batch)
+
+XLA compiles outside Python's lock, so training goes on meanwhile, slower where it has the same
+cores. With ``jax_compilation_cache_dir`` set, programs come from and go to JAX's persistent
+cache as always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
+
+import jax
+
+from tamiyo_jax.errors import CompilationError
+
+__all__ = ["CompileAhead", "compiled"]
+
+Program = TypeVar("Program")
+
+
+def compiled(function: Callable[..., Any], *arguments: Any) -> jax.stages.Compiled:  # noqa: ANN401
+    """The program of a function for arguments of these shapes.
+
+    Args:
+      function: jitted or not; one that is keeps its options, such as donated arguments.
+      *arguments: arrays or `jax.ShapeDtypeStruct`; their values are not looked at.
+    """
+    jitted = function if isinstance(function, jax.stages.Wrapped) else jax.jit(function)
+    return jitted.lower(*arguments).compile()
+
+
+class CompileAhead(Generic[Program]):
+    """What `build` gives, built in a thread of its own.
+
+    JAX's settings are those of the process: a thread sees no `with jax.default_device(…)` of
+    another. A process that ends waits for its thread.
+
+    Args:
+      build: traces and compiles.
+    """
+
+    def __init__(self, build: Callable[[], Program]) -> None:
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile-ahead")
+        self._future = executor.submit(build)
+        executor.shutdown(wait=False)
+
+    @property
+    def done(self) -> bool:
+        """Whether `result` would return, or raise, at once."""
+        return self._future.done()
+
+    def result(self) -> Program:
+        """What was built; waits for it.
+
+        Raises:
+          CompilationError: it could not be built; `__cause__` says why. Nothing has changed, and
+            training can go on with the present program.
+        """
+        error = self._future.exception()
+        if error is not None:
+            raise CompilationError(
+                f"the next program could not be built ({type(error).__name__}: {error}); go on "
+                "with the present one"
+            ) from error
+        return self._future.result()
