@@ -9,6 +9,7 @@ import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 WIDTH = 8
@@ -23,15 +24,16 @@ class Model(NamedTuple):
 
     def loss(self, params: Any) -> jax.Array:
         """f32[], what is compared before and after growth."""
-        return jnp.mean(jnp.square(self.apply(params, self.example) - 1))
+        return jax.jit(lambda params: jnp.mean(jnp.square(self.apply(params, self.example) - 1)))(
+            params
+        )
 
 
-def shaken(params: Any, seed: int = 1) -> Any:
+def shaken(params: Any) -> Any:
     """Parameters as after some training: no zeros, no equal biases."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return structure.unflatten(
-        [x + 0.3 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    draw = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda leaf: leaf + 0.3 * draw.standard_normal(leaf.shape).astype(leaf.dtype), params
     )
 
 
@@ -48,7 +50,7 @@ def images() -> jax.Array:
 
 
 def linen(module: nn.Module, example: jax.Array) -> Model:
-    variables = module.init(jax.random.key(0), example)
+    variables = jax.jit(module.init)(jax.random.key(0), example)
     rest = {name: tree for name, tree in variables.items() if name != "params"}
 
     def apply(params: Any, x: jax.Array) -> jax.Array:
@@ -170,7 +172,8 @@ class NnxMlp(nnx.Module):
 
 
 def nnx_mlp(blocks: int = 2, width: int = 5) -> Model:
-    graph, params = nnx.split(NnxMlp(blocks, width, nnx.Rngs(0)), nnx.Param)
+    graph = nnx.graphdef(nnx.eval_shape(lambda: NnxMlp(blocks, width, nnx.Rngs(0))))
+    params = jax.jit(lambda: nnx.state(NnxMlp(blocks, width, nnx.Rngs(0)), nnx.Param))()
     return Model(shaken(params), lambda params, x: nnx.merge(graph, params)(x), vectors())
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import growable as models
 import numpy as np
 import pytest
@@ -52,45 +51,29 @@ DEEPENINGS = {
         ("project/weight", "project/bias"),
     ),
 }
-ORDERS = {
-    "stacked": (0, 1, 0, 1),
-    "interleaved": (0, 0, 1, 1),
-    "with new blocks": (None, 0, 1, None, None),
-}
-
-
 def deepened(one: Deepening, order: tuple[int | None, ...], share: float = 0.0):
     small, large = one.make(2), one.make(len(order))
     plan = growth.deepen(
         small.params, large.params, blocks=one.blocks, order=order, outputs=one.outputs, share=share
     )
-    grown = growth.grow_params(plan, small.params, large.params, jax.random.key(3))
-    return small, large, plan, grown
+    return small, large, plan, carried_out(plan, small, large)
 
 
-@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def carried_out(plan: growth.Growth, small: models.Model, large: models.Model):
+    grow = jax.jit(lambda params, fresh, key: growth.grow_params(plan, params, fresh, key))
+    return grow(small.params, large.params, jax.random.key(3))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 0, 1), (0, 0, 1, None)], ids=["stacked", "inserted"])
 @pytest.mark.parametrize("one", DEEPENINGS.values(), ids=DEEPENINGS)
-def test_a_deeper_network_computes_what_it_did(one, order):
-    small, large, _, grown = deepened(one, order)
-    np.testing.assert_allclose(
-        large.apply(grown, large.example), small.apply(small.params, small.example), atol=1e-5
+def test_a_deeper_network_computes_what_it_did_and_all_of_it_learns(one, order):
+    small, large, plan, grown = deepened(one, order)
+    loss, gradient = jax.jit(jax.value_and_grad(large.loss))(grown)
+    np.testing.assert_allclose(loss, small.loss(small.params), rtol=0, atol=1e-5)
+    moving = jax.tree.map(
+        lambda g, new: np.any((np.asarray(g) != 0) & np.asarray(new)), gradient, growth.is_new(plan)
     )
-    np.testing.assert_allclose(large.loss(grown), small.loss(small.params), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("one", DEEPENINGS.values(), ids=DEEPENINGS)
-def test_every_added_block_learns_from_the_first_step(one):
-    _, large, plan, grown = deepened(one, (0, 1, 0, 1))
-    gradient = jax.grad(large.loss)(grown)
-    new = growth.is_new(plan)
-    norms = jax.tree.map(
-        lambda g, fresh: jnp.linalg.norm(
-            jnp.where(fresh.reshape((1,) * (g.ndim - fresh.ndim) + fresh.shape), g, 0)
-        ),
-        gradient,
-        new,
-    )
-    assert sum(float(norm) for norm in jax.tree.leaves(norms)) > 0
+    assert any(jax.tree.leaves(moving))
 
 
 def test_plain_stacking_changes_the_function():
@@ -203,7 +186,7 @@ WIDENINGS = {
 
 def widened(small, large, dimensions, noise: float):
     plan = growth.widen(small.params, large.params, dimensions=dimensions, noise=noise)
-    return plan, growth.grow_params(plan, small.params, large.params, jax.random.key(3))
+    return plan, carried_out(plan, small, large)
 
 
 @pytest.mark.parametrize("case", WIDENINGS.values(), ids=WIDENINGS)
