@@ -15,8 +15,8 @@ cache as always.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -50,14 +50,16 @@ class CompileAhead(Generic[Program]):
     """
 
     def __init__(self, build: Callable[[], Program]) -> None:
-        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile-ahead")
-        self._future = executor.submit(build)
-        executor.shutdown(wait=False)
+        self._build = build
+        self._built: list[Program] = []
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="compile-ahead")
+        self._thread.start()
 
     @property
     def done(self) -> bool:
         """Whether `result` would return, or raise, at once."""
-        return self._future.done()
+        return not self._thread.is_alive()
 
     def result(self) -> Program:
         """What was built; waits for it.
@@ -66,10 +68,17 @@ class CompileAhead(Generic[Program]):
           CompilationError: it could not be built; `__cause__` says why. Nothing has changed, and
             training can go on with the present program.
         """
-        error = self._future.exception()
-        if error is not None:
+        self._thread.join()
+        if self._error is not None:
+            kind = type(self._error).__name__
             raise CompilationError(
-                f"the next program could not be built ({type(error).__name__}: {error}); go on "
-                "with the present one"
-            ) from error
-        return self._future.result()
+                f"the next program could not be built ({kind}: {self._error}); go on with the "
+                "present one"
+            ) from self._error
+        return self._built[0]
+
+    def _run(self) -> None:
+        try:
+            self._built.append(self._build())
+        except BaseException as error:  # noqa: BLE001 - raised where the program is taken
+            self._error = error

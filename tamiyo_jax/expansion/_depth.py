@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tamiyo_jax.errors import ConfigurationError
-from tamiyo_jax.growth._plan import Growth, Source, arrays, make, plain
+from tamiyo_jax.expansion._plan import Growth, Source, arrays, make, plain
 
 __all__ = ["deepen"]
 
@@ -102,8 +102,7 @@ class _Blocks:
         inside = {path: leaf for path, leaf in leaves.items() if self.within(path) is not None}
         if not inside:
             raise ConfigurationError(
-                f"blocks is {self._blocks!r} and no path begins so; the paths are "
-                f"{sorted(leaves)}",
+                f"blocks is {self._blocks!r} and no path begins so; the paths are {sorted(leaves)}",
                 field="blocks",
                 value=self._blocks,
             )

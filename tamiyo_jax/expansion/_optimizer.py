@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from tamiyo_jax.errors import ConfigurationError
-from tamiyo_jax.growth._plan import Growth, is_new, mapped, path_of
-from tamiyo_jax.host.monitor import MonitorState
+from tamiyo_jax.expansion._plan import Growth, is_new, mapped, path_of
+from tamiyo_jax.host import MonitorState
 
 __all__ = ["WarmUpState", "grow_opt_state", "warm_up_new"]
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from tamiyo_jax.errors import ConfigurationError
-from tamiyo_jax.growth._plan import Growth, Source, Split, arrays, make, plain
+from tamiyo_jax.expansion._plan import Growth, Source, Split, arrays, make, plain
 
 __all__ = ["Dimension", "widen"]
 
@@ -131,9 +131,7 @@ def _copied(source: Source, leaf: jax.Array, axis: int, units: np.ndarray) -> So
     )
 
 
-def _divided(
-    source: Source, leaf: jax.Array, axis: int, units: np.ndarray, noise: float
-) -> Source:
+def _divided(source: Source, leaf: jax.Array, axis: int, units: np.ndarray, noise: float) -> Source:
     """The copies share their unit's weights; each has its unit's gradient."""
     along, axis = _along(leaf, axis), axis % len(leaf.shape)
     old = int(units.max()) + 1

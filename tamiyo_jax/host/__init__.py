@@ -8,6 +8,7 @@ from tamiyo_jax.host._detector import Detector, Signals, detect, new_detector, w
 from tamiyo_jax.host._hardware import Hardware, HardwareMeter
 from tamiyo_jax.host._memory import MemoryCheckpoints
 from tamiyo_jax.host._monitor import (
+    MonitorState,
     Refusals,
     Statistics,
     guarded,
@@ -46,6 +47,7 @@ __all__ = [
     "HostState",
     "LateReader",
     "MemoryCheckpoints",
+    "MonitorState",
     "Refusals",
     "SeedBank",
     "SeedMeasurements",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tamiyo_jax import growth
+from tamiyo_jax import expansion
 from tamiyo_jax.errors import CompilationError, TamiyoError
 
 
@@ -22,9 +22,9 @@ def test_training_goes_on_while_the_next_program_is_built() -> None:
 
     def build():
         assert release.wait(60)
-        return growth.compiled(lambda x: x * jnp.float32(2), jnp.zeros(4, jnp.float32))
+        return expansion.compiled(lambda x: x * jnp.float32(2), jnp.zeros(4, jnp.float32))
 
-    ahead = growth.CompileAhead(build)
+    ahead = expansion.CompileAhead(build)
     x = jnp.zeros(3, jnp.float32)
     for _ in range(5):
         x = step(x)
@@ -37,7 +37,7 @@ def test_training_goes_on_while_the_next_program_is_built() -> None:
 
 def test_a_program_that_was_built_ahead_is_compiled_no_second_time(count_compilations) -> None:
     shape = jax.ShapeDtypeStruct((5,), jnp.float32)
-    ahead = growth.CompileAhead(lambda: growth.compiled(jnp.sin, shape))
+    ahead = expansion.CompileAhead(lambda: expansion.compiled(jnp.sin, shape))
     program = ahead.result()
     x = jnp.ones(5, jnp.float32)
     with count_compilations() as compiled:
@@ -48,10 +48,10 @@ def test_a_program_that_was_built_ahead_is_compiled_no_second_time(count_compila
 
 def test_an_error_while_building_is_raised_where_the_program_is_taken() -> None:
     def build():
-        return growth.compiled(lambda x: x @ x, jax.ShapeDtypeStruct((2, 3), jnp.float32))
+        return expansion.compiled(lambda x: x @ x, jax.ShapeDtypeStruct((2, 3), jnp.float32))
 
     step = jax.jit(lambda x: x + jnp.float32(1))
-    ahead = growth.CompileAhead(build)
+    ahead = expansion.CompileAhead(build)
     x = step(jnp.zeros(3, jnp.float32))
     with pytest.raises(CompilationError, match="go on with the present one") as raised:
         ahead.result()
@@ -67,9 +67,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 seen = []
 jax.monitoring.register_event_listener(lambda event, **_: seen.append(event))
-from tamiyo_jax import growth
+from tamiyo_jax import expansion
 shape = jax.ShapeDtypeStruct((7,), jnp.float32)
-growth.CompileAhead(lambda: growth.compiled(lambda x: jnp.sin(x) * 2, shape)).result()
+expansion.CompileAhead(lambda: expansion.compiled(lambda x: jnp.sin(x) * 2, shape)).result()
 print(seen.count("/jax/compilation_cache/cache_hits"))
 """
 

@@ -1,0 +1,22 @@
+"""A larger network for the same function, in the middle of training and without a stall."""
+
+from tamiyo_jax.expansion._ahead import CompileAhead, compiled
+from tamiyo_jax.expansion._depth import deepen
+from tamiyo_jax.expansion._optimizer import WarmUpState, grow_opt_state, warm_up_new
+from tamiyo_jax.expansion._plan import Growth, grow_params, is_new, mapped
+from tamiyo_jax.expansion._width import Dimension, widen
+
+__all__ = [
+    "CompileAhead",
+    "Dimension",
+    "Growth",
+    "WarmUpState",
+    "compiled",
+    "deepen",
+    "grow_opt_state",
+    "grow_params",
+    "is_new",
+    "mapped",
+    "warm_up_new",
+    "widen",
+]
