@@ -76,7 +76,7 @@ def mnist1d_task() -> Task:
 
     key = jax.random.PRNGKey(0)  # a blueprint asks for shapes alone
     seeds = init_seeds(key)
-    closed = {name: Gate(jnp.float32(0), jnp.int32(0)) for name in seeds}
+    closed = {name: Gate(jnp.float32(0)) for name in seeds}
     adam = optax.chain(
         optax.clip_by_global_norm(CLIP), optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     )

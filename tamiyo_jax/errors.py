@@ -10,8 +10,8 @@ from __future__ import annotations
 __all__ = [
     "CheckpointMismatchError",
     "CircuitOpenError",
-    "CompilationError",
     "CommandRejectedError",
+    "CompilationError",
     "ConfigurationError",
     "DeadlineExceededError",
     "DirectoryLockedError",

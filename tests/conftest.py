@@ -76,8 +76,10 @@ def standard_promotion() -> Iterator[None]:
 
     Optax itself multiplies an int32 step count by Python floats, which strict promotion refuses.
     """
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+    # For all threads: some compile while this one trains.
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    yield
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 @pytest.fixture(scope="session")

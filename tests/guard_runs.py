@@ -163,12 +163,13 @@ class Guard:
         self,
         directory: Path,
         blueprint: tj.Blueprint,
+        made: host.Host,
         isolation: Literal["process", "inline"],
     ) -> None:
         library, secret = MemoryBlueprintLibrary(), os.urandom(32)
         library.put(blueprint)
         self.good: str | None = None  # the newest checkpoint
-        self._checkpoints = host.HostCheckpoints(directory / "checkpoints")
+        self._checkpoints = host.HostCheckpoints(directory / "checkpoints", made)
         self.tamiyo = tj.Tamiyo.open(
             CONFIG,
             directory=directory / "disk" / "tamiyo",
@@ -223,7 +224,7 @@ def train(
     )
     guard = None
     if directory is not None:
-        guard = Guard(directory, blueprint, isolation)
+        guard = Guard(directory, blueprint, made, isolation)
     answers: list[Answer] = []
     losses: dict[int, float] = {}
     loss: float | None = None

@@ -91,7 +91,7 @@ def replay_demo(
         on_row(row_of(record), steps // task.steps_per_epoch)
 
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoints = HostCheckpoints(scratch)
+        checkpoints = HostCheckpoints(scratch, task.host)
         ledger = NonceLedger(time.time_ns())
         verifier = Verifier((Secret(secret),), ledger, SecurityConfig())
         outcome = run(
@@ -105,6 +105,7 @@ def replay_demo(
                 clock=time.time_ns,
                 optimizer_id=task.optimizer_id,
                 checkpointer=checkpoints,
+                host=task.host,
             ),
             checkpoints=checkpoints,
             on_step=watch,

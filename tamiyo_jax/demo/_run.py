@@ -160,7 +160,7 @@ def run_demo(settings: DemoSettings, on_row: Progress) -> DemoSummary:
     write_result(
         settings.directory, run_settings, steps=settings.steps, test_accuracy=grown.test_accuracy
     )
-    fully = grow_all(start, task.candidates[0].blueprint_id)
+    fully = grow_all(task, start, task.candidates[0].blueprint_id)
     counted = Counter(row.action for row in rows)
     levels = Counter(level for row in rows for level in row.levels)
     return DemoSummary(
@@ -202,7 +202,7 @@ def _grow(
         )
     secret = os.urandom(32)
     verifier = Verifier((Secret(secret),), NonceLedger(time.time_ns()), config.security)
-    keeper = HostCheckpoints(root / "host")
+    keeper = HostCheckpoints(root / "host", task.host)
     rows, state, restored = _load_start(task, start, settings, config, keeper)
     write_result(root, run_settings)
     params = (
@@ -242,6 +242,7 @@ def _grow(
                 clock=time.time_ns,
                 optimizer_id=task.optimizer_id,
                 checkpointer=keeper,
+                host=task.host,
             ),
             deterministic=settings.deterministic,
             checkpoints=keeper,
@@ -279,7 +280,7 @@ def _load_start(
             path=str(home),
         )
     like = {"loop": start, "tamiyo": str, "rows": str, "good": start.host, "good_name": str}
-    tree = load_tree(found[-1], like)
+    tree = load_tree(found[-1], like, task.host)
     trained = int(tree["loop"].epochs) * task.steps_per_epoch
     _check_steps(settings.steps, trained, f"the checkpoint {found[-1]}")
     if tree["good_name"]:

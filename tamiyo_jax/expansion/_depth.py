@@ -145,7 +145,7 @@ class _Blocks:
 def _added(order: Sequence[int | None], count: int, size: int) -> np.ndarray:
     """bool[size]: which blocks of the larger network are no part of the smaller one."""
     first = np.array([one is not None and one not in order[:i] for i, one in enumerate(order)])
-    if len(order) != size or [order[i] for i in np.flatnonzero(first)] != list(range(count)):
+    if len(order) != size or [order[int(i)] for i in np.flatnonzero(first)] != list(range(count)):
         raise ConfigurationError(
             f"order is {list(order)}; the smaller network has {count} blocks and the larger "
             f"{size}, so name {size}, and each of 0 to {count - 1} for the first time in that "

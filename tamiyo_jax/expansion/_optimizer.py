@@ -55,7 +55,7 @@ def warm_up_new(steps: int) -> optax.GradientTransformation:
         updates: Params, state: WarmUpState, params: Params | None = None
     ) -> tuple[Params, WarmUpState]:
         del params
-        following = optax.safe_increment(state.steps)
+        following = jnp.asarray(optax.safe_increment(state.steps))
         factor = jnp.minimum(following.astype(jnp.float32) / steps, 1)
 
         def scaled(update: jax.Array, new: jax.Array) -> jax.Array:

@@ -1,8 +1,9 @@
 """A slot: the place in a network where one of several candidate seeds may grow.
 
-Every candidate of a slot's bank is allocated at the start and masked until it germinates,
-so shapes never change and nothing recompiles. `slot_init` and `slot_apply` know no
-framework; `SeedSlot` is the Linen module made of them.
+A slot's parameters are those of what has grown in it: none while it is dormant, and then it is
+its input, without any arithmetic; those of one candidate afterwards. The rest of the bank is a
+specification. `slot_init` and `slot_apply` know no framework; `SeedSlot` is the Linen module
+made of them.
 """
 
 from __future__ import annotations
@@ -50,15 +51,13 @@ Bank = Mapping[str, Seed]
 
 
 class Gate(NamedTuple):
-    """What a slot must know to compute its output.
+    """What a slot must know to compute its output, besides parameters.
 
     Attributes:
       alpha: f32[], the seed's share; at 0 the slot is an exact identity.
-      blueprint: i32[], index into `blueprint_ids`.
     """
 
     alpha: jax.Array
-    blueprint: jax.Array
 
 
 def linen_seed(module: nn.Module) -> Seed:
@@ -70,7 +69,7 @@ def linen_seed(module: nn.Module) -> Seed:
 
 
 def blueprint_ids(bank: Bank) -> tuple[str, ...]:
-    """The bank's blueprint ids, sorted; `Gate.blueprint` counts in this order."""
+    """The bank's blueprint ids, sorted; `SlotState.blueprint` counts in this order."""
     return tuple(sorted(bank))
 
 
@@ -114,27 +113,38 @@ def slot_apply(
     *,
     mode: Blend = BlendMode.RESIDUAL,
 ) -> jax.Array:
-    """The slot's output: x, with the chosen seed mixed in by `gate.alpha`.
+    """The slot's output: x, with the seed that grows in it mixed in by `gate.alpha`.
 
     Args:
       bank: the candidates.
-      params: their parameters by blueprint id, as `slot_init` makes them.
-      gate: which one, and how much of it.
+      params: by blueprint id: of none, of the one that grows, or of all of them, as `slot_init`
+        makes them. All are compared: the output is x, and each candidate's gradient what it
+        would be if the candidate added nothing yet, and its output were added to x.
+      gate: how much of the seed.
       x: the slot's input, any shape.
       mode: how the seed joins.
 
     Returns:
-      An array like x; bit-identical to x at alpha 0.
+      An array like x; bit-identical to x at alpha 0, and x itself without parameters.
     """
-    ids = blueprint_ids(bank)
+    if not params:
+        return x
+    if len(params) > 1:
+        outputs = [bank[name].apply(own, x) for name, own in params.items()]
+        return sum(map(_silent, outputs), x)
+    ((name, _),) = params.items()
 
     def branch(
-        params: Mapping[str, Params], chosen: jax.Array, alpha: jax.Array, x: jax.Array
+        params: Mapping[str, Params], selector: None, alpha: jax.Array, x: jax.Array
     ) -> jax.Array:
-        candidates = [lambda p, v, name=name: bank[name].apply(p[name], v) for name in ids]
-        return mix(mode, x, jax.lax.switch(chosen, candidates, params, x), alpha)
+        return mix(mode, x, bank[name].apply(params[name], x), alpha)
 
-    return gated(branch, params, gate.blueprint, gate.alpha, x)
+    return gated(branch, params, None, gate.alpha, x)
+
+
+def _silent(y: jax.Array) -> jax.Array:
+    """Zeros that pass y's gradient on."""
+    return y - jax.lax.stop_gradient(y)
 
 
 class SeedSlot(nn.Module):
@@ -158,7 +168,7 @@ class SeedSlot(nn.Module):
         seeds = self.variable(
             "seeds", "bank", lambda: slot_init(self.bank, self.make_rng("seeds"), x)
         )
-        gate = self.variable("gates", "gate", lambda: Gate(jnp.float32(0), jnp.int32(0)))
+        gate = self.variable("gates", "gate", lambda: Gate(jnp.float32(0)))
         return slot_apply(self.bank, seeds.value, gate.value, x, mode=self.mode)
 
 

@@ -18,9 +18,11 @@ from tamiyo_jax.host._monitor import (
     unless_refused,
 )
 from tamiyo_jax.host._packets import SeedMeasurements, packet_from, seed_state
+from tamiyo_jax.host._probe import probe
 from tamiyo_jax.host._reading import LateReader
 from tamiyo_jax.host._scale import LIMITS, scale_by, scale_of, tamiyo_scale
 from tamiyo_jax.host._seed_library import FAMILIES, SeedBank, seed_bank
+from tamiyo_jax.host._seeding import banks_of, operate
 from tamiyo_jax.host._training import (
     Host,
     HostState,
@@ -30,6 +32,7 @@ from tamiyo_jax.host._training import (
     gates_of,
     init_host,
     loss_of,
+    seeds_of,
     train_step,
 )
 
@@ -55,6 +58,7 @@ __all__ = [
     "Slot",
     "Statistics",
     "StepMetrics",
+    "banks_of",
     "blueprint_of",
     "contribution",
     "detect",
@@ -67,12 +71,15 @@ __all__ = [
     "loss_of",
     "monitor",
     "new_detector",
+    "operate",
     "packet_from",
+    "probe",
     "save_tree",
     "scale_by",
     "scale_of",
     "seed_bank",
     "seed_state",
+    "seeds_of",
     "statistics",
     "tamiyo_scale",
     "train_step",

@@ -20,11 +20,12 @@ from tamiyo_jax.contracts import (
     Verifier,
 )
 from tamiyo_jax.errors import CommandRejectedError
-from tamiyo_jax.growth import METHODS, BlendSchedule, SlotState, transition
-from tamiyo_jax.host._budget import live_parameters
+from tamiyo_jax.growth import METHODS, BlendSchedule
+from tamiyo_jax.host._budget import live_parameters, size_of
 from tamiyo_jax.host._placement import place_like
 from tamiyo_jax.host._scale import LIMITS, scale_by
-from tamiyo_jax.host._training import HostState
+from tamiyo_jax.host._seeding import banks_of, operate
+from tamiyo_jax.host._training import Host, HostState
 
 __all__ = ["Checkpointer", "CommandApplier", "DecisionLike"]
 
@@ -68,7 +69,7 @@ class CommandApplier:
       optimizer_id: the optimiser that OPTIMIZER commands may name.
       checkpointer: restores for ROLLBACK; without one, ROLLBACK is rejected.
       limits: bounds of the learning-rate multiplier after all commands together.
-      parameter_budget: most live parameters that GERMINATE may lead to; None is no limit.
+      host: what is trained, of a `HostState`; without it SEED is rejected.
     """
 
     def __init__(
@@ -79,14 +80,14 @@ class CommandApplier:
         optimizer_id: str,
         checkpointer: Checkpointer | None = None,
         limits: tuple[float, float] = LIMITS,
-        parameter_budget: int | None = None,
+        host: Host | None = None,
     ) -> None:
         self._verifier = verifier
         self._clock = clock
         self._optimizer_id = optimizer_id
         self._checkpointer = checkpointer
         self._limits = limits
-        self._parameter_budget = parameter_budget
+        self._host = host
 
     def __call__(self, train_state: State, decision: DecisionLike) -> State:
         """The train state after the decision.
@@ -119,7 +120,7 @@ class CommandApplier:
     def _act(self, state: State, command: AdaptationCommand) -> State:
         match command.command_type, command.payload:
             case CommandType.SEED, SeedAdjustment() as adjustment:
-                return _apply_seed(state, command, adjustment, self._parameter_budget)
+                return _apply_seed(state, command, adjustment, self._host)
             case CommandType.OPTIMIZER, OptimizerAdjustment() as adjustment:
                 return self._apply_optimizer(state, command, adjustment)
             case CommandType.CIRCUIT_BREAKER, CircuitBreakerAdjustment() as adjustment:
@@ -164,10 +165,14 @@ def _set(state: State, **flags: bool) -> State:
 
 
 def _apply_seed(
-    state: State, command: AdaptationCommand, adjustment: SeedAdjustment, budget: int | None
+    state: State, command: AdaptationCommand, adjustment: SeedAdjustment, host: Host | None
 ) -> State:
-    if not isinstance(state, HostState):
-        _reject(command, f"a {type(state).__name__} has no slots; grow seeds in a HostState")
+    if not isinstance(state, HostState) or host is None:
+        _reject(
+            command,
+            f"there are no slots in a {type(state).__name__} alone; grow seeds in a HostState, "
+            "and give CommandApplier its host",
+        )
     name = command.target_seed_id
     if name is None or name not in state.slots:
         _reject(command, f"seed {name!r} is none of this host's: {sorted(state.slots)}")
@@ -177,31 +182,34 @@ def _apply_seed(
             f"the host's adaptation breaker is open, so {adjustment.operation.name} must wait; "
             "close it first",
         )
-    slot = state.slots[name]
-    moved = transition(slot.state, adjustment.operation)
     if adjustment.operation is SeedOperation.GERMINATE:
-        moved = _chosen(moved, command, adjustment, sorted(slot.params))
-    after = state._replace(slots={**state.slots, name: slot._replace(state=moved)})
-    if adjustment.operation is SeedOperation.GERMINATE and budget is not None:
-        _keep_within(command, live_parameters(after), budget)
-    return after
+        return _germinated(state, command, adjustment, name, host)
+    return operate(host, state, name, adjustment.operation)
 
 
-def _keep_within(command: AdaptationCommand, live: int, budget: int) -> None:
-    if live > budget:
+def _germinated(
+    state: HostState, command: AdaptationCommand, adjustment: SeedAdjustment, name: str, host: Host
+) -> HostState:
+    """The host with the seed, the budget kept, and the blending schedule of the command."""
+    bank = banks_of(host)[name]
+    chosen = adjustment.blueprint_id
+    if chosen is None or chosen not in bank:
+        _reject(command, f"blueprint {chosen!r} is not in the slot's bank: {sorted(bank)}")
+    schedule = _schedule(command, adjustment)
+    live = live_parameters(state) + size_of(bank[chosen])
+    if host.parameter_budget is not None and live > host.parameter_budget:
         _reject(
             command,
-            f"GERMINATE would make {live} live parameters and parameter_budget is {budget}; "
-            "cull a seed first, or raise the budget",
+            f"GERMINATE would make {live} live parameters and parameter_budget is "
+            f"{host.parameter_budget}; cull a seed first, or raise the budget",
         )
+    grown = operate(host, state, name, adjustment.operation, blueprint_id=chosen)
+    slot = grown.slots[name]
+    slot = slot._replace(state=slot.state._replace(schedule=schedule))
+    return grown._replace(slots={**grown.slots, name: slot})
 
 
-def _chosen(
-    state: SlotState, command: AdaptationCommand, adjustment: SeedAdjustment, ids: list[str]
-) -> SlotState:
-    """The germinated slot with the blueprint and the blending schedule of its command."""
-    if adjustment.blueprint_id not in ids:
-        _reject(command, f"blueprint {adjustment.blueprint_id!r} is not in the slot's bank: {ids}")
+def _schedule(command: AdaptationCommand, adjustment: SeedAdjustment) -> BlendSchedule:
     method = _number(command, adjustment.parameters, "blending_method_index")
     start = _number(command, adjustment.parameters, "blending_schedule_start")
     end = _number(command, adjustment.parameters, "blending_schedule_end")
@@ -209,10 +217,7 @@ def _chosen(
         _reject(command, f"blending_method_index is {method}; the methods are {METHODS}")
     if not 0 <= start <= end <= 1:
         _reject(command, f"the blending schedule is {start} to {end}; order it within 0 to 1")
-    return state._replace(
-        blueprint=jnp.int32(ids.index(adjustment.blueprint_id)),
-        schedule=BlendSchedule(jnp.int32(method), jnp.float32(start), jnp.float32(end)),
-    )
+    return BlendSchedule(jnp.int32(method), jnp.float32(start), jnp.float32(end))
 
 
 def _says_open(command: AdaptationCommand, adjustment: CircuitBreakerAdjustment) -> bool:

@@ -1,8 +1,7 @@
 """A budget for live parameters: what a host offers to grow, so that it never has to refuse.
 
-Every candidate is allocated from the start, so memory does not grow with the network; what
-grows is the network that is shipped and computed. Its size is the host's parameters and those
-of the chosen candidate of every seed from GERMINATED to FOSSILIZED.
+What grows is the network that is shipped, computed and kept in memory. Its size is that of the
+host's parameters and of every seed from GERMINATED to FOSSILIZED.
 
 A host with a budget keeps it twice. Its packets offer only what still fits (`within_budget`),
 so that a policy never chooses what the host would refuse; and its `CommandApplier` refuses the
@@ -11,36 +10,27 @@ command that comes nevertheless, out of a journal or from another controller.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import jax
 
 from tamiyo_jax.contracts import SeedStage, SeedState, SystemStatePacket
-from tamiyo_jax.host._training import HostState, Slot
+from tamiyo_jax.host._seeding import banks_of
+from tamiyo_jax.host._training import Host, HostState
 
-__all__ = ["live_parameters", "within_budget"]
+__all__ = ["live_parameters", "size_of", "within_budget"]
 
-_NO_SEED = (
-    SeedStage.DORMANT,
-    SeedStage.CULLED,
-    SeedStage.EMBARGOED,
-    SeedStage.RESETTING,
-)
+Params = Any
 
 
 def live_parameters(state: HostState) -> int:
-    """Parameters that are part of the network: the host's, and those of grown seeds.
-
-    A seed counts from GERMINATED to FOSSILIZED, and only the chosen candidate does.
-    """
-    total = _size(state.params)
-    for slot in state.slots.values():
-        if int(slot.state.stage) not in _NO_SEED:
-            total += _size(slot.params[sorted(slot.params)[int(slot.state.blueprint)]])
-    return total
+    """Parameters of the network: the host's, and those of its seeds from GERMINATED on."""
+    return size_of(state.params) + sum(size_of(slot.params) for slot in state.slots.values())
 
 
-def within_budget(packet: SystemStatePacket, state: HostState, budget: int) -> SystemStatePacket:
+def within_budget(packet: SystemStatePacket, state: HostState, host: Host) -> SystemStatePacket:
     """The packet, offering only what can be grown within a budget.
 
     A dormant slot in which nothing fits is told as EMBARGOED, the stage in which nothing may
@@ -51,11 +41,14 @@ def within_budget(packet: SystemStatePacket, state: HostState, budget: int) -> S
     Args:
       packet: as it would be sent without a budget; its seeds are the host's slots.
       state: the host that it describes.
-      budget: most live parameters that growth may reach.
+      host: what is trained; without a budget the packet stays as it is.
     """
-    room = budget - live_parameters(state)
+    if host.parameter_budget is None:
+        return packet
+    room = host.parameter_budget - live_parameters(state)
+    banks = banks_of(host)
     fitting = {
-        seed.seed_id: _fitting(state.slots[seed.seed_id], packet.candidates, room)
+        seed.seed_id: _fitting(banks[seed.seed_id], packet.candidates, room)
         for seed in packet.seeds
         if seed.stage is SeedStage.DORMANT
     }
@@ -78,12 +71,11 @@ def within_budget(packet: SystemStatePacket, state: HostState, budget: int) -> S
     )
 
 
-def _fitting(slot: Slot, candidates: tuple[str, ...], room: int) -> frozenset[str]:
-    """Which of the candidates are in the slot's bank and have at most `room` parameters."""
-    return frozenset(
-        one for one in candidates if one in slot.params and _size(slot.params[one]) <= room
-    )
+def _fitting(bank: Mapping[str, Params], candidates: tuple[str, ...], room: int) -> frozenset[str]:
+    """Which of the candidates are in the bank and have at most `room` parameters."""
+    return frozenset(one for one in candidates if one in bank and size_of(bank[one]) <= room)
 
 
-def _size(tree: object) -> int:
+def size_of(tree: object) -> int:
+    """How many numbers the arrays of a tree hold, or the shapes in it stand for."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import DictKey
 from orbax.checkpoint import v1 as ocp
 
 from tamiyo_jax.errors import CheckpointMismatchError, PersistenceError
 from tamiyo_jax.host._placement import place_like
-from tamiyo_jax.host._training import HostState
+from tamiyo_jax.host._seeding import banks_of, seed_shapes
+from tamiyo_jax.host._training import Host, HostState, Slot
 
 __all__ = ["HostCheckpoints", "load_tree", "save_tree"]
 
@@ -40,7 +43,7 @@ def save_tree(path: str | os.PathLike[str], tree: object) -> None:
         ) from error
 
 
-def load_tree(path: str | os.PathLike[str], like: Tree) -> Tree:
+def load_tree(path: str | os.PathLike[str], like: Tree, host: Host | None = None) -> Tree:
     """Read a pytree that `save_tree` wrote, each array to where `like` has it.
 
     An array that `like` has committed to devices gets the same sharding; every other one goes to
@@ -50,6 +53,8 @@ def load_tree(path: str | os.PathLike[str], like: Tree) -> Tree:
     Args:
       path: where it was written.
       like: a pytree of the same structure, shapes and dtypes; `str` stands for a text.
+      host: of every `HostState` in `like`; what grows in its slots then is what grew in them when
+        it was written, and need not be the same in `like`.
 
     Raises:
       PersistenceError: there is none, or it is damaged.
@@ -59,15 +64,14 @@ def load_tree(path: str | os.PathLike[str], like: Tree) -> Tree:
     source = Path(path).absolute()
     if not source.is_dir():
         raise PersistenceError(f"there is no checkpoint at {source}", path=str(source))
-    template = jax.tree.map(
-        lambda leaf: leaf if leaf is str else np.empty(leaf.shape, leaf.dtype), like
-    )
     try:
         stored = _shapes(ocp.metadata(str(source)).metadata)
         if not stored:
-            raise _make_damage_error(
-                source, "nothing in it can be read"
-            )  # Orbax gives an empty tree
+            raise _make_damage_error(source, "nothing in it can be read")  # Orbax gives an empty tree
+        grown = like if host is None else _as_grown(like, stored, host)
+        template = jax.tree.map(
+            lambda leaf: leaf if leaf is str else np.empty(leaf.shape, leaf.dtype), grown
+        )
         _check_equal(source, stored, _shapes(template))
         loaded = ocp.load(str(source), template)
     except (OSError, ValueError) as error:
@@ -83,10 +87,37 @@ def _make_damage_error(source: Path, why: object) -> PersistenceError:
 def _shapes(tree: object) -> dict[str, str]:
     """Dtype and shape of every array, by its path."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{tuple(leaf.shape)}"
+        _text(path): f"{leaf.dtype}{tuple(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         if hasattr(leaf, "shape")
     }
+
+
+def _as_grown(like: Tree, stored: Mapping[str, str], host: Host) -> Tree:
+    """`like`, with the seeds of its host states that are stored in place of its own."""
+
+    def grown(path: tuple[Any, ...], node: object) -> object:
+        if not isinstance(node, HostState):
+            return node
+        slots: dict[str, Slot] = {}
+        for name, slot in node.slots.items():
+            prefix = _text((*path, *map(DictKey, ("slots", name, "params")))) + "/"
+            found = [one for one in banks_of(host)[name] if _holds(stored, prefix + one)]
+            shapes = seed_shapes(host, name, found[0]) if found else ({}, ())
+            slots[name] = Slot(slot.state, *shapes)
+        return node._replace(slots=slots)
+
+    return jax.tree_util.tree_map_with_path(
+        grown, like, is_leaf=lambda node: isinstance(node, HostState)
+    )
+
+
+def _holds(stored: Mapping[str, str], path: str) -> bool:
+    return any(one == path or one.startswith(path + "/") for one in stored)
+
+
+def _text(path: Sequence[Any]) -> str:
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def _check_equal(source: Path, stored: dict[str, str], wanted: dict[str, str]) -> None:
@@ -111,11 +142,13 @@ class HostCheckpoints:
 
     Args:
       directory: made if it does not exist.
+      host: of the states.
     """
 
     _KEPT = 2
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], host: Host) -> None:
+        self._host = host
         self._directory = Path(directory).absolute()
         self._directory.mkdir(parents=True, exist_ok=True)
 
@@ -140,7 +173,9 @@ class HostCheckpoints:
         self.save(name, train_state)
 
     def restore(self, name: str, train_state: HostState) -> HostState:
-        """The state saved under `name`, in the shape and on the devices of `train_state`.
+        """The state saved under `name`, on the devices of `train_state`.
+
+        What grows in its slots is what grew then.
 
         Raises:
           PersistenceError: there is none.
@@ -153,7 +188,7 @@ class HostCheckpoints:
                 path=str(self._directory),
                 name=name,
             )
-        return load_tree(self._directory / name, train_state)
+        return load_tree(self._directory / name, train_state, self._host)
 
     def names(self) -> frozenset[str]:
         """Names of the complete checkpoints."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -35,12 +35,15 @@ class SeedMeasurements:
       contribution: loss with the seed off minus on.
       learning_rate: of its optimiser; None where nobody knows it.
       layer_depth: index of the layer that its slot follows; likewise.
+      probe: what `host.probe` found for the candidates of a dormant slot; empty where it was not
+        asked.
     """
 
     gradient_norm: float
     contribution: float
     learning_rate: float | None = None
     layer_depth: int | None = None
+    probe: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def seed_state(
@@ -53,7 +56,8 @@ def seed_state(
 ) -> SeedState:
     """A slot's state as the packet tells it.
 
-    The contribution is told only of a seed that has learned. A gradient norm that is not finite
+    The contribution is told only of a seed that has learned, and the probe only of a slot that
+    may germinate, as ``probe/<blueprint id>``. A gradient norm that is not finite
     is told as None: a packet may hold no such one, and it is the losses that say that a batch
     was broken.
     """
@@ -66,6 +70,8 @@ def seed_state(
     }
     if stage in _MEASURED:
         metrics["contribution"] = measured.contribution
+    if stage is SeedStage.DORMANT:
+        metrics |= {f"probe/{name}": norm for name, norm in measured.probe.items()}
     return SeedState(
         seed_id=seed_id,
         stage=stage,

@@ -4,11 +4,14 @@ Host and seeds share a forward pass and nothing else. The host's optimiser sees 
 gradient alone; each slot has an optimiser state, a step count and a gradient clipping of its
 own, which rest while its seed does not learn. So a seed that is culled before it blends
 leaves the host bit for bit where it would have been without it.
+
+A slot in which nothing grows has no parameters, and a grown one those of its seed alone. The
+structure of the state's tree says so when a step is traced: what is not there is not computed,
+and a `jax.jit` of the step has a program for every structure that it meets.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,6 +34,7 @@ __all__ = [
     "gates_of",
     "init_host",
     "loss_of",
+    "seeds_of",
     "train_step",
 ]
 
@@ -46,10 +50,12 @@ class Host:
     """What a host is made of; static, while `HostState` is what training changes.
 
     Attributes:
-      loss: ``(params, seeds, gates, batch) -> f32[]``; seeds and gates by slot id.
+      loss: ``(params, seeds, gates, batch) -> f32[]``; seeds and gates by slot id. The seeds
+        of a slot are `Slot.params`.
       optimizer: updates the host's parameters; wrapped by `monitor`.
-      seed_optimizer: updates one slot's bank; each slot has its own state of it.
-      init_seeds: ``key -> seeds``: fresh bank parameters of every slot.
+      seed_optimizer: updates one slot's seed; each slot has its own state of it.
+      init_seeds: ``key -> seeds``: fresh parameters of every candidate of every slot. It is
+        traced, and no more of it is computed than the candidate that is to grow.
       timing: what the host times itself.
       parameter_budget: most live parameters that growth may reach; None is no limit.
     """
@@ -63,7 +69,13 @@ class Host:
 
 
 class Slot(NamedTuple):
-    """One slot: its state, every candidate's parameters, and its own optimiser's state."""
+    """One slot.
+
+    Attributes:
+      state: where its seed is in its life.
+      params: the seed's parameters by its blueprint id; empty where nothing grows.
+      opt_state: of the slot's own optimiser; ``()`` where nothing grows.
+    """
 
     state: SlotState
     params: Mapping[str, Params]
@@ -121,10 +133,7 @@ def init_host(host: Host, params: Params, key: jax.Array) -> HostState:
         its data alone could not bring back.
     """
     key = _key_data(key)
-    seeds = host.init_seeds(key)
-    slots = {
-        name: Slot(dormant(), bank, host.seed_optimizer.init(bank)) for name, bank in seeds.items()
-    }
+    slots = {name: Slot(dormant(), {}, ()) for name in jax.eval_shape(host.init_seeds, key)}
     return HostState(
         params=params,
         opt_state=host.optimizer.init(params),
@@ -152,13 +161,17 @@ def _key_data(key: jax.Array) -> jax.Array:
 
 def gates_of(slots: Mapping[str, Slot]) -> dict[str, Gate]:
     """Each slot's gate, by slot id."""
-    return {name: Gate(slot.state.alpha, slot.state.blueprint) for name, slot in slots.items()}
+    return {name: Gate(slot.state.alpha) for name, slot in slots.items()}
+
+
+def seeds_of(slots: Mapping[str, Slot]) -> dict[str, Params]:
+    """Each slot's seed, by slot id."""
+    return {name: slot.params for name, slot in slots.items()}
 
 
 def loss_of(host: Host, state: HostState, batch: Batch) -> jax.Array:
     """f32[]: the loss of the network as it is now."""
-    seeds = {name: slot.params for name, slot in state.slots.items()}
-    return host.loss(state.params, seeds, gates_of(state.slots), batch)
+    return host.loss(state.params, seeds_of(state.slots), gates_of(state.slots), batch)
 
 
 def train_step(host: Host, state: HostState, batch: Batch) -> tuple[HostState, StepMetrics]:
@@ -175,7 +188,7 @@ def train_step(host: Host, state: HostState, batch: Batch) -> tuple[HostState, S
     Returns:
       The next state, and the step's metrics.
     """
-    seeds = {name: slot.params for name, slot in state.slots.items()}
+    seeds = seeds_of(state.slots)
     gates = gates_of(state.slots)
     loss, (gradient, seed_gradients) = jax.value_and_grad(host.loss, argnums=(0, 1))(
         state.params, seeds, gates, batch
@@ -188,39 +201,40 @@ def train_step(host: Host, state: HostState, batch: Batch) -> tuple[HostState, S
     for name, slot in state.slots.items():
         learns = is_live(slot.state.stage) & moving
         norms[name] = jnp.where(learns, optax.tree.norm(own[name]), jnp.float32(0))
-        slots[name] = _learn(host.seed_optimizer, slot, own[name], learns)
+        ticked = _where(moving, tick(slot.state, host.timing), slot.state)
+        slots[name] = _learn(host.seed_optimizer, slot, own[name], learns)._replace(state=ticked)
     following = state._replace(
         params=optax.apply_updates(state.params, updates),
         opt_state=opt_state,
-        slots=_pass_time(host, slots, moving, jax.random.fold_in(state.rng, state.step)),
+        slots=slots,
         step=state.step + 1,
     )
     return following, StepMetrics(loss, norms, statistics(opt_state))
 
 
 def _seed_gradients(loss: Loss, state: HostState, joint: Seeds, batch: Batch) -> Seeds:
-    """Each slot's gradient: of its second loss where it is TRAINING, else its share of `joint`.
+    """Each seed's gradient: of its second loss where it is TRAINING, else its share of `joint`.
 
-    A scan, so that the second loss is compiled once however many slots there are.
+    A scan, so that the second loss is compiled once however many seeds there are.
     """
-    names = sorted(state.slots)
+    names = _grown(state.slots)
     if not names:
         return joint
-    seeds = {name: slot.params for name, slot in state.slots.items()}
+    seeds = seeds_of(state.slots)
     gates = gates_of(state.slots)
     stages = jnp.stack([state.slots[name].state.stage for name in names])
 
     def one(gradients: Seeds, index: jax.Array) -> tuple[Seeds, None]:
         def second() -> Seeds:
-            opened = {
-                name: gates[name]._replace(alpha=jnp.where(index == i, 1, gates[name].alpha))
-                for i, name in enumerate(names)
-            }
+            opened = dict(gates)
+            for i, name in enumerate(names):
+                alpha = jnp.where(index == i, 1, gates[name].alpha)
+                opened[name] = gates[name]._replace(alpha=alpha)
             found = jax.grad(loss, argnums=1)(state.params, seeds, opened, batch)
-            return {
-                name: _where(index == i, found[name], gradients[name])
-                for i, name in enumerate(names)
-            }
+            chosen = dict(gradients)
+            for i, name in enumerate(names):
+                chosen[name] = _where(index == i, found[name], gradients[name])
+            return chosen
 
         training = stages[index] == SeedStage.TRAINING
         return jax.lax.cond(training, second, lambda: gradients), None
@@ -231,42 +245,20 @@ def _seed_gradients(loss: Loss, state: HostState, joint: Seeds, batch: Batch) ->
 def _learn(
     optimizer: optax.GradientTransformation, slot: Slot, gradient: Params, learns: jax.Array
 ) -> Slot:
-    """Update the chosen candidate where `learns`; the rest of the bank never moves.
-
-    The gradient of the others is zero, but weight decay would reach them.
-    """
+    """Update the slot's seed where `learns`; the gradient is zero where not, weight decay is."""
+    if not slot.params:
+        return slot
     updates, opt_state = optimizer.update(gradient, slot.opt_state, slot.params)
     updated: Any = optax.apply_updates(slot.params, updates)
-    params = {
-        name: _where(learns & (slot.state.blueprint == index), updated[name], slot.params[name])
-        for index, name in enumerate(sorted(slot.params))
-    }
-    return Slot(slot.state, params, _where(learns, opt_state, slot.opt_state))
+    return Slot(
+        slot.state,
+        _where(learns, updated, slot.params),
+        _where(learns, opt_state, slot.opt_state),
+    )
 
 
-def _pass_time(
-    host: Host, slots: Mapping[str, Slot], moving: jax.Array, key: jax.Array
-) -> dict[str, Slot]:
-    """Advance the slots' clocks; a seed that comes home from RESETTING is made anew."""
-    states = {
-        name: _where(moving, tick(slot.state, host.timing), slot.state)
-        for name, slot in slots.items()
-    }
-    home = {
-        name: (slot.state.stage == SeedStage.RESETTING) & (states[name].stage == SeedStage.DORMANT)
-        for name, slot in slots.items()
-    }
-    current = {name: slot.params for name, slot in slots.items()}
-    any_home = functools.reduce(jnp.logical_or, home.values(), jnp.bool_(False))
-    fresh = jax.lax.cond(any_home, lambda: dict(host.init_seeds(key)), lambda: current)
-    return {
-        name: Slot(
-            states[name],
-            _where(home[name], fresh[name], slot.params),
-            _where(home[name], host.seed_optimizer.init(fresh[name]), slot.opt_state),
-        )
-        for name, slot in slots.items()
-    }
+def _grown(slots: Mapping[str, Slot]) -> list[str]:
+    return sorted(name for name, slot in slots.items() if slot.params)
 
 
 def _where(condition: jax.Array, new: Params, old: Params) -> Params:
@@ -278,7 +270,7 @@ def contribution(
 ) -> dict[str, jax.Array]:
     """What each slot's seed is worth: the loss with it off (α = 0) minus on (α = 1).
 
-    The other slots stay as they are. All slots are measured in one vmapped pass.
+    The other slots stay as they are. All seeds are measured in one vmapped pass.
 
     Args:
       loss: as in `Host`.
@@ -287,12 +279,13 @@ def contribution(
       batch: usually the validation set.
 
     Returns:
-      f32[] by slot id; positive where the seed helps, meaningless for a dormant one.
+      f32[] by slot id; positive where the seed helps, 0 where nothing grows.
     """
-    names = sorted(slots)
+    nothing = {name: jnp.float32(0) for name in slots}
+    names = _grown(slots)
     if not names:
-        return {}
-    seeds = {name: slot.params for name, slot in slots.items()}
+        return nothing
+    seeds = seeds_of(slots)
     gates = gates_of(slots)
     alphas = jnp.stack([gates[name].alpha for name in names])
     here = jnp.eye(len(names), dtype=bool)
@@ -301,7 +294,7 @@ def contribution(
 
     def measured(row: jax.Array) -> jax.Array:
         varied = {name: gates[name]._replace(alpha=row[i]) for i, name in enumerate(names)}
-        return loss(params, seeds, varied, batch)
+        return loss(params, seeds, {**gates, **varied}, batch)
 
     off, on = jnp.split(jax.vmap(measured)(rows), 2)
-    return {name: off[i] - on[i] for i, name in enumerate(names)}
+    return nothing | {name: off[i] - on[i] for i, name in enumerate(names)}

@@ -109,17 +109,27 @@ class HeuristicPolicy:
     def _germinations(
         self, state: HeuristicState, packet: SystemStatePacket, legality: Legality
     ) -> Iterator[Choice]:
-        """The next dormant seed with each blueprint in its turn, culled ones left out.
+        """Pairs of a dormant seed and a blueprint, culled blueprints left out.
 
-        Turns follow the rows of the blueprints, so that they need no ids: the packet's
-        candidates follow the active blueprint, which is row 0.
+        The host's probe decides where the packet brings one: the largest gradient first. Else it
+        is the first dormant seed, and the blueprints have their turns, by their rows, so that
+        they need no ids: the packet's candidates follow the active blueprint, which is row 0.
         """
         rows = np.flatnonzero(legality.blueprints)
         ids = candidate_ids(packet)
-        for seed in np.flatnonzero(legality.seeds[Action.GERMINATE])[:1]:
-            for row in np.roll(rows, -(state.turn % max(len(rows), 1))):
-                if state.penalties.get(ids[row], 0.0) <= self._config.penalty_skip:
-                    yield Choice(Action.GERMINATE, int(seed), int(row))
+        seeds = np.flatnonzero(legality.seeds[Action.GERMINATE])
+        probed = {
+            (int(seed), int(row)): packet.seeds[seed].metrics.get(f"probe/{ids[row]}")
+            for seed in seeds
+            for row in rows
+        }
+        norms = {pair: norm for pair, norm in probed.items() if norm is not None}
+        turns = np.roll(rows, -(state.turn % max(len(rows), 1)))
+        in_turn = [(int(seed), int(row)) for seed in seeds[:1] for row in turns]
+        best_first = sorted(norms, key=lambda pair: -np.nan_to_num(norms[pair], nan=0.0))
+        for seed, row in best_first or in_turn:
+            if state.penalties.get(ids[row], 0.0) <= self._config.penalty_skip:
+                yield Choice(Action.GERMINATE, seed, row)
 
     def _remember(
         self, state: HeuristicState, packet: SystemStatePacket, choice: Choice

@@ -1,10 +1,11 @@
 """The reference training loop: train an epoch, measure, ask, apply, and again.
 
 One jitted call trains an epoch by `lax.scan`; one more measures the validation set and what
-each seed is worth. Both compile once, whatever grows. Between two epochs the controller is
-sent a packet and its decision is applied: a *decision boundary*. The whole run is a pytree
-there (`LoopState`), all randomness is folded from its key and step, and the order of the
-data follows from the step, so that a run resumed at a boundary goes on bit for bit.
+each seed is worth. Both are compiled for what grows, ahead of time (`Programs`). Between two
+epochs the controller is sent a packet and its decision is applied: a *decision boundary*.
+The whole run is a pytree there (`LoopState`), all randomness is folded from its key and step,
+and the order of the data follows from the step, so that a run resumed at a boundary goes on
+bit for bit.
 """
 
 from __future__ import annotations
@@ -17,27 +18,31 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from tamiyo_jax.contracts import HardwareContext, SeedStage, SeedState, SystemStatePacket
-from tamiyo_jax.errors import ConfigurationError, TamiyoError
+from tamiyo_jax.contracts import (
+    SeedOperation,
+    SeedStage,
+    SystemStatePacket,
+)
+from tamiyo_jax.errors import CompilationError, ConfigurationError, TamiyoError
 from tamiyo_jax.growth import enter
 from tamiyo_jax.host import (
     DecisionLike,
     HostCheckpoints,
     HostState,
-    SeedMeasurements,
     StepMetrics,
     contribution,
     gates_of,
     init_host,
-    layer_names,
     live_parameters,
-    packet_from,
-    seed_state,
+    loss_of,
+    operate,
+    probe,
+    seeds_of,
     train_step,
-    within_budget,
 )
+from tamiyo_jax.training._programs import Programs
+from tamiyo_jax.training._reporting import Measured, Reporter
 from tamiyo_jax.training._task import Data, Task
 
 __all__ = [
@@ -50,6 +55,15 @@ __all__ = [
     "init_loop",
     "run",
 ]
+
+
+PROBE_BATCHES = 4
+_ON_THE_WAY = (
+    SeedStage.GERMINATED,
+    SeedStage.TRAINING,
+    SeedStage.BLENDING,
+    SeedStage.PROBATIONARY,
+)
 
 
 class LoopState(NamedTuple):
@@ -80,7 +94,8 @@ class Record:
       packet: what was measured, and sent to the controller.
       live_parameters: of the host and its grown seeds, before the decision.
       decision: the answer; None without a controller, or where `error` says why.
-      error: what the controller raised; training goes on without it for this boundary.
+      error: what the controller raised; training goes on without it for this boundary. Or why
+        the programs with a seed could not be compiled; training goes on without the seed.
       decision_ms: time that the controller took; None without one.
     """
 
@@ -110,34 +125,20 @@ class RunResult:
     parameters_after: int
 
 
-class Measured(NamedTuple):
-    """Measurements after an epoch.
-
-    Attributes:
-      step: a step's metrics, averaged over the epoch.
-      validation_loss: f32[].
-      validation_accuracy: f32[] in [0, 1].
-      contributions: f32[] by slot id, on the validation set.
-    """
-
-    step: StepMetrics
-    validation_loss: jax.Array
-    validation_accuracy: jax.Array
-    contributions: dict[str, jax.Array]
-
-
 def init_loop(task: Task, seed: int) -> LoopState:
     """A run before its first step, all slots dormant; `seed` also orders the data."""
     return LoopState(_init_host(task, jax.random.PRNGKey(seed)), jnp.int32(0))
 
 
-def grow_all(state: LoopState, blueprint_id: str) -> LoopState:
+def grow_all(task: Task, state: LoopState, blueprint_id: str) -> LoopState:
     """The run with that seed fossilised in every slot: a larger network from the start."""
-    slots = {}
-    for name, slot in state.host.slots.items():
-        chosen = slot.state._replace(blueprint=jnp.int32(sorted(slot.params).index(blueprint_id)))
-        slots[name] = slot._replace(state=enter(chosen, jnp.int32(SeedStage.FOSSILIZED)))
-    return state._replace(host=state.host._replace(slots=slots))
+    host = state.host
+    for name in host.slots:
+        host = operate(task.host, host, name, SeedOperation.GERMINATE, blueprint_id=blueprint_id)
+        slot = host.slots[name]
+        grown = slot._replace(state=enter(slot.state, SeedStage.FOSSILIZED))
+        host = host._replace(slots={**host.slots, name: grown})
+    return state._replace(host=host)
 
 
 def run(
@@ -164,7 +165,8 @@ def run(
       state: where to start or to go on, from `init_loop` or a checkpoint.
       run_id: of the run, in its packets.
       applier: applies decisions; required with a controller.
-      deterministic: packets carry no measured times, so equal runs send equal packets.
+      deterministic: packets carry no measured times, and the run waits for its programs, so
+        equal runs send equal packets.
       checkpoints: keeps the host of the last epoch in which all was finite: validation loss,
         training loss, and the statistics of the host and of its seeds. Packets name it as the
         one to roll back to.
@@ -181,17 +183,22 @@ def run(
     if controller is not None and applier is None:
         raise ConfigurationError("a controller needs an applier; give run() a CommandApplier")
     before = live_parameters(state.host)
-    reporter = _Reporter(task, run_id, steps // task.steps_per_epoch, deterministic, checkpoints)
+    reporter = Reporter(task, run_id, steps // task.steps_per_epoch, deterministic, checkpoints)
+    programs = Programs(partial(_compile, task), wait=deterministic)
     history: list[Record] = []
     while int(state.epochs) < steps // task.steps_per_epoch:
         started = time.perf_counter()
-        host, trained = _train_epoch(task, state.host)
-        measured = jax.device_get(Measured(trained, *_measure(task, host)))
+        inside, failed = _inside(programs, state.host)
+        host, trained = _train_epoch(task, inside)
+        probed = {} if controller is None or _is_growing(host) else _probe(task, host)
+        measured = jax.device_get(Measured(trained, *_measure(task, host), probe=probed))
+        host = programs.rejoined(host, state.host)
         seconds = time.perf_counter() - started
         state = LoopState(host, state.epochs + 1)
-        packet = reporter.packet(state, measured, seconds)
+        packet = reporter.packet(host, int(state.epochs), measured, seconds)
         live = live_parameters(host)
         decision, error, decision_ms = _ask(controller, packet)
+        error = error or failed
         if decision is not None and applier is not None:
             state = state._replace(host=applier(host, decision))
         history.append(Record(packet, live, decision, error, decision_ms))
@@ -209,8 +216,7 @@ def run(
 @partial(jax.jit, static_argnums=0)
 def accuracy(task: Task, host: HostState, data: Data) -> jax.Array:
     """f32[]: the share of `data` that the network as it is now labels right."""
-    seeds = {name: slot.params for name, slot in host.slots.items()}
-    logits = task.logits(host.params, seeds, gates_of(host.slots), data.inputs)
+    logits = task.logits(host.params, seeds_of(host.slots), gates_of(host.slots), data.inputs)
     return jnp.mean((jnp.argmax(logits, axis=-1) == data.labels).astype(jnp.float32))
 
 
@@ -237,10 +243,35 @@ def _train_epoch(task: Task, host: HostState) -> tuple[HostState, StepMetrics]:
 @partial(jax.jit, static_argnums=0)
 def _measure(task: Task, host: HostState) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """Validation loss and accuracy, and what each seed is worth."""
-    seeds = {name: slot.params for name, slot in host.slots.items()}
-    loss = task.host.loss(host.params, seeds, gates_of(host.slots), task.validation)
+    loss = loss_of(task.host, host, task.validation)
     worth = contribution(task.host.loss, host.params, host.slots, task.validation)
     return loss, accuracy(task, host, task.validation), worth
+
+
+@partial(jax.jit, static_argnums=0)
+def _probe(task: Task, host: HostState) -> dict[str, dict[str, jax.Array]]:
+    """What the candidates of dormant slots would learn, by some of the training examples."""
+    some = jax.tree.map(lambda x: x[: PROBE_BATCHES * task.batch_size], task.train)
+    return probe(task.host, host, some)
+
+
+def _is_growing(host: HostState) -> bool:
+    """Whether a seed is on its way, or there is no slot for one: then no candidate is asked."""
+    stages = {int(slot.state.stage) for slot in host.slots.values()}
+    return SeedStage.DORMANT not in stages or bool(stages & set(_ON_THE_WAY))
+
+
+def _compile(task: Task, host: HostState) -> None:
+    """Compile what an epoch runs; a jitted function finds its program when it is called."""
+    _train_epoch.lower(task, host).compile()
+    _measure.lower(task, host).compile()
+
+
+def _inside(programs: Programs, host: HostState) -> tuple[HostState, TamiyoError | None]:
+    try:
+        return programs.inside(host), None
+    except CompilationError as error:
+        return programs.inside(host), error
 
 
 def _ask(
@@ -255,84 +286,3 @@ def _ask(
     except TamiyoError as raised:
         decision, error = None, raised
     return decision, error, 1e3 * (time.perf_counter() - started)
-
-
-class _Reporter:
-    """Makes a run's packets, and keeps the checkpoint that they name."""
-
-    def __init__(
-        self,
-        task: Task,
-        run_id: str,
-        epochs: int,
-        deterministic: bool,
-        checkpoints: HostCheckpoints | None,
-    ) -> None:
-        self._task = task
-        self._run_id = run_id
-        self._epochs = epochs
-        self._deterministic = deterministic
-        self._checkpoints = checkpoints
-
-    def packet(self, state: LoopState, measured: Measured, seconds: float) -> SystemStatePacket:
-        """The packet of a boundary; `seconds` is what the epoch took."""
-        restorable = self._restorable(state, measured)  # its disk time is not the hook's
-        started = time.perf_counter()
-        task, epoch = self._task, int(state.epochs)
-        identity = SystemStatePacket(
-            packet_id=f"{self._run_id}-{epoch}",
-            training_run_id=self._run_id,
-            blueprint_id=task.blueprint.blueprint_id,
-            candidate_blueprint_ids=tuple(one.blueprint_id for one in task.candidates),
-            current_epoch=epoch,
-            global_step=int(state.host.step),
-            validation_loss=float(measured.validation_loss),
-            validation_accuracy=float(measured.validation_accuracy),
-            optimizer_id=task.optimizer_id,
-            restorable_checkpoint=restorable,
-            hardware=HardwareContext(jax.default_backend()),
-            source_subsystem="tamiyo_jax.loop",
-            timestamp_ns=0 if self._deterministic else time.time_ns(),
-        )
-        seeds = [self._seed(name, state.host, measured) for name in sorted(state.host.slots)]
-        metrics = {
-            "epochs_total": float(self._epochs),
-            "live_parameters": float(live_parameters(state.host)),
-        }
-        if not self._deterministic:
-            metrics["samples_per_s"] = task.steps_per_epoch * task.batch_size / seconds
-            metrics["hook_latency_ms"] = 1e3 * (time.perf_counter() - started)
-        packet = packet_from(
-            identity,
-            layers=layer_names(state.host.params),
-            statistics=measured.step.statistics,
-            training_loss=float(measured.step.loss),
-            seeds=seeds,
-            metrics=metrics,
-        )
-        budget = task.host.parameter_budget
-        return packet if budget is None else within_budget(packet, state.host, budget)
-
-    def _seed(self, name: str, host: HostState, measured: Measured) -> SeedState:
-        facts = SeedMeasurements(
-            gradient_norm=float(measured.step.seed_gradient_norms[name]),
-            learning_rate=self._task.seed_learning_rate,
-            layer_depth=self._task.slot_depths[name],
-            contribution=float(measured.contributions[name]),
-        )
-        return seed_state(
-            name,
-            host.slots[name].state,
-            facts,
-            timing=self._task.host.timing,
-            steps_per_epoch=self._task.steps_per_epoch,
-        )
-
-    def _restorable(self, state: LoopState, measured: Measured) -> str | None:
-        """Keep a good host; the name of the newest one kept, None where there is none."""
-        if self._checkpoints is None:
-            return None
-        figures = jax.tree.leaves((measured.step, measured.validation_loss))
-        if all(np.isfinite(figure).all() for figure in figures):
-            self._checkpoints.save(f"step-{int(state.host.step):08d}", state.host)
-        return max(self._checkpoints.names(), default=None)

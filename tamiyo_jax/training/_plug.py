@@ -106,7 +106,6 @@ class Plug:
         self._every = every
         self._log = log
         self._host = host
-        self._budget = None if host is None else host.parameter_budget
         self._candidates = tuple(one.blueprint_id for one in candidates)
         self._checkpoints = MemoryCheckpoints()
         self._restorable: str | None = None
@@ -120,7 +119,7 @@ class Plug:
             clock=time.time_ns,
             optimizer_id=OPTIMIZER_ID,
             checkpointer=self._checkpoints,
-            parameter_budget=self._budget,
+            host=host,
         )
         self.directory = _new_run(Path(directory))
         # Nothing is put later, so no worker need watch the file; `tamiyo-jax` reads it.
@@ -314,7 +313,7 @@ class Plug:
             metrics={"live_parameters": float(self._live_parameters(state))},
             hardware=self._meter.read(),
         )
-        return packet if self._budget is None else within_budget(packet, state, self._budget)
+        return packet if self._host is None else within_budget(packet, state, self._host)
 
     def _live_parameters(self, state: Any) -> int:  # noqa: ANN401
         """Of the network as it is now; without seeds it is what its blueprint says."""

@@ -102,7 +102,7 @@ def test_the_demo_grows_again_bit_for_bit_and_its_network_is_kept(
     inner = invoke("replay", str(demo / "tamiyo"), "--json")
     assert json.loads(inner.stdout) == answer
     task = digits_task(1)
-    state = load_tree(tmp_path / "again" / "loop", init_loop(task, 1))
+    state = load_tree(tmp_path / "again" / "loop", init_loop(task, 1), task.host)
     assert float(accuracy(task, state.host, task.test)) == answer["test_accuracy"]["now"]
 
 

@@ -15,22 +15,20 @@ from tamiyo_jax.errors import ConfigurationError
 X = jnp.array([[-0.0, 0.0, 1.5, -2.0]], jnp.float32)
 
 
-def gate(alpha: float, blueprint: int = 0) -> growth.Gate:
-    return growth.Gate(jnp.float32(alpha), jnp.int32(blueprint))
+def gate(alpha: float) -> growth.Gate:
+    return growth.Gate(jnp.float32(alpha))
 
 
-def poisoned(value: float):
-    params = growth.slot_init(BANK, jax.random.key(0), X)
-    return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), params)
+def alone(name: str, seed: int = 1):
+    """The parameters of one candidate."""
+    return {name: growth.slot_init(BANK, jax.random.key(seed), X)[name]}
 
 
 def test_in_a_batch_of_slots_an_open_one_does_not_disturb_a_closed_one_full_of_nan():
     params = jax.tree.map(
-        lambda good, bad: jnp.stack([good, bad]),
-        growth.slot_init(BANK, jax.random.key(0), X),
-        poisoned(np.nan),
+        lambda good: jnp.stack([good, jnp.full_like(good, jnp.nan)]), alone("steep")
     )
-    gates = growth.Gate(jnp.array([0.5, 0.0], jnp.float32), jnp.array([1, 0], jnp.int32))
+    gates = growth.Gate(jnp.array([0.5, 0.0], jnp.float32))
 
     def total(params, x):
         one = lambda p, g: growth.slot_apply(BANK, p, g, x, mode=growth.BlendMode.RESIDUAL)  # noqa: E731
@@ -45,24 +43,21 @@ def test_in_a_batch_of_slots_an_open_one_does_not_disturb_a_closed_one_full_of_n
         assert np.all(np.asarray(leaf)[1] == 0)
 
 
-@pytest.mark.parametrize("blueprint", [0, 1])
-def test_the_modes_mix_the_chosen_candidate_as_their_formulas_say(blueprint):
-    params = growth.slot_init(BANK, jax.random.key(1), X)
-    name = growth.blueprint_ids(BANK)[blueprint]
+@pytest.mark.parametrize("name", BANK)
+def test_the_modes_mix_the_candidate_that_grows_as_their_formulas_say(name):
+    params = alone(name)
     y = BANK[name].apply(params[name], X)
-    convex = growth.slot_apply(BANK, params, gate(0.3, blueprint), X, mode=growth.BlendMode.CONVEX)
-    residual = growth.slot_apply(
-        BANK, params, gate(0.3, blueprint), X, mode=growth.BlendMode.RESIDUAL
-    )
+    convex = growth.slot_apply(BANK, params, gate(0.3), X, mode=growth.BlendMode.CONVEX)
+    residual = growth.slot_apply(BANK, params, gate(0.3), X, mode=growth.BlendMode.RESIDUAL)
     np.testing.assert_allclose(convex, 0.7 * np.asarray(X) + 0.3 * np.asarray(y), rtol=1e-6)
     np.testing.assert_allclose(residual, np.asarray(X) + 0.3 * np.asarray(y), rtol=1e-6)
 
 
 def test_above_alpha_0_the_gradient_is_that_of_the_formula():
-    params = growth.slot_init(BANK, jax.random.key(1), X)
+    params = alone("steep")
 
     def slot(params, x):
-        y = growth.slot_apply(BANK, params, gate(0.3, 1), x, mode=growth.BlendMode.RESIDUAL)
+        y = growth.slot_apply(BANK, params, gate(0.3), x, mode=growth.BlendMode.RESIDUAL)
         return jnp.sum(y**2)
 
     def plain(params, x):
@@ -74,6 +69,24 @@ def test_above_alpha_0_the_gradient_is_that_of_the_formula():
         strict=True,
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_candidates_are_compared_at_the_host_s_own_output():
+    params = growth.slot_init(BANK, jax.random.key(1), X)
+    target = jnp.array([[1.0, 2.0, 3.0, 4.0]], jnp.float32)
+
+    def compared(params):
+        y = growth.slot_apply(BANK, params, gate(0.0), X)
+        return jnp.sum(y * target * y), y
+
+    found, y = jax.grad(compared, has_aux=True)(params)
+    np.testing.assert_array_equal(y, X)
+    for name, own in params.items():
+        _, pull = jax.vjp(lambda own, name=name: BANK[name].apply(own, X), own)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found[name],
+            pull(2 * target * X)[0],
+        )  # fmt: skip
 
 
 def test_a_candidate_that_changes_the_shape_is_refused_at_init():
@@ -103,3 +116,9 @@ def test_the_linen_slot_keeps_seeds_apart_from_the_hosts_parameters():
     before = nn.Dense(WIDTH).apply({"params": variables["params"]["before"]}, X)
     np.testing.assert_array_equal(Model().apply(closed, X), before)
     assert not np.allclose(Model().apply(opened, X), before)
+
+
+def test_without_parameters_a_slot_is_its_input_and_computes_nothing():
+    slot = lambda x: growth.slot_apply(BANK, {}, gate(0.0), x)  # noqa: E731
+    assert slot(X) is X
+    assert not jax.make_jaxpr(slot)(X).eqns

@@ -79,7 +79,7 @@ def seed_command(operation, blueprint=None, parameters=None, *, seed_id=SEED_ID,
 
 def applier(**options) -> host.CommandApplier:
     verifier = Verifier((SECRET,), NonceLedger(0), SecurityConfig())
-    return host.CommandApplier(verifier, clock=Clock(), optimizer_id="sgd", **options)
+    return host.CommandApplier(verifier, clock=Clock(), optimizer_id="sgd", host=MADE, **options)
 
 
 def state() -> host.HostState:
@@ -103,6 +103,8 @@ STEP = jax.jit(lambda state, batch: host.train_step(MADE, state, batch))
 
 
 def same(left, right) -> bool:
+    if jax.tree.structure(left) != jax.tree.structure(right):
+        return False
     equal = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), left, right)
     return all(jax.tree.leaves(equal))
 
@@ -142,7 +144,7 @@ GENUINE = {
 
 @pytest.mark.parametrize(("good", "altered"), GENUINE.values(), ids=GENUINE)
 def test_only_a_genuine_new_and_fresh_command_is_applied(tmp_path, good, altered):
-    checkpoints, before = host.HostCheckpoints(tmp_path), state()
+    checkpoints, before = host.HostCheckpoints(tmp_path, MADE), state()
     checkpoints.save("good", before._replace(step=jnp.int32(7)))
     apply = applier(checkpointer=checkpoints)
     forged = sign(good, Secret("a secret of somebody else"))
@@ -159,7 +161,7 @@ def test_only_a_genuine_new_and_fresh_command_is_applied(tmp_path, good, altered
 
 @pytest.mark.parametrize(("good", "_"), GENUINE.values(), ids=GENUINE)
 def test_shadow_leaves_the_state_and_does_not_spend_the_command(tmp_path, good, _):
-    checkpoints, before = host.HostCheckpoints(tmp_path), state()
+    checkpoints, before = host.HostCheckpoints(tmp_path, MADE), state()
     checkpoints.save("good", before._replace(step=jnp.int32(7)))
     apply = applier(checkpointer=checkpoints)
     assert apply(before, Decision(good, shadow=True)) is before
@@ -310,7 +312,7 @@ def test_an_illegal_operation_is_an_error():
 
 
 def test_a_rollback_goes_back_bit_for_bit_and_comes_the_same_way_again(tmp_path):
-    checkpoints = host.HostCheckpoints(tmp_path)
+    checkpoints = host.HostCheckpoints(tmp_path, MADE)
     good = blending()
     checkpoints.save("good", good)
 
@@ -329,7 +331,7 @@ def test_a_rollback_goes_back_bit_for_bit_and_comes_the_same_way_again(tmp_path)
 
 
 def test_a_rollback_leaves_the_breaker_where_it_was_commanded_and_ends_a_pause(tmp_path):
-    checkpoints, good = host.HostCheckpoints(tmp_path), state()
+    checkpoints, good = host.HostCheckpoints(tmp_path, MADE), state()
     checkpoints.save("good", good)
     now = good._replace(breaker_open=jnp.bool_(True), paused=jnp.bool_(True))
     back = command(CommandType.ROLLBACK, Rollback("good"))
@@ -340,8 +342,8 @@ def test_a_rollback_leaves_the_breaker_where_it_was_commanded_and_ends_a_pause(t
 
 @pytest.mark.parametrize("name", ["gone", "../outside/good", ""])
 def test_a_rollback_to_what_this_host_does_not_keep_is_an_error(tmp_path, name):
-    host.HostCheckpoints(tmp_path / "outside").save("good", state())
-    checkpoints = host.HostCheckpoints(tmp_path / "kept")
+    host.HostCheckpoints(tmp_path / "outside", MADE).save("good", state())
+    checkpoints = host.HostCheckpoints(tmp_path / "kept", MADE)
     checkpoints.save("step-1", state())
     back = command(CommandType.ROLLBACK, Rollback(name))
     with pytest.raises(PersistenceError, match=r"no checkpoint .*step-1"):
@@ -349,7 +351,7 @@ def test_a_rollback_to_what_this_host_does_not_keep_is_an_error(tmp_path, name):
 
 
 def test_a_rollback_to_the_checkpoint_of_another_host_is_an_error(tmp_path):
-    checkpoints, own = host.HostCheckpoints(tmp_path), state()
+    checkpoints, own = host.HostCheckpoints(tmp_path, MADE), state()
     wider = jax.tree.map(lambda x: jnp.concatenate([x, x]), own.params)
     halved = jax.tree.map(lambda x: x.astype(jnp.float16), own.params)
     others = {
@@ -369,7 +371,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from tamiyo_jax.errors import PersistenceError
-from tamiyo_jax.host.checkpoints import load_tree, save_tree
+from tamiyo_jax.host import load_tree, save_tree
 
 path, tree = Path(sys.argv[1]), {"a": np.arange(1_000, dtype=np.float32)}
 save_tree(path, tree)

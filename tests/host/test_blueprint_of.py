@@ -493,7 +493,7 @@ def test_boxed_parameters_have_no_level_of_their_own() -> None:
 def test_the_demonstration_host_is_described_as_it_was_by_hand() -> None:
     pytest.importorskip("sklearn")
     task = digits_task(0)
-    gates = {name: Gate(jnp.float32(0), jnp.int32(0)) for name in task.slot_depths}
+    gates = {name: Gate(jnp.float32(0)) for name in task.slot_depths}
     seeds = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
         jax.eval_shape(task.host.init_seeds, jax.random.key(0)),

@@ -33,12 +33,10 @@ def worth_after_growing(made: host.Host, state: host.HostState) -> float:
     script = {4: OP.GERMINATE, 5: OP.START_TRAINING, 20: OP.START_GRAFTING, 25: OP.STABILIZE}
     for index in range(60):
         if index in script:
-            slot = state.slots["slot"]
-            moved = growth.transition(slot.state, script[index])
-            wide = moved._replace(blueprint=jnp.int32(sorted(BANK).index(f"wide-mlp-{WIDTH}")))
-            state = state._replace(slots={"slot": slot._replace(state=wide)})
+            wide = f"wide-mlp-{WIDTH}"
+            state = host.operate(made, state, "slot", script[index], blueprint_id=wide)
         state, _ = step(state, batch(index % 4))
-    assert step._cache_size() == 1
+    assert step._cache_size() == 2
     return float(host.contribution(made.loss, state.params, state.slots, batch(0))["slot"])
 
 

@@ -39,11 +39,11 @@ def stirred(params):
 def test_a_fresh_seed_changes_nothing_even_at_alpha_1_and_a_trained_one_does(family):
     x = example(family)
     made, params = grown(family, x)
-    for index, name in enumerate(growth.blueprint_ids(made.bank)):
-        gate = growth.Gate(jnp.float32(1), jnp.int32(index))
-        np.testing.assert_array_equal(growth.slot_apply(made.bank, params, gate, x), x)
-        after = {**params, name: stirred(params[name])}
-        y = growth.slot_apply(made.bank, after, gate, x)
+    gate = growth.Gate(jnp.float32(1))
+    for name in growth.blueprint_ids(made.bank):
+        alone = {name: params[name]}
+        np.testing.assert_array_equal(growth.slot_apply(made.bank, alone, gate, x), x)
+        y = growth.slot_apply(made.bank, stirred(alone), gate, x)
         assert y.shape == x.shape
         assert bool(jnp.all(jnp.isfinite(y)))
         assert not np.allclose(y, x)

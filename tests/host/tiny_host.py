@@ -68,6 +68,8 @@ def batch(index: int) -> tuple[jax.Array, jax.Array]:
 
 def operate(state: host.HostState, operation, blueprint: int = 0) -> host.HostState:
     """Apply an operation to the slot, bypassing commands."""
-    slot = state.slots[SEED_ID]
-    moved = growth.transition(slot.state, operation)._replace(blueprint=jnp.int32(blueprint))
-    return state._replace(slots={SEED_ID: slot._replace(state=moved)})
+    name = growth.blueprint_ids(BANK)[blueprint]
+    return host.operate(MADE, state, SEED_ID, operation, blueprint_id=name)
+
+
+MADE = make_host()

@@ -95,9 +95,13 @@ def test_a_run_replayed_onto_the_same_seed_is_the_same_run_bit_for_bit(tmp_path:
 
     def train(controller: Any, secret: bytes, name: str) -> loop.RunResult:
         verifier = Verifier((Secret(secret),), NonceLedger(0), CHECKS)
-        checkpoints = host.HostCheckpoints(tmp_path / name)
+        checkpoints = host.HostCheckpoints(tmp_path / name, task.host)
         applier = host.CommandApplier(
-            verifier, clock=time.time_ns, optimizer_id="adamw", checkpointer=checkpoints
+            verifier,
+            clock=time.time_ns,
+            optimizer_id="adamw",
+            checkpointer=checkpoints,
+            host=task.host,
         )
         return loop.run(
             task,

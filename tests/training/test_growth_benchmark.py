@@ -73,7 +73,7 @@ def test_the_small_network_computes_nothing_for_slots(growth, digits) -> None:
 
 def test_the_big_network_starts_as_one_with_every_slot_grown(growth, digits) -> None:
     blueprint = growth.STUDIES["digits"].big
-    grown = loop.grow_all(loop.init_loop(digits, 0), blueprint).host
+    grown = loop.grow_all(digits, loop.init_loop(digits, 0), blueprint).host
     big = growth.without_slots(digits, blueprint)
     alone = loop.init_loop(big, 0).host
     seeds = {name: slot.params for name, slot in grown.slots.items()}

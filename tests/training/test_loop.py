@@ -96,7 +96,7 @@ def task() -> Task:
 def applier(task, **options) -> host.CommandApplier:
     verifier = Verifier((SECRET,), NonceLedger(0), SecurityConfig())
     return host.CommandApplier(
-        verifier, clock=time.time_ns, optimizer_id=task.optimizer_id, **options
+        verifier, clock=time.time_ns, optimizer_id=task.optimizer_id, host=task.host, **options
     )
 
 
@@ -123,7 +123,7 @@ def test_a_run_resumed_from_a_checkpoint_goes_on_bit_for_bit(task, tmp_path):
     expected = train(task, whole, 12, deterministic=True)
     halted = train(task, Scripted(SCRIPT), 6, deterministic=True)
     host.save_tree(tmp_path / "run", halted.state)
-    restored = host.load_tree(tmp_path / "run", loop.init_loop(task, 1))
+    restored = host.load_tree(tmp_path / "run", loop.init_loop(task, 1), task.host)
     resumed = Scripted(SCRIPT)
     result = train(task, resumed, 12, restored, deterministic=True)
     assert_identical(result.state, expected.state)
@@ -185,7 +185,7 @@ def test_a_controller_that_fails_costs_its_decisions_and_nothing_else(task):
 
 
 def test_packets_name_the_newest_good_checkpoint(task, tmp_path):
-    checkpoints = host.HostCheckpoints(tmp_path)
+    checkpoints = host.HostCheckpoints(tmp_path, task.host)
     told = Scripted({})
     train(task, told, 3, checkpoints=checkpoints)
     last = told.packets[-1]
@@ -197,14 +197,17 @@ def test_packets_name_the_newest_good_checkpoint(task, tmp_path):
 
 def test_a_state_with_a_broken_seed_is_no_checkpoint_though_the_network_is_sound(task, tmp_path):
     state = loop.init_loop(task, 0)
-    slot = state.host.slots["seed-0"]
+    grown = host.operate(
+        task.host, state.host, "seed-0", SeedOperation.GERMINATE, blueprint_id="gated"
+    )
+    slot = grown.slots["seed-0"]
     broken = slot._replace(
         state=growth.enter(slot.state, SeedStage.TRAINING),
         params=jax.tree.map(lambda leaf: leaf * np.float32(np.nan), slot.params),
     )
     slots = {**state.host.slots, "seed-0": broken}
     told = Scripted({})
-    checkpoints = host.HostCheckpoints(tmp_path)
+    checkpoints = host.HostCheckpoints(tmp_path, task.host)
     spoilt = state._replace(host=state.host._replace(slots=slots))
     train(task, told, 1, spoilt, checkpoints=checkpoints)
     (packet,) = told.packets
@@ -227,7 +230,7 @@ def test_a_run_takes_no_more_device_memory_the_longer_it_is(task):
 
 
 def test_all_slots_can_be_grown_from_the_start(task):
-    state = loop.grow_all(loop.init_loop(task, 0), "mlp-wide")
+    state = loop.grow_all(task, loop.init_loop(task, 0), "mlp-wide")
     stages = {int(slot.state.stage) for slot in state.host.slots.values()}
     assert stages == {SeedStage.FOSSILIZED}
     assert train(task, None, 1, state).parameters_before > 3000
