@@ -4,10 +4,18 @@ from tamiyo_jax.expansion._ahead import CompileAhead, compiled
 from tamiyo_jax.expansion._depth import deepen
 from tamiyo_jax.expansion._optimizer import WarmUpState, grow_opt_state, warm_up_new
 from tamiyo_jax.expansion._plan import Growth, grow_params, is_new, mapped
+from tamiyo_jax.expansion._schedule import (
+    Curve,
+    marginal_return,
+    next_stage,
+    on_plateau,
+    returns_more,
+)
 from tamiyo_jax.expansion._width import Dimension, widen
 
 __all__ = [
     "CompileAhead",
+    "Curve",
     "Dimension",
     "Growth",
     "WarmUpState",
@@ -17,6 +25,10 @@ __all__ = [
     "grow_params",
     "is_new",
     "mapped",
+    "marginal_return",
+    "next_stage",
+    "on_plateau",
+    "returns_more",
     "warm_up_new",
     "widen",
 ]

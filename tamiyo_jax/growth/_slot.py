@@ -165,6 +165,8 @@ class SeedSlot(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map x to an array like it."""
+        if not self.is_initializing() and not self.has_variable("seeds", "bank"):
+            return x  # NNX leaves out a collection that holds no array
         seeds = self.variable(
             "seeds", "bank", lambda: slot_init(self.bank, self.make_rng("seeds"), x)
         )

@@ -330,6 +330,49 @@ def test_a_rollback_goes_back_bit_for_bit_and_comes_the_same_way_again(tmp_path)
     assert STEP._cache_size() == compiled
 
 
+def test_a_rollback_across_a_growth_brings_the_smaller_network_back_and_it_trains_on(tmp_path):
+    checkpoints, small = host.HostCheckpoints(tmp_path, MADE), state()
+    checkpoints.save("small", small)
+    expected, _ = STEP(small, batch(0))
+    grown = blending()
+    assert host.live_parameters(grown) > host.live_parameters(small)
+    back = command(CommandType.ROLLBACK, Rollback("small"))
+    restored = applier(checkpointer=checkpoints)(grown, Decision(back))
+    assert same(restored, small)
+    assert same(STEP(restored, batch(0))[0], expected)
+    forward = Decision(seed_command(SeedOperation.GERMINATE, "gentle", SCHEDULE, number=2))
+    assert list(applier()(restored, forward).slots[SEED_ID].params) == ["gentle"]
+
+
+def test_a_rollback_to_a_larger_network_brings_its_seed_back(tmp_path):
+    checkpoints, grown = host.HostCheckpoints(tmp_path, MADE), blending()
+    checkpoints.save("grown", grown)
+    culled = operate(grown, SeedOperation.CULL)
+    back = command(CommandType.ROLLBACK, Rollback("grown"))
+    assert same(applier(checkpointer=checkpoints)(culled, Decision(back)), grown)
+
+
+def test_a_checkpoint_of_every_stage_comes_back_into_a_fresh_host(tmp_path):
+    checkpoints, current = host.HostCheckpoints(tmp_path, MADE), state()
+    stages = {}
+    life = ("GERMINATE", "START_TRAINING", "START_GRAFTING", "STABILIZE", "FOSSILIZE")
+    for name in (None, *life):
+        current = current if name is None else operate(current, SeedOperation[name], 1)
+        current, _ = STEP(current, batch(0))
+        stages[SeedStage(int(current.slots[SEED_ID].state.stage))] = current
+    current = operate(stages[SeedStage.TRAINING], SeedOperation.CULL)
+    while True:
+        stage = SeedStage(int(current.slots[SEED_ID].state.stage))
+        if stage is SeedStage.DORMANT:
+            break
+        stages[stage] = current
+        current, _ = STEP(current, batch(0))
+    assert len(stages) == 9
+    for stage, saved in stages.items():
+        checkpoints.save(stage.name, saved)
+        assert same(checkpoints.restore(stage.name, state()), saved)
+
+
 def test_a_rollback_leaves_the_breaker_where_it_was_commanded_and_ends_a_pause(tmp_path):
     checkpoints, good = host.HostCheckpoints(tmp_path, MADE), state()
     checkpoints.save("good", good)

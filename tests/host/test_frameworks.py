@@ -63,7 +63,9 @@ def test_the_linen_slot_grows_inside_an_nnx_model():
 
     def loss(params, seeds, gates, data):
         model = nnx.merge(graph, params, rest, copy=True)
-        nnx.update(model.slot, {"bank": seeds["slot"], "gate": gates["slot"]})
+        kind = nnx.variable_type_from_name("seeds", allow_register=True)
+        model.slot.bank = jax.tree.map(kind, seeds["slot"])
+        nnx.update(model.slot, {"gate": gates["slot"]})
         return jnp.mean((model(data[0]) - data[1]) ** 2)
 
     def init_seeds(key):

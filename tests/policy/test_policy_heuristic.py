@@ -50,6 +50,31 @@ def test_a_plateau_germinates_the_first_dormant_seed():
     assert proposal.risk_score < 1e-6
 
 
+def probed(seed_id: str, **norms: float):
+    """A dormant seed, and what the host's probe found for it."""
+    names = {"grown": GROWN.blueprint_id, "other": OTHER.blueprint_id}
+    metrics = {f"probe/{names[name]}": norm for name, norm in norms.items()}
+    return seed(seed_id, SeedStage.DORMANT, **metrics)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "chosen"),
+    [
+        ((probed("s0", grown=1.0, other=2.0),), ("s0", OTHER)),
+        ((probed("s0", grown=3.0, other=2.0),), ("s0", GROWN)),
+        ((probed("s0", grown=1.0, other=2.0), probed("s1", grown=4.0, other=1.0)), ("s1", GROWN)),
+        ((probed("s0", grown=float("nan"), other=0.5),), ("s0", OTHER)),
+        ((DORMANT, probed("s1", other=0.1)), ("s1", OTHER)),
+    ],
+)
+def test_the_pair_with_the_largest_gradient_in_the_host_s_probe_germinates(seeds, chosen):
+    run = Run()
+    plateau(run, *seeds, last=4)
+    proposal = run.step(5, 1.0, *seeds)
+    assert proposal.action is Action.GERMINATE
+    assert (proposal.seed_id, proposal.blueprint_id) == (chosen[0], chosen[1].blueprint_id)
+
+
 def test_falling_losses_are_left_alone():
     run = Run()
     assert [run.step(e, 1.0 * 0.98**e).action for e in range(20)] == [Action.WAIT] * 20

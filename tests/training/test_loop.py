@@ -171,7 +171,7 @@ def test_layers_of_the_blueprint_are_the_layers_that_are_measured(task):
         host.live_parameters(state)
     )
     for candidate in task.candidates:
-        largest = state.slots["seed-0"].params[candidate.blueprint_id]
+        largest = host.banks_of(task.host)["seed-0"][candidate.blueprint_id]
         assert sum(layer.parameter_count or 0 for layer in candidate.layers) == (
             sum(leaf.size for leaf in jax.tree.leaves(largest))
         )
