@@ -17,7 +17,7 @@ from host.tiny_host import BANK, SEED_ID, batch, make_host, make_state
 from making import make_blueprint
 
 from tamiyo_jax import Plug, growth, host
-from tamiyo_jax.contracts import SeedStage
+from tamiyo_jax.contracts import SeedOperation, SeedStage
 from tamiyo_jax.errors import CommandRejectedError, ConfigurationError, PersistenceError
 from tamiyo_jax.replay import read_history
 
@@ -85,7 +85,8 @@ def test_a_step_that_breaks_is_undone_even_where_steps_are_donated(tmp_path: Pat
 def test_a_step_that_breaks_is_undone_whatever_a_seed_is_doing(tmp_path: Path, stage: SeedStage):
     made = make_host()
     step = jax.jit(partial(host.train_step, made))
-    state = make_state(made)
+    germinate = SeedOperation.GERMINATE
+    state = host.operate(made, make_state(made), SEED_ID, germinate, blueprint_id="steep")
     slot = state.slots[SEED_ID]
     grown = slot._replace(state=growth.enter(slot.state, stage))
     state = state._replace(slots={SEED_ID: grown})
