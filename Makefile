@@ -82,6 +82,7 @@ bench: $(DEV) .venv/.redis peer
 
 growth: $(DEV)
 	$(BIN)/python benchmarks/growth.py --plot docs/growing.png
+	$(BIN)/python benchmarks/growth_gpt.py --plot docs/growing_gpt.png
 
 crash-campaign: $(DEV)
 	$(BIN)/python benchmarks/crash_campaign.py

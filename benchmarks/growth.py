@@ -106,7 +106,8 @@ def without_slots(task: Task, grown: str | None) -> Task:
     gates: Any = {name: Gate(np.float32(1 if grown else 0)) for name in banks_of(task.host)}
 
     def init_params(key: jax.Array) -> Params:
-        seeds = task.host.init_seeds(key) if grown else {}
+        # Those of seeds that germinate before the first step.
+        seeds = task.host.init_seeds(jax.random.fold_in(key, 0)) if grown else {}
         return {"host": task.init_params(key), **{name: seeds[name][grown] for name in seeds}}
 
     def seeds_of(params: Params) -> Any:  # noqa: ANN401

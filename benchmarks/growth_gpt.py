@@ -9,9 +9,9 @@ copies of its blocks are added silent; *stacked* is the same with the copies as 
 *small* and *large, less* have the arithmetic of the grown one, and say what is owed to growing
 and not to a shorter run or a smaller network.
 
-Arithmetic is what XLA counts in the compiled train step, times the steps. Seconds are from the
-first trace to the last step, validation left out. A network's programs are compiled in a thread
-while the last one trains.
+Arithmetic is what XLA counts in the compiled train step, times the steps. Seconds, of the wall and
+of the processor, are from the first trace to the last step, validation left out. A network's
+programs are compiled in a thread while the last one trains.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
@@ -41,6 +43,7 @@ WARM_UP, DECAY = 100, 0.25
 LEARNING_RATE = 6e-3  # the best for the large network of 3e-3, 6e-3 and 1.2e-2
 MEASURE_EVERY = 100
 VALIDATION = 256
+SETTLED = 10  # steps of a stage before the next one's programs are compiled
 OUTPUTS = ("attended", "projected")
 
 
@@ -80,10 +83,11 @@ class Outcome:
       loss: on the validation text, nats per character.
       flops: of all steps.
       seconds: of training and compiling.
+      cpu_seconds: the same of the processor, which other work on the machine changes little.
       bytes: of parameters and optimiser state, the mean over the steps.
       curve: FLOPs so far and validation loss, every so many steps.
       jump: largest change of the validation loss by growing.
-      stall: largest time between two steps around a growth, in steps of the network after it.
+      stall: by how much a growth delayed the step after it, at most, in such steps.
     """
 
     seed: int
@@ -91,6 +95,7 @@ class Outcome:
     loss: float
     flops: float
     seconds: float
+    cpu_seconds: float
     bytes: float
     curve: tuple[tuple[float, float], ...]
     jump: float
@@ -252,64 +257,91 @@ def compile_stage(plan: Plan, index: int) -> Programs:
     )
 
 
+class Clock:
+    """Time that passes, without that which is spent on measuring."""
+
+    def __init__(self) -> None:
+        self._aside = (0.0, 0.0)
+        self._began = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        """Seconds since the start, of the wall and of the processor."""
+        now = zip(self._now(), self._began, self._aside, strict=True)
+        wall, processor = (one - began - aside for one, began, aside in now)
+        return wall, processor
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What happens inside takes no time."""
+        began = self._now()
+        yield
+        spans = zip(self._now(), began, self._aside, strict=True)
+        wall, processor = (aside + now - before for now, before, aside in spans)
+        self._aside = (wall, processor)
+
+
 def train(seed: int, name: str) -> Outcome:
     """One network, from the first trace on."""
-    plan = PLANS[name]
-    draw, validation = np.random.default_rng(seed), np.random.default_rng(10_000)
-    held_out = batch_of(validation, text()[1], VALIDATION)
-    key = jax.random.PRNGKey(seed)
-    began, aside = time.perf_counter(), 0.0
-    programs = earlier = compile_stage(plan, 0)
+    plan, draw = PLANS[name], np.random.default_rng(seed)
+    held_out = batch_of(np.random.default_rng(10_000), text()[1], VALIDATION)
+    key, clock = jax.random.PRNGKey(seed), Clock()
     tx = optimizer(sum(stage.steps for stage in plan.stages))
+    programs = compile_stage(plan, 0)
     state = jax.jit(lambda key: start(tx, key, plan.stages[0].blocks))(key)
-    flops, held, jump, done = 0.0, 0.0, 0.0, 0
+    flops, held, jump, found, done = 0.0, 0.0, 0.0, 0.0, 0
     curve: list[tuple[float, float]] = []
     ends: list[list[float]] = []
     for index, stage in enumerate(plan.stages):
         if programs.grow is not None:
-            paused = time.perf_counter()
-            before = float(earlier.measure(state.params, held_out))
-            aside += time.perf_counter() - paused
             state = jax.block_until_ready(programs.grow(state, key))
-            paused = time.perf_counter()
-            jump = max(jump, float(programs.measure(state.params, held_out)) - before, key=abs)
-            aside += time.perf_counter() - paused
-        ahead = None
-        if index + 1 < len(plan.stages):
-            ahead = CompileAhead(lambda index=index: compile_stage(plan, index + 1))
-        counted = programs.step.cost_analysis()
-        assert counted is not None
+            with clock.stopped():
+                jump = max(jump, float(programs.measure(state.params, held_out)) - found, key=abs)
+        ahead: CompileAhead[Programs] | None = None
+        flops_of_step = count(programs)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         ends.append([])
-        for _ in range(stage.steps):
+        for step in range(stage.steps):
+            if step == SETTLED and index + 1 < len(plan.stages):
+                ahead = CompileAhead(partial(compile_stage, plan, index + 1))
             state, value = programs.step(state, batch_of(draw, text()[0], BATCH))
             value.block_until_ready()
-            ends[-1].append(time.perf_counter() - aside)
-            flops, held, done = flops + counted["flops"], held + size, done + 1
+            ends[-1].append(clock.read()[0])
+            flops, held, done = flops + flops_of_step, held + size, done + 1
             if done % MEASURE_EVERY == 0:
-                paused = time.perf_counter()
-                curve.append((flops, float(programs.measure(state.params, held_out))))
-                aside += time.perf_counter() - paused
-        earlier = programs
+                with clock.stopped():
+                    curve.append((flops, float(programs.measure(state.params, held_out))))
+        with clock.stopped():
+            found = float(programs.measure(state.params, held_out))
         if ahead is not None:
             programs = ahead.result()
-    seconds = time.perf_counter() - began - aside
+    seconds, cpu_seconds = clock.read()
     return Outcome(
         seed=seed,
         plan=name,
-        loss=float(earlier.measure(state.params, held_out)),
+        loss=found,
         flops=flops,
         seconds=seconds,
+        cpu_seconds=cpu_seconds,
         bytes=held / done,
         curve=tuple(curve),
         jump=jump,
-        stall=max(
-            ((after[0] - before[-1]) / float(np.median(np.diff(after))))
-            for before, after in pairwise(ends)
-        )
-        if len(ends) > 1
-        else 0.0,
+        stall=max((stall(before, after) for before, after in pairwise(ends)), default=0.0),
     )
+
+
+def count(programs: Programs) -> float:
+    """FLOPs of a step, as XLA counts them."""
+    counted = programs.step.cost_analysis()
+    assert counted is not None
+    return counted["flops"]
+
+
+def stall(before: list[float], after: list[float]) -> float:
+    """How much longer the first step after a growth took than a step does, in such steps."""
+    return (after[0] - before[-1]) / float(np.median(np.diff(after))) - 1
 
 
 def main() -> None:

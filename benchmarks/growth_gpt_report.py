@@ -24,13 +24,14 @@ def column(rows: Sequence[Row], plan: str, field: str) -> np.ndarray:
 def table(rows: Sequence[Row]) -> str:
     """A table in Markdown: each network, its ratios to the large one of the same seed."""
     lines = [
-        "| | loss | loss, × large | FLOPs, × | seconds, × | memory, × | jump | stall |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | loss | loss, × large | FLOPs, × | seconds, × | CPU, × | memory, × | jump | stall |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for plan in dict.fromkeys(row["plan"] for row in rows):
         mean, half = interval(column(rows, plan, "loss"))
         cells = [f"{mean:.4f} ± {half:.4f}"]
-        cells += [ratio(rows, plan, field) for field in ("loss", "flops", "seconds", "bytes")]
+        fields = ("loss", "flops", "seconds", "cpu_seconds", "bytes")
+        cells += [ratio(rows, plan, field) for field in fields]
         cells += [f"{max(column(rows, plan, 'jump'), key=abs):+.1e}"]
         cells += [f"{max(column(rows, plan, 'stall')):.1f}"]
         lines.append(f"| {plan} | " + " | ".join(cells) + " |")

@@ -353,8 +353,7 @@ def test_a_rollback_to_a_larger_network_brings_its_seed_back(tmp_path):
 
 
 def test_a_checkpoint_of_every_stage_comes_back_into_a_fresh_host(tmp_path):
-    checkpoints, current = host.HostCheckpoints(tmp_path, MADE), state()
-    stages = {}
+    current, stages = state(), {}
     life = ("GERMINATE", "START_TRAINING", "START_GRAFTING", "STABILIZE", "FOSSILIZE")
     for name in (None, *life):
         current = current if name is None else operate(current, SeedOperation[name], 1)
@@ -369,8 +368,9 @@ def test_a_checkpoint_of_every_stage_comes_back_into_a_fresh_host(tmp_path):
         current, _ = STEP(current, batch(0))
     assert len(stages) == 9
     for stage, saved in stages.items():
-        checkpoints.save(stage.name, saved)
-        assert same(checkpoints.restore(stage.name, state()), saved)
+        checkpoints = host.HostCheckpoints(tmp_path / stage.name, MADE)
+        checkpoints.save("good", saved)
+        assert same(checkpoints.restore("good", state()), saved)
 
 
 def test_a_rollback_leaves_the_breaker_where_it_was_commanded_and_ends_a_pause(tmp_path):
