@@ -67,7 +67,9 @@ def load_tree(path: str | os.PathLike[str], like: Tree, host: Host | None = None
     try:
         stored = _shapes(ocp.metadata(str(source)).metadata)
         if not stored:
-            raise _make_damage_error(source, "nothing in it can be read")  # Orbax gives an empty tree
+            raise _make_damage_error(
+                source, "nothing in it can be read"
+            )  # Orbax gives an empty tree
         grown = like if host is None else _as_grown(like, stored, host)
         template = jax.tree.map(
             lambda leaf: leaf if leaf is str else np.empty(leaf.shape, leaf.dtype), grown
