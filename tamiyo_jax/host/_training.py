@@ -3,7 +3,8 @@
 Host and seeds share a forward pass and nothing else. The host's optimiser sees the host's
 gradient alone; each slot has an optimiser state, a step count and a gradient clipping of its
 own, which rest while its seed does not learn. So a seed that is culled before it blends
-leaves the host bit for bit where it would have been without it.
+leaves the host where it would have been without it, to rounding: XLA compiles the programs with it
+and without it apart, and may add in another order.
 
 A slot in which nothing grows has no parameters, and a grown one those of its seed alone. The
 structure of the state's tree says so when a step is traced: what is not there is not computed,
