@@ -29,6 +29,7 @@ from growth_report import plot, table
 from mnist1d_task import mnist1d_task
 from rich.console import Console
 
+from tamiyo_jax.clock import steady_time_ns
 from tamiyo_jax.config import DeadlineConfig, TamiyoConfig
 from tamiyo_jax.contracts import NonceLedger, Secret, Verifier
 from tamiyo_jax.demo import digits_task
@@ -137,9 +138,9 @@ def measure(name: str, seed: int, epochs: int) -> list[Outcome]:
     library = MemoryBlueprintLibrary()
     for blueprint in (task.blueprint, *task.candidates):
         library.put(blueprint)
-    verifier = Verifier((Secret(secret),), NonceLedger(time.time_ns()), PATIENT.security)
+    verifier = Verifier((Secret(secret),), NonceLedger(steady_time_ns()), PATIENT.security)
     applier = CommandApplier(
-        verifier, clock=time.time_ns, optimizer_id=task.optimizer_id, host=task.host
+        verifier, clock=steady_time_ns, optimizer_id=task.optimizer_id, host=task.host
     )
     outcomes: list[Outcome] = []
     with (

@@ -35,6 +35,7 @@ import optax
 from harness import Timing, in_turns, report
 
 from tamiyo_jax import host
+from tamiyo_jax.clock import steady_time_ns
 from tamiyo_jax.config import PacketConfig, StorageConfig, TamiyoConfig
 from tamiyo_jax.contracts import (
     ActivationSpec,
@@ -279,8 +280,8 @@ def main() -> None:
             config, directory=root, library=library, policy="heuristic", secret=SECRET
         ) as tamiyo,
     ):
-        verifier = Verifier((Secret(SECRET),), NonceLedger(time.time_ns()), config.security)
-        applier = host.CommandApplier(verifier, clock=time.time_ns, optimizer_id="adamw")
+        verifier = Verifier((Secret(SECRET),), NonceLedger(steady_time_ns()), config.security)
+        applier = host.CommandApplier(verifier, clock=steady_time_ns, optimizer_id="adamw")
         loop = Loop(watched, tamiyo, applier)
         taken = compare(
             plain.step,

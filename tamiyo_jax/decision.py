@@ -1,4 +1,4 @@
-"""`Decision`: what a step answers."""
+"""`Decision`: what a step returns."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Decision:
       risk_score: the policy's risk score in [0, 1]; None in guard mode.
       latency: where the time went.
       shadow: the command is only what would have been done.
-      escalate: someone must look.
+      escalate: a person must look.
       ticket: the durability of the decision's record; a `RemoteTicket` on a process that
         does not keep the journal (`tamiyo_jax.service.MultihostTamiyo`).
     """

@@ -149,6 +149,7 @@ class StorageDict(TypedDict, total=False):
     record_packets: bool
     observation_window_epochs: int
     max_windows: int
+    max_runs: int
 
 
 class PublishingDict(TypedDict, total=False):

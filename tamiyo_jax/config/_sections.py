@@ -317,7 +317,12 @@ class StorageConfig(Section, frozen=True):
     observation_window_epochs: int = Field(
         default=1, ge=1, description="steps after a command that its synthesised report covers"
     )
-    max_windows: int = Field(default=256, ge=1, description="observation windows open at once")
+    max_windows: int = Field(
+        default=256, ge=1, description="observation windows of a run that are open at once"
+    )
+    max_runs: int = Field(
+        default=256, ge=1, description="training runs remembered; the longest idle is forgotten"
+    )
 
 
 class PublishingConfig(Section, frozen=True):

@@ -14,8 +14,15 @@ from tamiyo_jax.controller._exchange import (
 from tamiyo_jax.controller._observe import Situation, observe, observe_encoded
 from tamiyo_jax.controller._outcome import Failure, Mode, Outcome
 from tamiyo_jax.controller._packing import Packed, Packing
+from tamiyo_jax.controller._runs import (
+    find_forgotten_runs,
+    follow_runs,
+    select_run,
+    set_conservative,
+)
 from tamiyo_jax.controller._state import (
     AppliedPolicy,
+    RunState,
     TamiyoState,
     initial_state,
     state_from_json,
@@ -38,6 +45,7 @@ __all__ = [
     "Packing",
     "Plan",
     "Question",
+    "RunState",
     "Situation",
     "TamiyoState",
     "Window",
@@ -46,10 +54,14 @@ __all__ = [
     "conclude",
     "exchange_for",
     "fail",
+    "find_forgotten_runs",
+    "follow_runs",
     "initial_state",
     "observe",
     "observe_encoded",
     "question",
+    "select_run",
+    "set_conservative",
     "stack",
     "state_from_json",
     "state_to_json",

@@ -16,7 +16,7 @@ Params = TypeVar("Params")
 PolicyState = TypeVar("PolicyState")
 
 Question = tuple[Any, RawGraph, Legality]
-"""Policy state, raw graph and legality: what a policy is told in arrays."""
+"""Policy state, raw graph and legality: the arrays that a policy is asked with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Answer(Generic[PolicyState]):
       policy_state: its next state.
       outputs: the outputs of its heads.
       selection: the best legal action, seed and blueprint among them.
-      latency_ms: how long it took, as seen by who asked.
+      latency_ms: milliseconds from the question to the answer, as the caller measures them.
     """
 
     policy_state: PolicyState

@@ -3,7 +3,7 @@
 A packet's metrics and a blueprint's parameters are numbers, so what they hold tells the mode: a
 share of its own per channel (``alpha_vec/0``, ``alpha_vec/1``, …) is CHANNEL, and a gate on the
 host's confidence (``gate_k``, ``gate_tau``, ``alpha_lo``, ``alpha_hi``) is CONFIDENCE. The seed's
-own word goes before the blueprint's. Where neither says anything the mode is the configuration's.
+own values go before the blueprint's. With neither the mode is the configuration's.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def blend_annotations(
     Args:
       config: `config.blend_annotations` turns them on; with "off" there are none.
       seed: the seed that the command acts on.
-      blueprint: the blueprint that the command is judged by.
+      blueprint: the blueprint that the command is evaluated by.
     """
     if config.blend_annotations == "off":
         return {}
-    defaults = {one.name: _default(one) for one in blueprint.parameters}
+    defaults = {spec.name: _default(spec) for spec in blueprint.parameters}
     for source, numbers in (("seed", seed.metrics), ("blueprint", defaults)):
         parameters = _parameters({k: v for k, v in numbers.items() if isfinite(v)})
         if parameters:

@@ -37,7 +37,7 @@ class Outcome:
       priority: priority of the step's telemetry.
       health: health of the controller after the step.
       loss_delta: change of the validation loss.
-      escalate: someone must look.
+      escalate: a person must look.
     """
 
     situation: Situation

@@ -40,7 +40,7 @@ def step_report(
 
     Args:
       packet: what was decided on.
-      blueprint: the one that was judged.
+      blueprint: the blueprint that the risk rules evaluated.
       proposal: what the policy proposed; None in guard mode.
       verdict: what the gate made of it.
       command: the command; None for WAIT.

@@ -26,6 +26,7 @@ from tamiyo_jax.controller._command import find_evaluated_blueprint, make_comman
 from tamiyo_jax.controller._observe import Situation, observe
 from tamiyo_jax.controller._outcome import Failure, Mode, Outcome
 from tamiyo_jax.controller._report import failure_report, step_report
+from tamiyo_jax.controller._runs import select_run
 from tamiyo_jax.controller._state import TamiyoState, with_failure
 from tamiyo_jax.controller._windows import watch
 from tamiyo_jax.errors import TamiyoError
@@ -82,18 +83,18 @@ def conclude(
     """
     packet = situation.packet
     proposal = None if answer is None else _propose(config, situation, answer)
-    judged = find_evaluated_blueprint(situation, proposal)
+    evaluated = find_evaluated_blueprint(situation, proposal)
     delta, risk = loss_delta(state.risk, packet)
     signals = read_signals(
         packet,
         loss_delta=delta,
         conservative=state.risk.conservative is not None,
-        blueprint=judged,
+        blueprint=evaluated,
         policy_risk_score=None if proposal is None else proposal.risk_score,
         coverage=situation.total_coverage,
     )
     if proposal is None:
-        free = may_brake(risk, state.steps, config.guard)
+        free = may_brake(risk, state.run_steps, config.guard)
         verdict = guard(signals, config.risk, may_brake=free)
     else:
         verdict = gate(proposal.command_type, proposal.operation, signals, config.risk)
@@ -108,13 +109,13 @@ def conclude(
     )
     shadow = mode is Mode.SHADOW
     risk, risk_events, escalate = apply_verdict(
-        risk, verdict, state.steps, shadow=shadow, config=config.risk
+        risk, verdict, state.run_steps, shadow=shadow, config=config.risk
     )
     events = (*situation.events, *verdict.events, *risk_events)
     condition = health(events, verdict.command_type, verdict.reason)
     report = step_report(
         packet,
-        judged,
+        evaluated,
         proposal,
         verdict,
         command,
@@ -143,6 +144,7 @@ def conclude(
         truncated=situation.truncated,
         layout=situation.observation.layout,
         steps=state.steps + 1,
+        run_steps=state.run_steps + 1,
     )
     return after, Outcome(
         situation=situation,
@@ -186,7 +188,7 @@ def fail(
     reason = type(error).__name__
     risk, breaker_events = state.risk, ()
     if stage is not None:
-        risk, breaker_events = call_failed(risk, stage, now_ns, state.steps, config.breakers)
+        risk, breaker_events = call_failed(risk, stage, now_ns, state.run_steps, config.breakers)
     events = (
         Event("step_failed", TelemetryLevel.CRITICAL, {"error": reason, "message": str(error)}),
         *breaker_events,
@@ -217,6 +219,7 @@ def step(
       TamiyoError: whatever `observe`, the policy and `conclude` raise; the state that came
         in is untouched.
     """
+    state = select_run(state, packet.training_run_id, policy, max_runs=config.storage.max_runs)
     situation = observe(config, state, packet, blueprint, candidates)
     return conclude(
         config,

@@ -24,7 +24,7 @@ class Window:
       command_id: the command.
       training_run_id: the run.
       seed_id: the seed acted upon, empty where none was.
-      blueprint_id: the blueprint judged.
+      blueprint_id: the blueprint that the risk rules evaluated.
       policy_version: the policy that decided.
       start_epoch: epoch of the command's step.
       length: steps to watch.
@@ -65,8 +65,8 @@ def watch(
     """Show a decided step to the open windows, and open one for its command.
 
     A window keeps the length that it was opened with, whatever the configuration says later.
-    Shadow decisions open none, since what nobody carried out has no effect to observe; they
-    are steps like others to windows that stand open already.
+    Shadow decisions open none, since they are not carried out and have no effect to observe; to
+    windows that are open already they are steps like others.
 
     Args:
       windows: the open windows, oldest first.
@@ -138,7 +138,9 @@ def _close(window: Window, report: FieldReport) -> FieldReport:
         blueprint_id=window.blueprint_id,
         outcome=_outcome(window),
         issued_at_ns=report.issued_at_ns,
-        metrics=select_reportable({name: one for name, one in metrics.items() if one is not None}),
+        metrics=select_reportable(
+            {name: value for name, value in metrics.items() if value is not None}
+        ),
         observation_window_epochs=window.steps,
         tamiyo_policy_version=window.policy_version,
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tamiyo_jax.clock import steady_time_ns
 from tamiyo_jax.config import SecurityConfig
 from tamiyo_jax.contracts import NonceLedger, Secret, Verifier
 from tamiyo_jax.demo._digits import digits_task
@@ -92,7 +92,7 @@ def replay_demo(
 
     with tempfile.TemporaryDirectory() as scratch:
         checkpoints = HostCheckpoints(scratch, task.host)
-        ledger = NonceLedger(time.time_ns())
+        ledger = NonceLedger(steady_time_ns())
         verifier = Verifier((Secret(secret),), ledger, SecurityConfig())
         outcome = run(
             task,
@@ -102,7 +102,7 @@ def replay_demo(
             run_id=f"replay-of-digits-{ended.seed}",
             applier=CommandApplier(
                 verifier,
-                clock=time.time_ns,
+                clock=steady_time_ns,
                 optimizer_id=task.optimizer_id,
                 checkpointer=checkpoints,
                 host=task.host,

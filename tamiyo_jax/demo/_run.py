@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from tamiyo_jax.clock import steady_time_ns
 from tamiyo_jax.config import DeadlineConfig, TamiyoConfig
 from tamiyo_jax.contracts import AdaptationCommand, NonceLedger, Secret, Verifier
 from tamiyo_jax.controller import TamiyoState, state_from_json, state_to_json
@@ -201,7 +201,7 @@ def _grow(
             deadlines=DeadlineConfig(inference_ms=VERY_LONG_MS, metadata_ms=VERY_LONG_MS)
         )
     secret = os.urandom(32)
-    verifier = Verifier((Secret(secret),), NonceLedger(time.time_ns()), config.security)
+    verifier = Verifier((Secret(secret),), NonceLedger(steady_time_ns()), config.security)
     keeper = HostCheckpoints(root / "host", task.host)
     rows, state, restored = _load_start(task, start, settings, config, keeper)
     write_result(root, run_settings)
@@ -239,7 +239,7 @@ def _grow(
             run_id=f"digits-{settings.seed}",
             applier=CommandApplier(
                 verifier,
-                clock=time.time_ns,
+                clock=steady_time_ns,
                 optimizer_id=task.optimizer_id,
                 checkpointer=keeper,
                 host=task.host,

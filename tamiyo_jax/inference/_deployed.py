@@ -1,4 +1,4 @@
-"""The deployed of the policy: what decides and where it runs, replaced as one between two steps."""
+"""The deployed policy: what decides and where it runs, replaced together between two steps."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any, Literal
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import PolicyUpdate
 from tamiyo_jax.controller import Answer, Situation, TamiyoState
+from tamiyo_jax.inference._answers import check_answer
 from tamiyo_jax.inference._inference import InlineRunner, Runner
 from tamiyo_jax.inference._policies import PolicyChoice
 from tamiyo_jax.inference._process import ProcessRunner
-from tamiyo_jax.inference._updates import trial
+from tamiyo_jax.inference._updates import try_parameters
 from tamiyo_jax.policy import arrays_from_bytes, fit_params, params_to_bytes
 from tamiyo_jax.storage import StorageManager
 
@@ -23,20 +24,35 @@ Isolation = Literal["process", "inline"]
 
 @dataclass(frozen=True, slots=True)
 class DeployedPolicy:
-    """A policy and where it runs."""
+    """A policy and where it runs.
+
+    Attributes:
+      choice: the policy.
+      runner: where it runs.
+      methods: number of blending methods, which its answers score.
+    """
 
     choice: PolicyChoice
     runner: Runner[Any]
+    methods: int
 
     def ask(
         self,
         state: TamiyoState[Any],
         situation: Situation,
         budget_ms: float,
-        meanwhile: Callable[[], object],
+        meanwhile: Callable[[], object] | None = None,
     ) -> Answer[Any]:
-        """See `Runner.run`."""
-        return self.runner.run(state.policy_state, situation.observation, budget_ms, meanwhile)
+        """See `Runner.run`; an answer that is not as `PolicyOutputs` says is a failure.
+
+        Raises:
+          TamiyoError: as `Runner.run`.
+          PolicyFailureError: the answer has a wrong type, shape, dtype or range.
+        """
+        observation = situation.observation
+        answer = self.runner.run(state.policy_state, observation, budget_ms, meanwhile)
+        check_answer(answer, state.policy_state, observation, self.methods)
+        return answer
 
     def prepare(self, state: TamiyoState[Any], situation: Situation) -> bool:
         """See `Runner.prepare`."""
@@ -49,13 +65,16 @@ class DeployedPolicy:
         budget_ms: float,
         meanwhile: Callable[[], object],
     ) -> tuple[Answer[Any], ...]:
-        """See `Runner.run_many`."""
-        observations = [one.observation for one in situations]
-        return self.runner.run_many(state.policy_state, observations, budget_ms, meanwhile)
+        """See `Runner.run_many`, and `ask`."""
+        observations = [situation.observation for situation in situations]
+        answers = self.runner.run_many(state.policy_state, observations, budget_ms, meanwhile)
+        for answer, observation in zip(answers, observations, strict=True):
+            check_answer(answer, state.policy_state, observation, self.methods)
+        return answers
 
     def prepare_many(self, state: TamiyoState[Any], situations: Sequence[Situation]) -> bool:
         """See `Runner.prepare_many`."""
-        observations = [one.observation for one in situations]
+        observations = [situation.observation for situation in situations]
         return self.runner.prepare_many(state.policy_state, observations)
 
     def close(self) -> None:
@@ -82,19 +101,23 @@ class Deployment:
     environment: Mapping[str, str]
 
     def begin(self, choice: PolicyChoice) -> DeployedPolicy:
-        """A deployed that is not waited for."""
+        """Deploy a policy, and do not wait until its workers are warm."""
         if self.isolation == "inline":
-            return DeployedPolicy(choice, InlineRunner(choice))
-        return DeployedPolicy(choice, ProcessRunner(self.config, choice, self.environment))
+            return self.rest(choice)
+        logs = self.storage.log_directory
+        return self._deploy(choice, ProcessRunner(self.config, choice, self.environment, logs))
 
-    def hold(self, choice: PolicyChoice) -> DeployedPolicy:
-        """A deployed that nobody asks, and that runs on nothing: the policy's place on guard."""
-        return DeployedPolicy(choice, InlineRunner(choice))
+    def rest(self, choice: PolicyChoice) -> DeployedPolicy:
+        """Deploy a policy in this process, without workers; in guard mode it is not asked."""
+        return self._deploy(choice, InlineRunner(choice))
+
+    def _deploy(self, choice: PolicyChoice, runner: Runner[Any]) -> DeployedPolicy:
+        return DeployedPolicy(choice, runner, len(self.config.policy.blending_methods))
 
     def warm(
         self, choice: PolicyChoice, state: TamiyoState[Any], situation: Situation | None
     ) -> DeployedPolicy:
-        """A deployed that is ready for what the last step looked like.
+        """Deploy a policy, and compile it for the layout of the last step.
 
         Raises:
           TamiyoError: the policy cannot be started, or fails where it is prepared.
@@ -109,27 +132,27 @@ class Deployment:
             raise
         return deployed
 
-    def deploy_on_trial(
+    def deploy_update(
         self, update: PolicyUpdate, params: object, state: TamiyoState[Any], situation: Situation
     ) -> DeployedPolicy:
-        """A deployed for an update, that has decided once.
+        """Deploy the parameters of an update, and let them decide once on trial.
 
         Raises:
           PolicyUpdateRejectedError: `trial_failed`.
         """
         deployed = self.begin(replace(self.base, params=params, version=update.policy_version))
         try:
-            trial(update, deployed.runner, state, situation, self.config)
+            try_parameters(update, deployed, state, situation, self.config)
         except BaseException:
             deployed.close()
             raise
         return deployed
 
     def adopt(self, state: TamiyoState[Any], params: object) -> TamiyoState[Any]:
-        """A state taken over together with its live parameters, which are brought to disk.
+        """Take over a state with its live parameters, and bring these to disk.
 
-        Where an update is in force, its parameters are these from now on; where none is, they
-        stand for what `open` was given, as long as this controller lives: see `based_on`.
+        They replace the parameters of the update that is in force. Where none is, they replace
+        what `open` was given, until this controller is closed: see `based_on`.
 
         Raises:
           PersistenceError: the disk failed.
@@ -141,11 +164,11 @@ class Deployment:
         return replace(state, policies=(*earlier, replace(update, digest=digest)))
 
     def based_on(self, params: object) -> Deployment:
-        """The same with other parameters in front of all updates."""
+        """The same deployment with other parameters in front of all updates."""
         return replace(self, base=replace(self.base, params=params))
 
-    def live(self, state: TamiyoState[Any], params: object = None) -> PolicyChoice:
-        """The policy that decides in a state: its live update, or else `params`, or else `base`.
+    def choose_live(self, state: TamiyoState[Any], params: object = None) -> PolicyChoice:
+        """Choose the policy that decides in a state: its live update, else `params`, else `base`.
 
         Raises:
           PersistenceError: the update's parameters are not in the run directory.

@@ -51,8 +51,8 @@ class Runner(Protocol[PolicyState]):
           policy_state: its state.
           observation: what it decides upon, of a layout that `prepare` was called for.
           budget_ms: milliseconds until this returns or raises.
-          meanwhile: what can be done while it is at work; where it runs in this process that is
-            before, and outside the budget.
+          meanwhile: called while the policy runs; before it, and outside the budget, where the
+            policy runs in this process.
 
         Raises:
           DeadlineExceededError: there was no answer within `budget_ms`.
@@ -80,8 +80,8 @@ class Runner(Protocol[PolicyState]):
         Args:
           policy_state: its state before the first.
           observations: of one layout, for which `prepare_many` was called.
-          budget_ms: for all of them together.
-          meanwhile: as for `run`.
+          budget_ms: milliseconds for all of them together.
+          meanwhile: called while the policy runs; see `run`.
 
         Raises:
           TamiyoError: as `run`; there is no answer to any of them then.
@@ -144,7 +144,7 @@ class InlineRunner(Generic[PolicyState]):
         with _policy_failures(packet.packet_id):
             asked = exchange.plan.questions.pack(question(policy_state, observation))
             answer = exchange.plan.answers.unpack(exchange.answer(asked, packet))
-        return Answer(*answer, latency_ms=_in_time(started, budget_ms))
+        return Answer(*answer, latency_ms=_check_budget(started, budget_ms))
 
     def prepare_many(self, policy_state: PolicyState, observations: Sequence[Observation]) -> bool:
         """See `Runner`."""
@@ -173,7 +173,7 @@ class InlineRunner(Generic[PolicyState]):
         with _policy_failures(observations[0].packet.packet_id):
             arrays = exchange.answer_many(stack(exchange.plan, policy_state, observations))
             answers = unstack(exchange.plan, arrays)
-        latency_ms = _in_time(started, budget_ms)
+        latency_ms = _check_budget(started, budget_ms)
         return tuple(Answer(*answer, latency_ms=latency_ms) for answer in answers)
 
     def wait_ready(self) -> None:
@@ -187,8 +187,8 @@ class InlineRunner(Generic[PolicyState]):
         """See `Runner`."""
 
 
-def _in_time(started: float, budget_ms: float) -> float:
-    """Milliseconds since `started`, if they are within the budget."""
+def _check_budget(started: float, budget_ms: float) -> float:
+    """Return the milliseconds since `started`, and raise if they exceed the budget."""
     latency_ms = (time.perf_counter() - started) * 1e3
     if latency_ms > budget_ms:
         raise DeadlineExceededError(
@@ -203,12 +203,12 @@ def _in_time(started: float, budget_ms: float) -> float:
 
 @contextmanager
 def _policy_failures(packet_id: str) -> Generator[None]:
-    """What a policy raises, of whatever kind, as a `PolicyFailureError`."""
+    """Raise what a policy raises, of whatever kind, as a `PolicyFailureError`."""
     try:
         yield
     except TamiyoError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PolicyFailureError(
             f"the policy raised {type(error).__name__}: {error}", packet_id=packet_id
         ) from error

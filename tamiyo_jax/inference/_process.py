@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import jax
@@ -65,6 +66,7 @@ class ProcessRunner(Generic[PolicyState]):
       config: the configuration.
       choice: the policy; the worker makes its own by the same name.
       environment: what the worker sees of the environment; see `worker_environment`.
+      logs: directory of what the workers write.
 
     Raises:
       ConfigurationError: the policy is of the program that was started, which no other process
@@ -72,7 +74,11 @@ class ProcessRunner(Generic[PolicyState]):
     """
 
     def __init__(
-        self, config: TamiyoConfig, choice: PolicyChoice, environment: Mapping[str, str]
+        self,
+        config: TamiyoConfig,
+        choice: PolicyChoice,
+        environment: Mapping[str, str],
+        logs: Path,
     ) -> None:
         if choice.name.startswith("__main__:"):
             raise ConfigurationError(
@@ -95,6 +101,7 @@ class ProcessRunner(Generic[PolicyState]):
                 ),
                 failure=PolicyFailureError,
                 environment=environment,
+                logs=logs,
                 spares=deadlines.spares,
                 warmup_s=deadlines.warmup_s,
             )

@@ -1,9 +1,9 @@
-"""Policy updates: what is checked before parameters of somebody else may decide."""
+"""Checks of a policy update, before its parameters may decide."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from tamiyo_jax.contracts import (
     SystemStatePacket,
     verify_update,
 )
-from tamiyo_jax.controller import Mode, Situation, TamiyoState, conclude, observe
+from tamiyo_jax.controller import Answer, Mode, Situation, TamiyoState, conclude, observe
 from tamiyo_jax.errors import (
     CheckpointMismatchError,
     PolicyUpdateRejectedError,
@@ -31,9 +31,27 @@ from tamiyo_jax.graph import schema_digest
 from tamiyo_jax.inference._inference import Runner
 from tamiyo_jax.policy import arrays_from_bytes, fit_params
 
-__all__ = ["check_parameters", "make_trial_situation", "trial"]
+__all__ = ["check_parameters", "make_trial_situation", "try_parameters"]
 
 Params = TypeVar("Params")
+
+
+class Deployed(Protocol):
+    """What a trial needs of a deployed policy."""
+
+    @property
+    def runner(self) -> Runner[Any]:
+        """Where it runs."""
+        ...
+
+    def prepare(self, state: TamiyoState[Any], situation: Situation) -> bool:
+        """See `Runner.prepare`."""
+        ...
+
+    def ask(self, state: TamiyoState[Any], situation: Situation, budget_ms: float) -> Answer[Any]:
+        """See `Runner.run`."""
+        ...
+
 
 _HEADER_LIMIT = 1 << 20  # bytes of names, shapes and dtypes in front of the arrays
 _NS_PER_S = 1_000_000_000
@@ -48,7 +66,7 @@ def check_parameters(
     now_ns: int,
     config: TamiyoConfig,
 ) -> Params:
-    """The parameters in an update, once nothing speaks against them but a trial.
+    """Check an update and return its parameters, which are still to be tried.
 
     Args:
       update: the update.
@@ -59,7 +77,7 @@ def check_parameters(
       config: the configuration.
 
     Raises:
-      PolicyUpdateRejectedError: its `reason` says what does.
+      PolicyUpdateRejectedError: a check failed; `reason` names it.
     """
     try:
         verify_update(update, secrets)
@@ -81,7 +99,7 @@ def check_parameters(
 
 
 def _read_parameters(update: PolicyUpdate, params: Params) -> Params:
-    """The payload as parameters of the same shapes."""
+    """Read the payload as parameters of the same shapes."""
     if params is None:
         _reject(
             update,
@@ -106,9 +124,9 @@ def _read_parameters(update: PolicyUpdate, params: Params) -> Params:
     return fitted
 
 
-def trial(
+def try_parameters(
     update: PolicyUpdate,
-    runner: Runner[Any],
+    deployed: Deployed,
     state: TamiyoState[Any],
     situation: Situation,
     config: TamiyoConfig,
@@ -118,11 +136,10 @@ def trial(
     Raises:
       PolicyUpdateRejectedError: `trial_failed`; what was raised is its cause.
     """
-    observation = situation.observation
     try:
-        runner.wait_ready()
-        runner.prepare(state.policy_state, observation)
-        answer = runner.run(state.policy_state, observation, config.deadlines.inference_ms)
+        deployed.runner.wait_ready()
+        deployed.prepare(state, situation)
+        answer = deployed.ask(state, situation, config.deadlines.inference_ms)
         conclude(
             config,
             state,

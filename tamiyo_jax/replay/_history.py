@@ -1,4 +1,4 @@
-"""A journal as the history of its run: what led to where the run stands.
+"""Read a journal as the history of its run: the events that led to its present state.
 
 A run that was resumed from a checkpoint has decided upon some packets twice. What it had done
 after that checkpoint the first time is in the journal, and has no part in what became of it.
@@ -38,26 +38,31 @@ def read_history(directory: str | os.PathLike[str]) -> tuple[HistoryEvent, ...]:
     past: list[HistoryEvent] = []
     for entry in read_entries(read_journal(home)):
         match entry.content:
-            case StepRecord() | OperatorRecord() | PolicyRecord() as happening:
-                past.append(happening)
+            case StepRecord() | OperatorRecord() | PolicyRecord() as event:
+                past.append(event)
             case StateRecord(state) if entry.record.type is RecordType.RESTORE:
-                del past[_returned_to(past, state) :]
+                del past[_count_before(past, state) :]
             case _:
                 pass
     _check_complete(past, home)
     return tuple(past)
 
 
-def _returned_to(past: list[HistoryEvent], restored: str) -> int:
+def _count_before(past: list[HistoryEvent], restored: str) -> int:
     """How much of the past led to a restored state; nothing if it is another run's."""
-    fields = json.loads(restored)
-    del fields["registries"]
-    return next((i for i in range(len(past), 0, -1) if json.loads(past[i - 1].state) == fields), 0)
+    fields = _comparable(restored)
+    return next((i for i in range(len(past), 0, -1) if _comparable(past[i - 1].state) == fields), 0)
+
+
+def _comparable(state: str) -> dict[str, object]:
+    """A state's text without what only some records carry."""
+    fields = json.loads(state)
+    return {name: value for name, value in fields.items() if name not in ("registries", "runs")}
 
 
 def _check_complete(past: list[HistoryEvent], home: Path) -> None:
-    steps = [one for one in past if isinstance(one, StepRecord)]
-    numbers = [_number(step) for step in steps]
+    steps = [event for event in past if isinstance(event, StepRecord)]
+    numbers = [_step_number(step) for step in steps]
     for before, after in pairwise(numbers):
         if after != before + 1:
             raise PersistenceError(
@@ -74,7 +79,7 @@ def _check_complete(past: list[HistoryEvent], home: Path) -> None:
         )
 
 
-def _number(step: StepRecord) -> int:
+def _step_number(step: StepRecord) -> int:
     """Of a step in its run, counted from 1; failed steps count too."""
     state = json.loads(step.state)
     return state["steps"] + state["failures"]

@@ -1,21 +1,20 @@
-"""Doing again what a journal says was done: the decisions of one run, for another.
+"""Replay the recorded decisions of one run in another.
 
-A run with the same seed goes the same way bit for bit. A run with other numbers can follow
-too, for as long as it comes to the same places: then the schedule that worked once is tried
-on something else. What differs is reported with every decision, and a decision that no longer
-fits is an error and never handed out.
+A run with the same seed is the same bit for bit. A run with other numbers can follow too, while
+it has the same epochs, blueprints and seed stages: then a schedule that worked is applied to other
+data. Differences are reported with every decision; a decision that does not fit raises an error.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Self, cast
 
+from tamiyo_jax.clock import steady_time_ns
 from tamiyo_jax.contracts import (
     SIGNATURE,
     AdaptationCommand,
@@ -48,7 +47,7 @@ _OWN = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ReplayedDecision:
-    """A decision on record, made out anew for the run that asked.
+    """A recorded decision, renewed for the run that asks for it.
 
     Attributes:
       decision_id: the command's id; that of the report on record where there is no command.
@@ -94,7 +93,7 @@ class Replay:
         directory: str | os.PathLike[str],
         *,
         secret: bytes,
-        clock: Callable[[], int] = time.time_ns,
+        clock: Callable[[], int] = steady_time_ns,
     ) -> Self:
         """Read the journal of a run directory, which may be in use.
 
@@ -109,7 +108,7 @@ class Replay:
         """
         signing = Secret(secret)
         signing.check_strength()
-        steps = [one for one in read_history(directory) if isinstance(one, StepRecord)]
+        steps = [event for event in read_history(directory) if isinstance(event, StepRecord)]
         return cls(steps, secret=signing, clock=clock)
 
     @property
@@ -118,7 +117,7 @@ class Replay:
         return len(self._steps) - self._next
 
     def step(self, packet: SystemStatePacket) -> ReplayedDecision:
-        """What was decided at this place.
+        """Return the decision of the next recorded step.
 
         Each call takes the next step on record, also where it raises.
 
@@ -139,7 +138,7 @@ class Replay:
         self._next += 1
         if not record.action or record.packet is None:
             raise TamiyoError(f"this step failed on record: {record.report.notes}")
-        if problems := _misfits(record.packet, record.command, packet):
+        if problems := _find_misfits(record.packet, record.command, packet):
             raise ReplayDivergedError(
                 f"packet {packet.packet_id} is not where step {self._next} of the journal was: "
                 + "; ".join(problems),
@@ -147,7 +146,7 @@ class Replay:
                 differences=problems,
             )
         shadow = record.mode == "shadow"
-        command = None if record.command is None else self._renewed(record.command, shadow)
+        command = None if record.command is None else self._renew(record.command, shadow)
         return ReplayedDecision(
             decision_id=record.report.report_id if command is None else command.command_id,
             action=record.action,
@@ -157,7 +156,7 @@ class Replay:
             differences=packet_differences(record.packet, packet),
         )
 
-    def _renewed(self, recorded: AdaptationCommand, shadow: bool) -> AdaptationCommand:
+    def _renew(self, recorded: AdaptationCommand, shadow: bool) -> AdaptationCommand:
         annotations = {k: v for k, v in recorded.annotations.items() if k != SIGNATURE}
         command = replace(
             recorded,
@@ -183,7 +182,7 @@ def packet_differences(recorded: SystemStatePacket, packet: SystemStatePacket) -
     )
 
 
-def _misfits(
+def _find_misfits(
     recorded: SystemStatePacket, command: AdaptationCommand | None, packet: SystemStatePacket
 ) -> tuple[str, ...]:
     """Why a decision upon `recorded` cannot be the answer to `packet`."""
@@ -192,12 +191,12 @@ def _misfits(
         for name in ("blueprint_id", "current_epoch", "global_step")
         if getattr(packet, name) != getattr(recorded, name)
     ]
-    stages = {one.seed_id: one.stage.name for one in packet.seeds}
-    then = {one.seed_id: one.stage.name for one in recorded.seeds}
+    stages = {seed.seed_id: seed.stage.name for seed in packet.seeds}
+    then = {seed.seed_id: seed.stage.name for seed in recorded.seeds}
     found += [
-        f"seed {one} is {stages.get(one, 'absent')}, on record {then.get(one, 'absent')}"
-        for one in sorted(stages.keys() | then.keys())
-        if stages.get(one) != then.get(one)
+        f"seed {seed} is {stages.get(seed, 'absent')}, on record {then.get(seed, 'absent')}"
+        for seed in sorted(stages.keys() | then.keys())
+        if stages.get(seed) != then.get(seed)
     ]
     match None if command is None else command.payload:
         case SeedAdjustment(blueprint_id=str(grown)) if grown not in packet.candidates:

@@ -1,4 +1,4 @@
-"""What another policy, mode or configuration would have answered to the packets of a journal.
+"""Compare recorded decisions with those of another policy, mode or configuration.
 
 The other controller watches the run that there was. Its own state goes on as if its answers
 had been given; the packets stay what they were, so it sees seeds that it would have culled
@@ -10,9 +10,10 @@ A packet without seeds is only ever decided upon where the host was declared see
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -25,12 +26,21 @@ from tamiyo_jax.contracts import (
     decode_command,
     encode_command,
 )
-from tamiyo_jax.controller import Mode, Outcome, TamiyoState, conclude, initial_state, observe
+from tamiyo_jax.controller import (
+    Mode,
+    Outcome,
+    TamiyoState,
+    conclude,
+    initial_state,
+    observe,
+    select_run,
+    set_conservative,
+)
 from tamiyo_jax.errors import TamiyoError, UnknownBlueprintError
 from tamiyo_jax.inference import InlineRunner, PolicyChoice
 from tamiyo_jax.library import BlueprintLibrary
+from tamiyo_jax.policy import Policy
 from tamiyo_jax.replay._history import HistoryEvent
-from tamiyo_jax.risk import enter_by_hand, leave_by_hand
 from tamiyo_jax.storage import OperatorRecord, StepRecord
 
 __all__ = ["Comparison", "Reply", "what_if"]
@@ -68,9 +78,9 @@ class Comparison:
 
     Attributes:
       packet: the packet.
-      recorded: what was answered.
-      instead: what would have been.
-      revised: the library holds another revision of the active blueprint than was judged.
+      recorded: the recorded answer.
+      instead: the other controller's answer.
+      revised: the library holds another revision of the active blueprint than was evaluated.
     """
 
     packet: SystemStatePacket
@@ -94,7 +104,7 @@ def what_if(
 ) -> Iterator[Comparison]:
     """Ask another controller about every packet that was decided upon.
 
-    Steps that failed on record are left out: they had an answer from nobody, and here no
+    Steps that failed on record are left out: there is no decision to compare with, and here no
     worker can be late.
 
     Args:
@@ -111,17 +121,20 @@ def what_if(
     runner = InlineRunner[Any](choice)
     find = _finder(library)
     seedless = _seedless(config)
-    for happening in history:
-        if isinstance(happening, OperatorRecord):
-            state = _by_hand(state, happening)
-        if not isinstance(happening, StepRecord) or not happening.action:
+    for event in history:
+        if isinstance(event, OperatorRecord):
+            state = _set_by_hand(state, event, config, choice.policy)
+        if not isinstance(event, StepRecord) or not event.action:
             continue
-        packet = happening.packet
+        packet = event.packet
         if packet is None:
             continue
         active, candidates = find(packet.blueprint_id), tuple(map(find, packet.candidates))
-        here = Mode(happening.mode) if mode is None else mode
+        here = Mode(event.mode) if mode is None else mode
         asked = config if packet.seeds else seedless
+        state = select_run(
+            state, packet.training_run_id, choice.policy, max_runs=config.storage.max_runs
+        )
         try:
             situation = observe(asked, state, packet, active, candidates)
             answer = None
@@ -135,18 +148,18 @@ def what_if(
                 answer,
                 mode=here,
                 policy_version=choice.version,
-                now_ns=happening.report.issued_at_ns or 0,
-                command_id=happening.report.report_id,
-                report_id=happening.report.report_id,
+                now_ns=event.report.issued_at_ns or 0,
+                command_id=event.report.report_id,
+                report_id=event.report.report_id,
             )
             instead = _reply(outcome)
         except TamiyoError as error:
             instead = Reply(type(error).__name__, None, None, str(error), failed=True)
         yield Comparison(
             packet,
-            _made(happening.action, happening.command, happening.report.notes),
+            _make_reply(event.action, event.command, event.report.notes),
             instead,
-            revised=active.revision != happening.blueprint_revision,
+            revised=active.revision != event.blueprint_revision,
         )
 
 
@@ -170,25 +183,27 @@ def _finder(library: BlueprintLibrary) -> Callable[[str], Blueprint]:
     return find
 
 
-def _by_hand(state: _State, record: OperatorRecord) -> _State:
+def _set_by_hand(
+    state: _State, record: OperatorRecord, config: TamiyoConfig, policy: Policy[Any, Any]
+) -> _State:
     """Conservative mode as the operator set it; the rest concerns the run on record."""
-    match record.action:
-        case "conservative_on":
-            risk, _ = enter_by_hand(state.risk, record.detail, state.steps)
-        case "conservative_off":
-            risk, _ = leave_by_hand(state.risk, state.steps)
-        case _:
-            return state
-    return replace(state, risk=risk)
+    scope, _, on = record.action.rpartition("conservative_")
+    if scope not in ("", "run_") or on not in ("on", "off"):
+        return state
+    if scope:
+        run_id = json.loads(record.state)["run"]
+        state = select_run(state, run_id, policy, max_runs=config.storage.max_runs)
+    changed, _ = set_conservative(state, on == "on", record.detail, everywhere=not scope)
+    return changed
 
 
 def _reply(outcome: Outcome) -> Reply:
     command = outcome.command
     sent = None if command is None else decode_command(encode_command(command))  # numbers in f32
-    return _made(outcome.action, sent, outcome.report.notes)
+    return _make_reply(outcome.action, sent, outcome.report.notes)
 
 
-def _made(action: str, command: AdaptationCommand | None, reason: str) -> Reply:
+def _make_reply(action: str, command: AdaptationCommand | None, reason: str) -> Reply:
     if command is None:
         return Reply(action, None, None, reason)
     return Reply(action, command.target_seed_id, command.payload, reason)

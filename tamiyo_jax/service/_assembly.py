@@ -1,4 +1,4 @@
-"""The parts of a controller: made in order, and taken down in the opposite one."""
+"""The parts of a controller: made in order, and closed in the reverse order."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Parts:
       deployment: makes the deployed policies of the policy.
       storage: the run directory.
       resolver: blueprints.
-      metadata: the workers that fetch them; None where the calling process does.
-      publisher: reports on their way; None where there is no bus.
-      telemetry: the way to the sinks.
-      closers: undoes it all.
+      metadata: the workers that fetch them; None where the calling process fetches.
+      publisher: publishes reports; None where there is no bus.
+      telemetry: sends packets to the sinks.
+      closers: closes all of them.
     """
 
     state: TamiyoState[Any]
@@ -56,7 +56,7 @@ class Parts:
 
 
 def resolve_secrets(config: TamiyoConfig, given: bytes | None) -> tuple[Secret, ...]:
-    """The secret that signs, and after it the previous one that only verifies.
+    """Find the secret that signs, and after it the previous one, which only verifies.
 
     Raises:
       MissingSecretError: there is none, or one is shorter than 16 bytes.
@@ -69,7 +69,7 @@ def resolve_secrets(config: TamiyoConfig, given: bytes | None) -> tuple[Secret, 
             variable=name,
         )
     previous = os.environb.get(f"{name}_PREVIOUS".encode())
-    secrets = tuple(Secret(one) for one in (found, previous) if one is not None)
+    secrets = tuple(Secret(key) for key in (found, previous) if key is not None)
     for secret in secrets:
         secret.check_strength()
     return secrets
@@ -88,7 +88,7 @@ def assemble(
     isolation: Isolation,
     clock: Callable[[], int],
 ) -> Parts:
-    """Open the run directory, and start what works beside the steps.
+    """Open the run directory, and start the threads and workers beside the steps.
 
     Raises:
       DirectoryLockedError: another process owns the directory.
@@ -99,7 +99,7 @@ def assemble(
         closers.callback(telemetry.close)
 
         def emit(events: tuple[Event, ...]) -> None:
-            telemetry.emit(status_packet(events, {}, clock()))  # whoever rules by then
+            telemetry.emit(status_packet(events, {}, clock()))
 
         template = choice.policy.initial_state()
         storage = StorageManager[Any].open(
@@ -122,7 +122,7 @@ def assemble(
             given = choice.params is not None
             current = deployment.adopt(state, choice.params) if given else state
             storage.append_restore(current, "state given to open")
-        pool = _metadata_pool(config, library, isolation, cache)
+        pool = _metadata_pool(config, library, isolation, storage)
         if pool is not None:
             closers.callback(pool.close)
         fetch = fetch_inline(library) if pool is None else fetch_through(pool)
@@ -139,7 +139,10 @@ def assemble(
 
 
 def _metadata_pool(
-    config: TamiyoConfig, library: BlueprintLibrary, isolation: Isolation, cache: Path
+    config: TamiyoConfig,
+    library: BlueprintLibrary,
+    isolation: Isolation,
+    storage: StorageManager[Any],
 ) -> WorkerPool | None:
     connection = library.connection()
     if connection is None or isolation == "inline":
@@ -152,7 +155,8 @@ def _metadata_pool(
             stage="metadata",
             load=Load(factory, arguments, deadlines.memory_mb << 20),
             failure=PersistenceError,
-            environment=worker_environment("cpu", cache),
+            environment=worker_environment("cpu", storage.cache_directory),
+            logs=storage.log_directory,
             spares=deadlines.spares,
             warmup_s=deadlines.warmup_s,
         )

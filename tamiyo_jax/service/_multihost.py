@@ -1,8 +1,8 @@
 """One controller for several JAX processes that train together.
 
-Process 0 owns the controller. What it answers, and what it raises, is broadcast to every
-process by `jax.experimental.multihost_utils`, so that a program which is the same everywhere
-goes on the same everywhere. On a single process it is the controller and nothing else.
+Process 0 owns the controller. What it returns, and what it raises, is broadcast to every process by
+`jax.experimental.multihost_utils`, so that the same program goes on alike everywhere. On a
+single process it is the controller alone.
 
 Answers travel pickled, as they do to workers (`tamiyo_jax.workers`): all processes
 belong to one user who runs one program. Where these collectives can be written to, the
@@ -69,7 +69,7 @@ class MultihostTamiyo:
         """Decide on process 0's packet.
 
         Args:
-          packet: every process passes its own, and only that of process 0 is looked at.
+          packet: every process passes its own; only that of process 0 is used.
 
         Returns:
           The decision, the same on all processes but for its ticket: away from process 0,
@@ -81,9 +81,9 @@ class MultihostTamiyo:
         return self.agree(lambda tamiyo: tamiyo.step(packet))
 
     def agree(self, work: Callable[[Tamiyo], T]) -> T:
-        """What `work` returns on process 0, on every process.
+        """Call `work` on process 0, and return its result on every process.
 
-        For all that a controller does besides, as in
+        For the other methods of a controller, as in
         ``agree(lambda tamiyo: tamiyo.update_policy(update))``.
 
         Args:
@@ -117,20 +117,20 @@ class MultihostTamiyo:
 
 
 def _agree(work: Callable[[], T] | None) -> T:
-    """What `work` returns or raises on process 0; None on every other process."""
+    """Return or raise what `work` does on process 0; None stands for it on other processes."""
     if work is None:
-        return _heard(_broadcast(b""))
+        return _open_outcome(_broadcast(b""))
     try:
         value = work()
-        message = _pickled(value)
+        message = _pickle(value)
     except BaseException as error:
-        _broadcast(_pickled(_told(error)))
+        _broadcast(_pickle(_make_raised(error)))
         raise
     _broadcast(message)
     return value
 
 
-def _heard(message: bytes) -> Any:  # noqa: ANN401 - what the owner's work returned
+def _open_outcome(message: bytes) -> Any:  # noqa: ANN401 - what the owner's work returned
     outcome = pickle.loads(message)
     if not isinstance(outcome, Raised):
         return outcome
@@ -139,7 +139,7 @@ def _heard(message: bytes) -> Any:  # noqa: ANN401 - what the owner's work retur
     raise raised
 
 
-def _told(error: BaseException) -> Raised:
+def _make_raised(error: BaseException) -> Raised:
     known = None
     if isinstance(error, TamiyoError):
         context = {name: _portable(value) for name, value in error.context.items()}
@@ -148,7 +148,7 @@ def _told(error: BaseException) -> Raised:
 
 
 def _portable(value: object) -> object:
-    """A fact of an error if it is text, numbers or a sequence of such, else its ``repr``."""
+    """Keep a fact of an error if it is text, a number or a sequence of such, else its repr."""
     if isinstance(value, list | tuple):
         parts = [_portable(part) for part in cast(Sequence[object], value)]
         return parts if isinstance(value, list) else tuple(parts)
@@ -156,7 +156,7 @@ def _portable(value: object) -> object:
 
 
 class _Pickler(pickle.Pickler):
-    """A ticket travels as what another process may know of it."""
+    """Replaces a `Ticket` by a `RemoteTicket`."""
 
     def reducer_override(self, obj: object) -> Any:  # noqa: ANN401 - as pickle has it
         """How an object is rebuilt, where that is not left to the object."""
@@ -165,14 +165,14 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _pickled(outcome: object) -> bytes:
+def _pickle(outcome: object) -> bytes:
     buffer = BytesIO()
     _Pickler(buffer, 5).dump(outcome)
     return buffer.getvalue()
 
 
 def _broadcast(message: bytes) -> bytes:
-    """Process 0's message, on every process; what others give is not looked at.
+    """Broadcast process 0's message; the messages of other processes are not used.
 
     The first array has a fixed size and begins with the length of the message. What does not
     fit follows in a second one, padded to a power of two so that few sizes are compiled.

@@ -1,4 +1,4 @@
-"""What the journal keeps of a step, and what the caller is told of it."""
+"""Make a step's journal record and its `Decision`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def outcome_record(
     *,
     with_packet: bool,
 ) -> StepRecord:
-    """The record of a decided step.
+    """Make the record of a decided step.
 
     Args:
       outcome: what was decided.
@@ -40,14 +40,14 @@ def outcome_record(
         outputs = outcome.outputs
         replayable = {
             "packet": outcome.situation.packet,
-            "mask": _named(outcome.situation.observation.legality._asdict()),
-            "outputs": None if outputs is None else _named(outputs._asdict()),
+            "mask": _arrays_by_name(outcome.situation.observation.legality._asdict()),
+            "outputs": None if outputs is None else _arrays_by_name(outputs._asdict()),
         }
     return StepRecord(
         report=outcome.report,
         action=outcome.action,
         mode=mode.value,
-        state=state_to_json(after, registries=False),
+        state=state_to_json(after, registries=False, idle=False),
         command=command,
         blueprint_revision=outcome.situation.blueprint.revision,
         registry_additions=after.registries.additions(before.registries),
@@ -59,12 +59,12 @@ def outcome_record(
 def failure_record(
     report: FieldReport, packet: SystemStatePacket | None, after: TamiyoState[Any], mode: Mode
 ) -> StepRecord:
-    """The record of a step that raised; `packet` is None where it was invalid."""
+    """Make the record of a step that raised; `packet` is None where it was invalid."""
     return StepRecord(
         report=report,
         action="",
         mode=mode.value,
-        state=state_to_json(after, registries=False),
+        state=state_to_json(after, registries=False, idle=False),
         packet=packet,
     )
 
@@ -77,7 +77,7 @@ def make_decision(
     *,
     shadow: bool,
 ) -> Decision:
-    """The answer to the caller."""
+    """Make the decision that the caller gets."""
     proposal = outcome.proposal
     return Decision(
         decision_id=outcome.report.report_id if command is None else command.command_id,
@@ -96,5 +96,5 @@ def make_decision(
     )
 
 
-def _named(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _arrays_by_name(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(array) for name, array in arrays.items()}

@@ -1,6 +1,6 @@
-"""`Tamiyo`: the service that a training loop talks to.
+"""`Tamiyo`: the controller as a training loop uses it.
 
-It only routes, one call at a time: `Stepper` makes the decisions, and inference, blueprints,
+It routes calls, one at a time: `Stepper` makes the decisions, and inference, blueprints,
 storage, publishing and telemetry are parts of their own. A step that raises leaves the state
 as it was, but for what records failures.
 """
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from tamiyo_jax.bus import Bus
+from tamiyo_jax.clock import steady_time_ns
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import (
     Event,
@@ -25,7 +26,7 @@ from tamiyo_jax.contracts import (
     TelemetryLevel,
     decode_policy_update,
 )
-from tamiyo_jax.controller import AppliedPolicy, Mode, TamiyoState
+from tamiyo_jax.controller import AppliedPolicy, Mode, TamiyoState, set_conservative
 from tamiyo_jax.decision import Decision
 from tamiyo_jax.errors import (
     ConfigurationError,
@@ -43,8 +44,8 @@ from tamiyo_jax.inference import (
     require_parameters,
 )
 from tamiyo_jax.library import BlueprintLibrary
-from tamiyo_jax.risk import enter_by_hand, leave_by_hand
 from tamiyo_jax.service._assembly import Parts, assemble, resolve_secrets
+from tamiyo_jax.service._entrance import Entrance
 from tamiyo_jax.service._steps import Stepper
 from tamiyo_jax.telemetry import Sink
 
@@ -78,6 +79,7 @@ class Tamiyo:
         self._steps = Stepper(config, parts, deployed, secret=secrets[0], mode=mode, clock=clock)
         self._lock = threading.Lock()
         self._updating = threading.Lock()
+        self._entrance = Entrance()
         self._closed = False
 
     @classmethod
@@ -95,7 +97,7 @@ class Tamiyo:
         bus: Bus | None = None,
         state: TamiyoState[Any] | None = None,
         isolation: Isolation = "process",
-        clock: Callable[[], int] = time.time_ns,
+        clock: Callable[[], int] = steady_time_ns,
     ) -> Self:
         """Open a run directory and go on from its latest state.
 
@@ -107,7 +109,7 @@ class Tamiyo:
             directory's state has in force goes before them; with `state` they are the live
             ones.
           policy: ``"graph"``, ``"heuristic"`` or ``"package.module:factory"``.
-          mode: ``"act"`` signs commands, ``"shadow"`` only tells what it would do,
+          mode: ``"act"`` signs commands, ``"shadow"`` only reports what it would do,
             ``"guard"`` runs the risk gate alone; see `set_mode`.
           secret: at least 16 bytes; None reads the variable `config.security.secret_env`.
           sinks: where telemetry goes.
@@ -116,7 +118,7 @@ class Tamiyo:
           isolation: ``"process"`` runs policy and fetches in workers that are ended when
             they are late; ``"inline"`` runs them in this process, for notebooks and
             accelerators, where late work can only be discarded.
-          clock: nanoseconds since the epoch.
+          clock: nanoseconds since the epoch; the default never runs backwards.
 
         Raises:
           MissingSecretError: no secret, or a short one; nothing was created.
@@ -127,7 +129,7 @@ class Tamiyo:
         """
         if isolation not in ("process", "inline"):
             raise ConfigurationError(f"isolation={isolation!r}; choose 'process' or 'inline'")
-        chosen_mode = _mode_named(mode)
+        chosen_mode = _parse_mode(mode)
         secrets = resolve_secrets(config, secret)
         base = choose_policy(config, policy, params, chosen_mode)
         parts = assemble(
@@ -145,9 +147,9 @@ class Tamiyo:
         deployed = None
         try:
             if chosen_mode is Mode.GUARD:
-                deployed = parts.deployment.hold(base)
+                deployed = parts.deployment.rest(base)
             else:
-                deployed = parts.deployment.begin(parts.deployment.live(parts.state))
+                deployed = parts.deployment.begin(parts.deployment.choose_live(parts.state))
             if parts.metadata is not None:
                 parts.metadata.wait_ready()
             deployed.runner.wait_ready()
@@ -187,7 +189,7 @@ class Tamiyo:
           TamiyoError: no decision could be made. The failure is on record, a CRITICAL event
             went to the sinks, and the state is what it was; train on without Tamiyo.
         """
-        with self._lock:
+        with self._entrance.call(), self._lock:
             self._check_open()
             return self._steps.step(packet)
 
@@ -201,7 +203,7 @@ class Tamiyo:
         Returns:
           For each packet its decision, or the error that `step` would have raised.
         """
-        with self._lock:
+        with self._entrance.call(), self._lock:
             self._check_open()
             return self._steps.step_many(packets)
 
@@ -212,7 +214,7 @@ class Tamiyo:
           UnknownBlueprintError: the library does not hold it.
           TamiyoError: as a step's inference.
         """
-        with self._lock:
+        with self._entrance.call(), self._lock:
             self._check_open()
             steps = self._steps
             last = steps.last or make_trial_situation(self._config, steps.state)
@@ -224,9 +226,9 @@ class Tamiyo:
                 steps.prepare(situation, steps.state)
 
     def update_policy(self, update: PolicyUpdate | bytes) -> None:
-        """Let new parameters decide, from the next step on.
+        """Use new parameters from the next step on.
 
-        They are checked, deploy_on_trial in a fresh worker beside the steps that go on meanwhile,
+        They are checked, tried in a fresh worker beside the steps that go on meanwhile,
         brought to disk and recorded; only then the policy is swapped.
 
         Args:
@@ -237,7 +239,7 @@ class Tamiyo:
           PolicyUpdateRejectedError: its `reason` says why; the live policy is untouched.
           PersistenceError: it could not be recorded; the live policy is untouched.
         """
-        with self._updating:
+        with self._entrance.call(), self._updating:
             self._check_open()
             try:
                 if isinstance(update, bytes):
@@ -258,7 +260,7 @@ class Tamiyo:
           PolicyUpdateRejectedError: `no_update`; none is in force.
           PersistenceError: the earlier parameters are gone, or this could not be recorded.
         """
-        with self._updating:
+        with self._entrance.call(), self._updating:
             self._check_open()
             *earlier, live = self._steps.state.policies or (None,)
             if live is None:
@@ -266,10 +268,12 @@ class Tamiyo:
                     "no policy update is in force; there is nothing to roll back",
                     reason="no_update",
                 )
-            choice = self._deployment.live(replace(self._steps.state, policies=tuple(earlier)))
+            choice = self._deployment.choose_live(
+                replace(self._steps.state, policies=tuple(earlier))
+            )
             deployed = self._deploy(choice, self._steps.state)
             detail = f"{live.policy_id} → {choice.version}"
-            with self._lock:
+            with self._replacing(), self._lock:
                 after = replace(self._steps.state, policies=tuple(earlier))
                 self._steps.swap(
                     deployed,
@@ -277,35 +281,47 @@ class Tamiyo:
                     lambda: self._storage.append_operator("policy_rolled_back", detail, after),
                 )
 
-    def set_conservative(self, on: bool, reason: str) -> None:
-        """Enter conservative mode by hand, or leave it; only a hand ends what a hand began."""
-        with self._lock:
+    def set_conservative(self, on: bool, reason: str, run_id: str | None = None) -> None:
+        """Enter conservative mode by hand, or leave it; a mode set by hand ends only by hand.
+
+        Args:
+          on: enter, or leave.
+          reason: why; part of the record and of the event.
+          run_id: the `training_run_id` that it is for; None is for all runs, and for those that
+            begin later.
+
+        Raises:
+          PersistenceError: it could not be recorded; nothing has changed.
+
+        From a signal handler: see `flush`.
+        """
+        if self._entrance.defer(lambda: self.set_conservative(on, reason, run_id)):
+            return
+        with self._entrance.call(), self._lock:
             self._check_open()
-            before, step = self._steps.state.risk, self._steps.state.steps
-            if on:
-                risk, events = enter_by_hand(before, reason, step)
-            else:
-                risk, events = leave_by_hand(before, step)
-            after = replace(self._steps.state, risk=risk)
-            action = "conservative_on" if on else "conservative_off"
+            before = self._steps.state
+            selected = before if run_id is None else self._steps.select_run(before, run_id)
+            after, events = set_conservative(selected, on, reason, everywhere=run_id is None)
+            scope = "" if run_id is None else "run_"
+            action = f"{scope}conservative_{'on' if on else 'off'}"
             self._steps.record(lambda: self._storage.append_operator(action, reason, after))
             self._steps.state = after
-            self._steps.emit(events)
+            self._steps.emit((*self._steps.find_forgotten_runs(before, after), *events))
 
     def set_mode(self, mode: Literal["act", "shadow", "guard"]) -> None:
-        """Trust the controller more, or less, from the next step on.
+        """Change what the controller may do, from the next step on.
 
-        A policy that has rested on guard is started and warmed up beside the steps that go on
-        meanwhile; one that comes to rest is ended. The journal says so; reopening does not
-        go back to it, for the mode is what `open` is told.
+        A policy that rested in guard mode is started and warmed up while steps go on; in guard
+        mode its workers are ended. The change is recorded. Reopening does not restore it: the
+        mode of a controller is the one given to `open`.
 
         Raises:
           MissingParametersError: the graph policy is to decide, and was never given any; the
             mode stays.
           TamiyoError: the policy cannot be started, or this could not be recorded; likewise.
         """
-        chosen = _mode_named(mode)
-        with self._updating:
+        chosen = _parse_mode(mode)
+        with self._entrance.call(), self._updating:
             self._check_open()
             before = self._steps.mode
             if chosen is before:
@@ -313,12 +329,12 @@ class Tamiyo:
             choice, deployed = self._steps.deployed.choice, None
             require_parameters(choice.name, choice.params, chosen)
             if chosen is Mode.GUARD:
-                deployed = self._deployment.hold(choice)
+                deployed = self._deployment.rest(choice)
             elif before is Mode.GUARD:
-                choice = self._deployment.live(self._steps.state, choice.params)
+                choice = self._deployment.choose_live(self._steps.state, choice.params)
                 deployed = self._deployment.warm(choice, self._steps.state, self._steps.last)
             change = {"from": before.value, "to": chosen.value}
-            with self._lock:
+            with self._replacing(), self._lock:
                 state = self._steps.state
                 detail = " → ".join(change.values())
                 self._steps.swap(
@@ -343,14 +359,14 @@ class Tamiyo:
           PersistenceError: it could not be recorded, or parameters are missing; nothing
             has changed.
         """
-        with self._updating:
+        with self._entrance.call(), self._updating:
             self._check_open()
             deployed = None
             if params is not None:
                 state = self._deployment.adopt(state, params)
             if params is not None or state.policies != self._steps.state.policies:
-                deployed = self._deploy(self._deployment.live(state, params), state)
-            with self._lock:
+                deployed = self._deploy(self._deployment.choose_live(state, params), state)
+            with self._replacing(), self._lock:
                 self._steps.swap(
                     deployed, state, lambda: self._storage.append_restore(state, "restore")
                 )
@@ -366,19 +382,31 @@ class Tamiyo:
         """
         if self._parts.publisher is None:
             raise ConfigurationError("there is no bus to publish to; pass bus=… to Tamiyo.open")
-        return self._parts.publisher.publish()
+        with self._entrance.call():
+            return self._parts.publisher.publish()
 
     def flush(self) -> None:
         """Wait until every record is on disk.
 
+        From a signal handler that came in the middle of another call of this controller it
+        returns at once, and is done when that call ends; so are `close` and `set_conservative`.
+
         Raises:
           PersistenceError: the journal was sealed before that.
         """
-        self._storage.flush()
+        if self._entrance.defer(self.flush):
+            return
+        with self._entrance.call():
+            self._storage.flush()
 
     def close(self) -> None:
-        """Bring everything to disk and release the directory; closing twice is harmless."""
-        with self._updating, self._lock:
+        """Bring everything to disk and release the directory; closing twice is harmless.
+
+        From a signal handler: see `flush`.
+        """
+        if self._entrance.defer(self.close):
+            return
+        with self._entrance.call(), self._updating, self._lock:
             if self._closed:
                 return
             self._closed = True
@@ -396,6 +424,14 @@ class Tamiyo:
     def __repr__(self) -> str:
         return f"Tamiyo(mode={self._steps.mode.value!r}, policy={self._steps.policy_version!r})"
 
+    @contextmanager
+    def _replacing(self) -> Generator[None]:
+        """Close the policy that the block replaces, once the block has let steps go on."""
+        before = self._steps.deployed
+        yield
+        if self._steps.deployed is not before:
+            before.close()
+
     def _check_open(self) -> None:
         if self._closed:
             raise PersistenceError("this controller is closed; open it again")
@@ -411,18 +447,18 @@ class Tamiyo:
         )
         state = self._steps.state
         situation = self._steps.last or make_trial_situation(self._config, state)
-        deployed = self._deployment.deploy_on_trial(update, params, state, situation)
+        deployed = self._deployment.deploy_update(update, params, state, situation)
         try:
             digest = self._storage.store_parameters(update.payload)
         except PersistenceError as error:
             deployed.close()
-            self._steps.tell_persistence_failure(error)
+            self._steps.emit_persistence_failure(error)
             raise
         if self._steps.mode is Mode.GUARD:
             deployed.close()
-            deployed = self._deployment.hold(deployed.choice)
+            deployed = self._deployment.rest(deployed.choice)
         applied = AppliedPolicy(update.policy_id, digest, update.policy_version)
-        with self._lock:
+        with self._replacing(), self._lock:
             policies = (*self._steps.state.policies, applied)[-_KEPT_UPDATES:]
             after = replace(self._steps.state, policies=policies)
             self._steps.swap(
@@ -436,15 +472,15 @@ class Tamiyo:
         self._steps.emit((Event("policy_update_applied", TelemetryLevel.INFO, attributes),))
 
     def _deploy(self, choice: PolicyChoice, state: TamiyoState[Any]) -> DeployedPolicy:
-        """A deployed as the mode needs it: warm, or at rest."""
+        """Deploy a policy as the mode needs it: warm, or at rest."""
         if self._steps.mode is Mode.GUARD:
-            return self._deployment.hold(choice)
+            return self._deployment.rest(choice)
         return self._deployment.warm(choice, state, self._steps.last)
 
 
-def _mode_named(name: str) -> Mode:
+def _parse_mode(name: str) -> Mode:
     try:
         return Mode(name)
     except ValueError as error:
-        choices = ", ".join(repr(one.value) for one in Mode)
+        choices = ", ".join(repr(choice.value) for choice in Mode)
         raise ConfigurationError(f"mode={name!r}; choose one of {choices}", value=name) from error

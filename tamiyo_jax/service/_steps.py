@@ -1,7 +1,7 @@
-"""From packets to decisions: the steps of a controller, one after another.
+"""Decision steps of a controller, one after another.
 
-What is decided comes from pure functions; this performs what they ask for, in order: resolve,
-ask, sign, write, and only then let the state move and the answer out.
+Pure functions decide. This performs the effects around them, in order: resolve blueprints, ask the
+policy, sign the command, write the record, and only then update the state and return the decision.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NoReturn
@@ -35,7 +36,9 @@ from tamiyo_jax.controller import (
     TamiyoState,
     conclude,
     fail,
+    find_forgotten_runs,
     observe_encoded,
+    select_run,
 )
 from tamiyo_jax.decision import Decision, Latency
 from tamiyo_jax.errors import (
@@ -65,20 +68,22 @@ _COUNTED: Mapping[Stage, tuple[type[TamiyoError], ...]] = {
 
 @dataclass
 class _Attempt:
-    """One step on its way, and what must be known should it fail.
+    """A step in progress, and what its failure record needs.
 
     Attributes:
       packet: what it is about.
       state: the state that it works on.
       before: the state without the trial that `state` may have been admitted for.
+      start: the state of the controller before the step.
       valid: whether the packet was found valid.
-      stage: the stage that is under way.
+      stage: the stage in progress; None between stages.
       started, resolved, encoded: seconds on the performance counter.
     """
 
     packet: SystemStatePacket
     state: TamiyoState[Any]
     before: TamiyoState[Any]
+    start: TamiyoState[Any]
     valid: bool = False
     stage: Stage | None = None
     started: float = 0.0
@@ -92,11 +97,11 @@ class _Attempt:
 
 
 class Stepper:
-    """Makes decisions; whoever holds it sees to it that one call is made at a time.
+    """Makes decisions. The caller makes one call at a time.
 
     Attributes:
       state: the state after the last step.
-      deployed: what decides, and where it runs.
+      deployed: the policy and where it runs.
       mode: act, shadow or guard.
       last: the situation of the last step.
     """
@@ -123,12 +128,21 @@ class Stepper:
 
     @property
     def policy_version(self) -> str:
-        """What annotations and reports call that which decides."""
+        """The version of the deciding policy, as in annotations and reports."""
         return GUARD_POLICY if self.mode is Mode.GUARD else self.deployed.choice.version
 
     def step(self, packet: SystemStatePacket) -> Decision:
         """Decide on one packet; see `Tamiyo.step`."""
         attempt = self._begin(packet, self.state)
+        try:
+            return self._try_step(attempt)
+        except TamiyoError:
+            raise
+        except BaseException as error:
+            self._abandon(attempt, error)
+            raise
+
+    def _try_step(self, attempt: _Attempt) -> Decision:
         try:
             situation = self._observe(attempt)
             answer = None
@@ -140,20 +154,44 @@ class Stepper:
                 answer = self.deployed.ask(attempt.state, situation, budget_ms, aside)
             after, outcome = self._conclude(attempt.state, situation, answer)
             if answer is not None:
-                after = self._succeed(after, "inference")
+                after = self._count_success(after, "inference")
         except TamiyoError as error:
             self._fail(attempt, error)
         return self._commit(attempt, after, outcome)
 
+    def _abandon(self, attempt: _Attempt, error: BaseException) -> None:
+        """Put a step on record that something else ended, as a signal handler that raises."""
+        recorded = self._parts.storage.state
+        if recorded is not None and recorded is not attempt.start:
+            self.state = recorded  # its record was written, and counts
+            return
+        with suppress(TamiyoError):  # `error` goes on
+            self._fail(attempt, TamiyoError(f"the step was ended by {type(error).__name__}"))
+
     def step_many(self, packets: Sequence[SystemStatePacket]) -> list[Decision | TamiyoError]:
         """Decide on packets as if one after another; see `Tamiyo.step_many`."""
         results: list[Decision | TamiyoError] = []
-        while len(results) < len(packets):
-            results += self._step_some(packets[len(results) :])
+        try:
+            while len(results) < len(packets):
+                results += self._step_some(packets[len(results) :])
+        except BaseException:  # ended by a signal handler: what is on record counts
+            self.state = self._parts.storage.state or self.state
+            raise
         return results
 
+    def select_run(self, state: TamiyoState[Any], run_id: str) -> TamiyoState[Any]:
+        """The state with a run as the current one; see `controller.select_run`."""
+        limit = self._config.storage.max_runs
+        return select_run(state, run_id, self.deployed.choice.policy, max_runs=limit)
+
+    def find_forgotten_runs(
+        self, before: TamiyoState[Any], after: TamiyoState[Any]
+    ) -> tuple[Event, ...]:
+        """See `controller.find_forgotten_runs`."""
+        return find_forgotten_runs(before, after, self._config.storage.max_runs)
+
     def situation_of(self, packet: SystemStatePacket) -> Situation:
-        """What a packet looks like in the state that rules.
+        """Observe a packet in the current state.
 
         Raises:
           TamiyoError: its blueprints cannot be had, or they do not fit together.
@@ -171,7 +209,10 @@ class Stepper:
     def swap(
         self, deployed: DeployedPolicy | None, state: TamiyoState[Any], record: Callable[[], Ticket]
     ) -> None:
-        """Between two steps: record, and only then let another state, and deployed, rule."""
+        """Between two steps: record, and only then go on from another state, with another policy.
+
+        The caller closes the policy that was deployed before, after it has let steps go on.
+        """
         try:
             self.record(record)
         except BaseException:
@@ -180,30 +221,29 @@ class Stepper:
             raise
         self.state = state
         if deployed is not None:
-            self.deployed, old = deployed, self.deployed
-            old.close()
+            self.deployed = deployed
 
     def record(self, append: Callable[[], Ticket]) -> Ticket:
-        """Write a record; operators are told where that fails."""
+        """Write a record; a failure to do so is also emitted as an event."""
         try:
             return append()
         except PersistenceError as error:
-            self.tell_persistence_failure(error)
+            self.emit_persistence_failure(error)
             raise
 
-    def tell_persistence_failure(self, error: PersistenceError) -> None:
-        """Tell the sinks that a record could not be kept."""
+    def emit_persistence_failure(self, error: PersistenceError) -> None:
+        """Emit that a record could not be written."""
         attributes = {"error": type(error).__name__, "message": str(error)}
         self.emit((Event("persistence_failure", TelemetryLevel.CRITICAL, attributes),))
 
     def emit(self, events: tuple[Event, ...]) -> None:
-        """Hand events to the sinks."""
+        """Emit events to the sinks."""
         if events:
             indicators = self._indicators(self.state.steps)
             self._parts.telemetry.emit(status_packet(events, indicators, self._clock()))
 
     def _prepare_records(self, taken: Sequence[tuple[_Attempt, Situation]]) -> None:
-        """Find, while the policy is at work, what `_conclude` and `_commit` read again."""
+        """Compute, while the policy runs, what `_conclude` and `_commit` need later."""
         for attempt, situation in taken:
             _ = self._packet_bytes(attempt), situation.events
 
@@ -215,34 +255,35 @@ class Stepper:
         return attempt.valid and self._config.storage.record_packets
 
     def _begin(self, packet: SystemStatePacket, state: TamiyoState[Any]) -> _Attempt:
-        return _Attempt(packet, state, state, started=time.perf_counter())
+        return _Attempt(packet, state, state, state, started=time.perf_counter())
 
     def _observe(self, attempt: _Attempt) -> Situation:
         packet = attempt.packet
         validate_packet(packet, max_metrics=self._config.packet.max_metrics)
         attempt.valid = True
+        self._begin_at(attempt, attempt.state)
         self._admit(attempt, "metadata")
         arrays, candidates = self._parts.resolver.resolve(
             packet, self._config.deadlines.metadata_ms
         )
         attempt.resolved = time.perf_counter()
-        attempt.state = attempt.before = self._succeed(attempt.state, "metadata")
+        attempt.state = attempt.before = self._count_success(attempt.state, "metadata")
         attempt.stage = None
         situation = observe_encoded(self._config, attempt.state, packet, arrays, candidates)
         attempt.encoded = time.perf_counter()
         return situation
 
     def _step_some(self, packets: Sequence[SystemStatePacket]) -> list[Decision | TamiyoError]:
-        """Decide on the first packets, at least one: as many as can share a pass."""
+        """Decide on as many of the first packets as can share a pass, at least one."""
         batched = (
             isinstance(self.deployed.choice.policy, ArrayPolicy) and self.mode is not Mode.GUARD
         )
         if len(packets) == 1 or not batched:
-            return [self._tried(packets[0])]
+            return [self._step_or_error(packets[0])]
         taken, failed = self._observe_some(packets)
         results = self._decide_some(taken) if taken else []
         if failed is not None and len(results) == len(taken):
-            results.append(self._failed_behind(*failed))
+            results.append(self._record_failure_behind(*failed))
         return results
 
     def _observe_some(
@@ -273,8 +314,8 @@ class Stepper:
     ) -> list[Decision | TamiyoError]:
         """Decide on observed packets of one layout, in one pass over the policy's weights.
 
-        What the packets behind a failed one were answered rests on it, and so does what they
-        may ask of a host's breaker that a command has moved: there the pass ends.
+        The pass ends after a packet that failed, and after a command that moved the host's
+        breaker: later answers were computed as if neither had happened.
         """
         attempts, situations = zip(*taken, strict=True)
         first: _Attempt = attempts[0]
@@ -287,18 +328,22 @@ class Stepper:
             aside = partial(self._prepare_records, taken)
             answers = self.deployed.ask_many(first.state, situations, budget_ms, aside)
         except TamiyoError as error:
-            failed = self._failed(first, error)  # the one call counts once
-            return [failed, *(self._failed_behind(attempt, error) for attempt in attempts[1:])]
+            failed = self._record_failure(first, error)  # the one call counts once
+            return [
+                failed,
+                *(self._record_failure_behind(attempt, error) for attempt in attempts[1:]),
+            ]
         results: list[Decision | TamiyoError] = []
-        breaker, state = self.state.host_breaker, first.state
+        state = first.state
         for (attempt, situation), answer in zip(taken, answers, strict=True):
-            attempt.state = attempt.before = state
+            self._begin_at(attempt, state)
+            breaker = attempt.state.host_breaker
             attempt.stage = "inference"
             try:
-                after, outcome = self._conclude(state, situation, answer)
-                after = self._succeed(after, "inference")
+                after, outcome = self._conclude(attempt.state, situation, answer)
+                after = self._count_success(after, "inference")
             except TamiyoError as error:
-                return [*results, self._failed(attempt, error)]
+                return [*results, self._record_failure(attempt, error)]
             try:
                 results.append(self._commit(attempt, after, outcome))
             except TamiyoError as error:
@@ -308,42 +353,51 @@ class Stepper:
                 break
         return results
 
-    def _tried(self, packet: SystemStatePacket) -> Decision | TamiyoError:
+    def _step_or_error(self, packet: SystemStatePacket) -> Decision | TamiyoError:
         try:
             return self.step(packet)
         except TamiyoError as error:
             return error
 
-    def _failed(self, attempt: _Attempt, error: TamiyoError) -> TamiyoError:
-        """Put a failed step on record; only one that was admitted counts for its breaker."""
+    def _record_failure(self, attempt: _Attempt, error: TamiyoError) -> TamiyoError:
+        """Record a failed step; its stage's breaker counts it only if the call was admitted."""
         try:
             self._fail(attempt, error)
         except TamiyoError as raised:
             return raised
 
-    def _failed_behind(self, attempt: _Attempt, error: TamiyoError) -> TamiyoError:
-        """`_failed` for an attempt that began before the state was what it is now."""
-        attempt.state = attempt.before = self.state
-        return self._failed(attempt, error)
+    def _record_failure_behind(self, attempt: _Attempt, error: TamiyoError) -> TamiyoError:
+        """`_record_failure` for an attempt that began before the state was what it is now."""
+        if attempt.valid:
+            self._begin_at(attempt, self.state)
+        return self._record_failure(attempt, error)
+
+    def _begin_at(self, attempt: _Attempt, state: TamiyoState[Any]) -> None:
+        """Let an attempt go on from a state, with its packet's run as the current one."""
+        selected = self.select_run(state, attempt.packet.training_run_id)
+        attempt.state = attempt.before = selected
 
     def _admit(self, attempt: _Attempt, stage: Stage) -> None:
         attempt.stage = stage
         risk = admit_call(attempt.state.risk, stage, self._clock())
         attempt.state = _with_risk(attempt.state, risk)
 
-    def _succeed(self, state: TamiyoState[Any], stage: Stage) -> TamiyoState[Any]:
+    def _count_success(self, state: TamiyoState[Any], stage: Stage) -> TamiyoState[Any]:
         risk, events = call_succeeded(state.risk, stage)
         self.emit(events)
         return _with_risk(state, risk)
 
     def _fail(self, attempt: _Attempt, error: TamiyoError) -> NoReturn:
-        """Put a failed step on record and raise; nothing else of the state changes."""
-        deploy_on_trial = not isinstance(error, WorkerUnavailableError)  # that is no trial either
-        stage = attempt.stage if deploy_on_trial else None
-        state = attempt.state if deploy_on_trial else attempt.before
+        """Record a failed step and raise; nothing else of the state changes."""
+        tried = not isinstance(error, WorkerUnavailableError)  # without a worker nothing was tried
+        stage = attempt.stage if tried else None
+        state = attempt.state if tried else attempt.before
+        base = self.state
+        if attempt.valid:
+            base = replace(self.select_run(base, attempt.packet.training_run_id), risk=state.risk)
         after, failure = fail(
             self._config,
-            replace(self.state, risk=state.risk),
+            base,
             attempt.packet,
             error,
             stage=stage if stage and isinstance(error, _COUNTED[stage]) else None,
@@ -352,12 +406,13 @@ class Stepper:
             report_id=f"fr-{self._new_id()}",
         )
         packet = attempt.packet if self._keeps_packet(attempt) else None
-        told = attempt.packet if attempt.valid else None
-        indicators = self._indicators(self.state.steps, told)
+        valid = attempt.packet if attempt.valid else None
+        indicators = self._indicators(self.state.steps, valid)
         self._parts.telemetry.emit(failure_packet(failure, indicators))
         record = failure_record(failure.report, packet, after, self.mode)
         self._record_step(attempt, record, after)
-        self.state = after
+        before, self.state = self.state, after
+        self.emit(self.find_forgotten_runs(before, after))
         raise error
 
     def _conclude(
@@ -376,7 +431,7 @@ class Stepper:
         )
 
     def _commit(self, attempt: _Attempt, after: TamiyoState[Any], outcome: Outcome) -> Decision:
-        """Sign, write, and only then let the state move and the answer out."""
+        """Sign, write the record, and only then update the state and return the decision."""
         shadow = self.mode is Mode.SHADOW
         command = outcome.command
         if command is not None and not shadow:
@@ -392,6 +447,7 @@ class Stepper:
         )
         ticket = self._record_step(attempt, record, after)
         before, self.state, self.last = self.state, after, outcome.situation
+        self.emit(self.find_forgotten_runs(before, after))
         now = time.perf_counter()
         latency = Latency(
             step_ms=(now - attempt.started) * 1e3,
@@ -433,7 +489,7 @@ class Stepper:
     def _indicators(
         self, step_index: int, packet: SystemStatePacket | None = None
     ) -> dict[str, str]:
-        """What every telemetry packet says; `packet` is the valid one that it is about."""
+        """Indicators of every telemetry packet; `packet` is the valid state packet it is about."""
         deadlines = self._config.deadlines
         training = {} if packet is None else {"global_step": str(packet.global_step)}
         return training | {

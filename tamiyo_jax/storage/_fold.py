@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from tamiyo_jax.contracts import FieldReport, decode_report, validate_report
-from tamiyo_jax.controller import TamiyoState, state_from_json
+from tamiyo_jax.controller import TamiyoState, follow_runs, state_from_json
 from tamiyo_jax.errors import InvalidReportError
 from tamiyo_jax.graph import Registries
 from tamiyo_jax.journal import Record, RecordType, Recovered
@@ -45,19 +45,43 @@ def recover_state(
             case RecordType.SNAPSHOT | RecordType.RESTORE:
                 state = state_from_json(_parse_full_state(record).state, policy_state)
                 registries, small = state.registries, None
+                continue
             case RecordType.STEP:
                 step = parse(pb.Step(), record.payload)
                 additions = json.loads(step.registry_additions)
                 if additions:
                     registries = registries.apply_additions(additions)
-                small = step.state
+                text = step.state
             case RecordType.OPERATOR:
-                small = parse(pb.Operator(), record.payload).state
+                text = parse(pb.Operator(), record.payload).state
             case RecordType.POLICY_UPDATE:
-                small = parse(pb.PolicyUpdate(), record.payload).state
+                text = parse(pb.PolicyUpdate(), record.payload).state
             case _:
                 continue  # publishing does not change the state
-    return state if small is None else state_from_json(small, policy_state, registries=registries)
+        if small is not None and not _supersedes(text, small):
+            state = _follow(state, small, policy_state, registries)
+        small = text
+    return state if small is None else _follow(state, small, policy_state, registries)
+
+
+def _supersedes(text: str, earlier: str) -> bool:
+    """Whether a state's text holds all that an earlier one does: it is of the same run alone."""
+    fields, before = json.loads(text), json.loads(earlier)
+    return fields.get("run") == before.get("run") and "runs" not in before
+
+
+def _follow(
+    state: TamiyoState[PolicyState] | None,
+    text: str,
+    policy_state: PolicyState,
+    registries: Registries,
+) -> TamiyoState[PolicyState]:
+    """The state after a record that has no registries, and mostly no idle runs."""
+    after = state_from_json(text, policy_state, registries=registries)
+    fields = json.loads(text)
+    if state is None or "runs" in fields:
+        return after
+    return follow_runs(state, after, fields.get("idle_runs", 0))
 
 
 def recover_facts(recovered: Recovered) -> Facts:

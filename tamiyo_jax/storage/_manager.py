@@ -131,6 +131,7 @@ class StorageManager(Generic[PolicyState]):
                 parameters = ParameterFiles(directory, files)
                 _make_private(directory / "cache")
                 _make_private(directory / "cache" / "xla")
+                _make_private(directory / "workers")
             manager = cls(
                 directory,
                 config,
@@ -154,6 +155,11 @@ class StorageManager(Generic[PolicyState]):
     def cache_directory(self) -> Path:
         """The cache of compiled programs, mode 0700."""
         return self._directory / "cache" / "xla"
+
+    @property
+    def log_directory(self) -> Path:
+        """Where workers write what they print; nobody else can write there."""
+        return self._directory / "workers"
 
     @property
     def recovered(self) -> Recovered:

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tamiyo_jax.clock import steady_time_ns
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import (
     Blueprint,
@@ -115,8 +116,8 @@ class Plug:
         config = TamiyoConfig.load(packet={"seedless": host is None})
         secret = os.urandom(SECRET_BYTES)
         self._applier = CommandApplier(
-            Verifier((Secret(secret),), NonceLedger(time.time_ns()), config.security),
-            clock=time.time_ns,
+            Verifier((Secret(secret),), NonceLedger(steady_time_ns()), config.security),
+            clock=steady_time_ns,
             optimizer_id=OPTIMIZER_ID,
             checkpointer=self._checkpoints,
             host=host,

@@ -1,4 +1,4 @@
-"""Messages between a controller and its workers, over a socket that nobody else holds.
+"""Messages between a controller and its workers, over a socket that only these two hold.
 
 A message is one object, pickled; large arrays in it travel as raw buffers beside the pickle,
 and dataclasses of this package as calls of their constructor, which is several times as fast as
@@ -125,7 +125,7 @@ def receive(connection: socket.socket, deadline: float | None = None) -> Any:  #
     """
     head = b""
     while len(head) < _PREFIX.size:
-        head += _received(connection, lambda: connection.recv(_CHUNK), deadline)
+        head += _read(connection, lambda: connection.recv(_CHUNK), deadline)
     total, arrays = _PREFIX.unpack_from(head)
     end = _PREFIX.size + total
     if len(head) > end:
@@ -136,7 +136,7 @@ def receive(connection: socket.socket, deadline: float | None = None) -> Any:  #
         view, filled = memoryview(whole), len(head)
         while filled < end:
             rest = view[filled:]
-            filled += _received(connection, partial(connection.recv_into, rest), deadline)
+            filled += _read(connection, partial(connection.recv_into, rest), deadline)
         head = whole
     content = memoryview(head)
     if not arrays:
@@ -180,7 +180,7 @@ def _constructor_arguments(kind: type[Any]) -> Callable[[object], tuple[Any, ...
     return attrgetter(*names) if names else lambda _: ()
 
 
-def _received(connection: socket.socket, take: Callable[[], T], deadline: float | None) -> T:
+def _read(connection: socket.socket, take: Callable[[], T], deadline: float | None) -> T:
     """What `take` takes from the connection, once there is something."""
     _wait_until(connection, deadline)
     taken = take()

@@ -1,4 +1,4 @@
-"""Worker processes: work that can be ended.
+"""A pool of worker processes, for work that can be ended.
 
 A thread of Python cannot be stopped, and neither can a running XLA computation; a process
 can. A `WorkerPool` keeps one worker and its warm spares. A call that is not answered in
@@ -106,10 +106,10 @@ class WorkerPool:
                 lambda: self._active or self._ready or self._problem, self._spec.warmup_s
             )
             if not (self._active or self._ready):
-                self._unavailable()
+                self._raise_unavailable()
 
     def prepare(self, key: Hashable, message: object) -> Any:  # noqa: ANN401 - a reply
-        """Let the worker answer a message outside any deadline but `warmup_s`.
+        """Let the worker answer a message within `warmup_s` instead of the call's deadline.
 
         Every later worker answers it too before it counts as warm.
 
@@ -167,20 +167,20 @@ class WorkerPool:
     ) -> tuple[Any, Worker]:
         deadline = time.monotonic() + budget_ms / 1e3
         if not self._calls.acquire(timeout=max(0.0, budget_ms / 1e3)):
-            self._late(budget_ms, "it never left the queue", setting)
+            self._raise_late(budget_ms, "it never left the queue", setting)
         try:
             margin = min(self._margin_s, _MARGIN_SHARE * budget_ms / 1e3)
             if time.monotonic() >= deadline - margin:
-                self._late(budget_ms, "it never left the queue", setting)
+                self._raise_late(budget_ms, "it never left the queue", setting)
             worker = self._take()
             try:
                 answer = worker.exchange(message, deadline, margin, meanwhile)
             except TimeoutError:
                 self._end(worker)
-                self._late(budget_ms, "its worker was ended", setting)
+                self._raise_late(budget_ms, "its worker was ended", setting)
             except UnreadableAnswerError as error:
                 self._end(worker)
-                raise self._unreadable(error) from error
+                raise self._make_unreadable(error) from error
             except ConnectionError as error:
                 worker.reap(min(_CRASH_S, max(0.0, deadline - time.monotonic())))
                 self._end(worker)
@@ -192,33 +192,33 @@ class WorkerPool:
             except BaseException:  # interrupted: what the worker answers now has no taker
                 self._end(worker)
                 raise
-            return worker.opened(answer), worker
+            return worker.open_answer(answer), worker
         finally:
             self._calls.release()
 
     def _take(self) -> Worker:
         with self._changed:
-            self._bury()
+            self._set_dead_aside()
             if self._active is None:
-                warm = [one for one in self._ready if not self._cold(one)]
+                warm = [worker for worker in self._ready if not self._cold(worker)]
                 if not warm:
-                    self._unavailable()
+                    self._raise_unavailable()
                 self._ready.remove(warm[0])
                 self._active = warm[0]
             return self._active
 
-    def _bury(self) -> None:
-        """Put aside the workers that ended while nobody asked them anything."""
-        idle = [one for one in (self._active, *self._ready) if one is not None]
-        if not (dead := [one for one in idle if one.ended]):
+    def _set_dead_aside(self) -> None:
+        """Set aside the workers that ended between calls."""
+        idle = [worker for worker in (self._active, *self._ready) if worker is not None]
+        if not (dead := [worker for worker in idle if worker.ended]):
             return
         self._ending += dead
         self._active = None if self._active in dead else self._active
-        self._ready = deque(one for one in self._ready if one not in dead)
+        self._ready = deque(worker for worker in self._ready if worker not in dead)
         self._changed.notify_all()
 
     def _end(self, worker: Worker) -> None:
-        """Kill the active worker, and learn how long that takes."""
+        """Kill the active worker, and measure how long that takes."""
         started = time.monotonic()
         gone = worker.kill()
         took = time.monotonic() - started + _AFTERMATH_S
@@ -230,22 +230,22 @@ class WorkerPool:
                 self._ending.append(worker)
             self._changed.notify_all()
 
-    def _late(self, budget_ms: float, what: str, setting: str) -> NoReturn:
+    def _raise_late(self, budget_ms: float, what: str, setting: str) -> NoReturn:
         stage = self._spec.stage
         raise DeadlineExceededError(
             f"{stage} was not answered within {budget_ms:g} ms: {what}. "
-            f"Raise deadlines.{setting}, or find out what takes so long",
+            f"Raise deadlines.{setting}, or find what takes so long",
             stage=stage,
             budget_ms=budget_ms,
         )
 
-    def _unreadable(self, error: UnreadableAnswerError) -> TamiyoError:
+    def _make_unreadable(self, error: UnreadableAnswerError) -> TamiyoError:
         return self._spec.failure(
             f"the {self._spec.stage} worker's answer cannot be unpickled here: {error}",
             stage=self._spec.stage,
         )
 
-    def _unavailable(self) -> NoReturn:
+    def _raise_unavailable(self) -> NoReturn:
         stage = self._spec.stage
         why = f"the last start failed: {self._problem}" if self._problem else "one is starting"
         raise WorkerUnavailableError(
@@ -253,7 +253,7 @@ class WorkerPool:
         ) from self._problem
 
     def _keep(self) -> None:
-        """Body of the keeper: start workers, warm them up, reap what takes its time to die."""
+        """Body of the keeper thread: start workers, warm them up, and reap killed ones."""
         backoff = 0.0
         while self._next_task(backoff):
             worker = None
@@ -281,7 +281,7 @@ class WorkerPool:
             return not self._closing
 
     def _claim(self) -> Worker:
-        """A spare that is cold, out of the others' reach until it is warm; or a new worker."""
+        """Take a cold spare out of service until it is warm, or start a new worker."""
         with self._changed:
             cold = next(filter(self._cold, self._ready), None)
             if cold is not None:
@@ -299,22 +299,22 @@ class WorkerPool:
 
     def _warm_up(self, worker: Worker) -> None:
         if not worker.loaded:
-            self._told(worker, self._load)
+            self._ask(worker, self._load)
             worker.loaded = True
         for key, message in list(self._warmups.items()):
             if key not in worker.warm:
-                self._told(worker, message)
+                self._ask(worker, message)
                 worker.warm.add(key)
 
-    def _told(self, worker: Worker, message: Encoded) -> None:
-        worker.opened(worker.exchange(message, time.monotonic() + self._spec.warmup_s))
+    def _ask(self, worker: Worker, message: Encoded) -> None:
+        worker.open_answer(worker.exchange(message, time.monotonic() + self._spec.warmup_s))
 
     def _give_up(self, worker: Worker | None, error: Exception) -> None:
         if worker is not None:
             if not worker.kill():
                 self._ending.append(worker)
             if isinstance(error, UnreadableAnswerError):
-                error = self._unreadable(error)
+                error = self._make_unreadable(error)
             elif isinstance(error, ConnectionError):
                 error = self._spec.failure(f"it {worker.exit_message()}", stage=self._spec.stage)
         with self._changed:

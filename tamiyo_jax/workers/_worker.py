@@ -8,8 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +31,9 @@ _ALLOWED = (
 _REAP_S = 0.5  # a process that outlives SIGKILL for so long sits in the kernel
 _LEAVE_S = 2.0
 _LOG_TAIL = 2_000
+_KEPT_LOGS = 8  # of a stage
+_MARK = "_TAMIYO_WORKER"  # names a worker to all that it starts
+_PROGRAM = str(Path(__file__).with_name("_start.py"))
 _GLANCE_S = 0.001  # what it takes to see whether an answer is there
 
 
@@ -65,6 +68,8 @@ class WorkerSpec:
       load: what each worker loads once.
       failure: the error for a worker that crashed or raised something of its own.
       environment: all that the process sees of the environment.
+      logs: directory of the files ``STAGE-PID.log`` with what the processes write; the newest
+        eight are kept, each of at most about 1 MiB.
       spares: warm workers that stand by.
       warmup_s: how long a worker may take to start and to warm up.
     """
@@ -73,6 +78,7 @@ class WorkerSpec:
     load: Load
     failure: type[TamiyoError]
     environment: Mapping[str, str]
+    logs: Path
     spares: int
     warmup_s: float
 
@@ -81,29 +87,33 @@ class Worker:
     """One process. Started by a pool's keeper, used by one caller at a time.
 
     Args:
-      spec: what it is.
+      spec: what to start.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self.loaded = False  # kept by the pool, like what it was warmed up with
         self.warm: set[Hashable] = set()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `reap`
-        self._last_words = ""
+        mark = uuid.uuid4().hex
+        name = spec.logs / f"{spec.stage}-starting-{mark}.log"
+        self._log = name.open("ab+")
+        self._log_tail = ""
         self._connection, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-P", "-m", "tamiyo_jax.workers._main"),
-                    *(str(theirs.fileno()), str(os.getpid())),
+                    *(sys.executable, "-P", _PROGRAM),
+                    *(str(theirs.fileno()), str(os.getpid()), f"{_MARK}={mark}"),
                 ],
-                env=dict(spec.environment),
+                env={**spec.environment, _MARK: mark},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
                 process_group=0,  # a keyboard interrupt is the trainer's, and a kill takes all
             )
+        name.rename(spec.logs / f"{spec.stage}-{self._process.pid}.log")
+        _remove_old_logs(spec)
         self._pidfd = os.pidfd_open(self._process.pid)
         self._end = select.poll()  # select() cannot wait for a descriptor above 1023
         self._end.register(self._pidfd, select.POLLIN)
@@ -125,7 +135,7 @@ class Worker:
         margin: float = 0.0,
         meanwhile: Callable[[], object] | None = None,
     ) -> object:
-        """Ask and wait for the answer, which `opened` opens.
+        """Ask and wait for the answer, which `open_answer` opens.
 
         Args:
           message: anything that pickles.
@@ -150,8 +160,8 @@ class Worker:
         except Exception as error:  # of whatever kind a class of the user's raises
             raise UnreadableAnswerError(f"{type(error).__name__}: {error}") from error
 
-    def opened(self, answer: object) -> Any:  # noqa: ANN401 - a reply
-        """What an answer of `exchange` says.
+    def open_answer(self, answer: object) -> Any:  # noqa: ANN401 - a reply
+        """Return what an answer of `exchange` holds.
 
         Raises:
           TamiyoError: the worker raised.
@@ -172,17 +182,17 @@ class Worker:
         return self._pidfd < 0 or bool(self._end.poll(0))
 
     def signal(self) -> None:
-        """Tell the process and all it started to end; whoever owns the worker reaps it."""
-        with suppress(ProcessLookupError):
+        """Kill the process and all it started; the owner of the worker reaps it."""
+        with suppress(ProcessLookupError, PermissionError):  # the latter where all have ended
             os.killpg(self.pid, signal.SIGKILL)
 
     def kill(self) -> bool:
-        """End the process and reap it; False if it is not gone yet."""
+        """Kill the process and reap it; False if it has not ended yet."""
         self.signal()
         return self.reap(_REAP_S)
 
     def leave(self) -> bool:
-        """Let the process go, or end it where it does not."""
+        """Close the connection and wait for the process to exit; kill it if it does not."""
         self._connection.close()
         return self.reap(_LEAVE_S) or self.kill()
 
@@ -191,21 +201,29 @@ class Worker:
         if self._process.returncode is None:
             if not self._end.poll(timeout * 1e3):
                 return False
+            self.signal()  # whatever it started; its number is its own until it is reaped
             self._process.wait()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
             self._connection.close()
             self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - _LOG_TAIL))
-            self._last_words = self._log.read().decode(errors="replace").strip()
+            self._log_tail = self._log.read().decode(errors="replace").strip()
             self._log.close()
         return True
 
     def exit_message(self) -> str:
-        """How the process ended, and the last that it wrote; call it once it is reaped."""
+        """How the process ended, and the end of its output; call it once it is reaped."""
         status = self.status
         how = "is still ending" if status is None else f"ended with status {status}"
         if status is not None and status < 0:
             how = f"was ended by {signal.Signals(-status).name}"
-        said = self._last_words
-        return f"{how}; its last words: {said}" if said else how
+        said = self._log_tail
+        return f"{how}; the end of its output: {said}" if said else how
+
+
+def _remove_old_logs(spec: WorkerSpec) -> None:
+    """Keep the newest logs of a stage."""
+    logs = sorted(spec.logs.glob(f"{spec.stage}-*.log"), key=lambda log: log.stat().st_mtime)
+    for log in logs[:-_KEPT_LOGS]:
+        log.unlink(missing_ok=True)

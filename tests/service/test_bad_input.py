@@ -212,7 +212,7 @@ blueprints = changed(
 
 
 class Dice:
-    """A policy that picks among the legal at random, so that every action is deploy_on_trial."""
+    """A policy that picks among the legal at random, so that every action is tried."""
 
     cast = 0
 

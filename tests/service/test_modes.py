@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,10 @@ def said(decision: Decision) -> tuple[Any, ...]:
 
 def workers() -> int:
     """Worker processes that this one has started and not reaped."""
-    children = psutil.Process().children(recursive=True)
-    return sum(any("worker_main" in word for word in child.cmdline()) for child in children)
+    children = psutil.Process().children()
+    return sum(
+        any(word.endswith("workers/_start.py") for word in child.cmdline()) for child in children
+    )
 
 
 def test_shadow_becomes_act_between_two_steps_and_decides_on_as_before(tmp_path: Path) -> None:
@@ -198,3 +201,37 @@ def test_what_does_not_exist_or_is_closed_is_refused(tmp_path: Path) -> None:
         tamiyo.set_mode("bold")
     with pytest.raises(PersistenceError, match="closed"):
         tamiyo.set_mode("guard")
+
+
+class SlowToClose:
+    """A runner whose end takes its time."""
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+        self.closing, self.released = threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def close(self) -> None:
+        self.closing.set()
+        assert self.released.wait(120)
+        self._runner.close()
+
+
+def test_steps_go_on_while_a_policy_that_was_replaced_is_being_closed(tmp_path: Path) -> None:
+    with open_tamiyo(tmp_path) as tamiyo:
+        deployed = tamiyo._steps.deployed
+        slow = SlowToClose(deployed.runner)
+        tamiyo._steps.deployed = replace(deployed, runner=slow)
+        switching = threading.Thread(target=tamiyo.set_mode, args=("guard",))
+        switching.start()
+        assert slow.closing.wait(60)
+        stepped = threading.Thread(target=tamiyo.step, args=(make_packet(),))
+        stepped.start()
+        stepped.join(60)
+        held_up = stepped.is_alive()
+        slow.released.set()
+        switching.join()
+        stepped.join()
+        assert not held_up

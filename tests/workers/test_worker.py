@@ -69,7 +69,7 @@ def nothing_left_over() -> Iterator[None]:
     threads = set(threading.enumerate())
     yield
     assert set(threading.enumerate()) <= threads
-    assert not [child for child in psutil.Process().children() if "worker_main" in command(child)]
+    assert not [child for child in psutil.Process().children() if "_start.py" in command(child)]
 
 
 def command(process: psutil.Process) -> str:
@@ -90,6 +90,7 @@ def pool_of(
             load=Load(f"troubles:{factory}", {}, memory),
             failure=PolicyFailureError,
             environment=worker_environment("cpu", cache),
+            logs=cache,
             spares=spares,
             warmup_s=60.0,
         )
