@@ -15,6 +15,7 @@ __all__ = [
     "ConfigurationError",
     "DeadlineExceededError",
     "DirectoryLockedError",
+    "ForkedProcessError",
     "GraphCapacityError",
     "GraphSchemaError",
     "IllegalTransitionError",
@@ -230,10 +231,18 @@ class PersistenceError(TamiyoError):
     records: int | None = None
     missing: int | None = None
     corrupt: object = ()
+    files: tuple[str, ...] = ()
 
 
 class JournalSealedError(PersistenceError):
     """The journal failed to write earlier and takes no further record."""
+
+
+class ForkedProcessError(PersistenceError):
+    """A forked child (`pid`) used the controller of its parent (`owner`)."""
+
+    pid: int
+    owner: int
 
 
 class DirectoryLockedError(PersistenceError):

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from tamiyo_jax._redis_client import is_redis_url
 from tamiyo_jax.cli._config import ConfigFile
-from tamiyo_jax.cli._output import Json, console, plain, print_json, print_lines
+from tamiyo_jax.cli._files import MIB, check_file, check_files
+from tamiyo_jax.cli._output import Json, cell, plain, print_json, print_lines, print_table
 from tamiyo_jax.config import GraphConfig, TamiyoConfig
 from tamiyo_jax.contracts import Blueprint, blueprint_from_json, blueprint_to_json
 from tamiyo_jax.errors import GraphCapacityError, InvalidBlueprintError, UnknownBlueprintError
@@ -25,6 +25,7 @@ from tamiyo_jax.library import (
 
 __all__ = ["app"]
 
+_LARGEST_LIBRARY = 2**40
 _COLUMNS = ("blueprint_id", "revision", "name", "tier", "stage", "risk", "layers", "parameters")
 
 app = typer.Typer(no_args_is_help=True, help="Blueprints, and the libraries that hold them.")
@@ -34,7 +35,13 @@ Library = Annotated[
 ]
 Files = Annotated[
     list[Path],
-    typer.Argument(metavar="FILE...", exists=True, dir_okay=False, help="Blueprints as JSON."),
+    typer.Argument(
+        metavar="FILE...",
+        exists=True,
+        dir_okay=False,
+        callback=check_files(64 * MIB),
+        help="Blueprints as JSON.",
+    ),
 ]
 
 
@@ -88,9 +95,9 @@ def list_blueprints(library: Library, config: ConfigFile = None, as_json: Json =
         return
     table = Table(*_COLUMNS)
     for row in rows:
-        cells = ("" if cell is None else str(cell) for cell in plain(row).values())
-        table.add_row(*map(escape, cells))
-    console.print(table)
+        cells = ("" if value is None else value for value in plain(row).values())
+        table.add_row(*map(cell, cells))
+    print_table(table)
 
 
 @app.command()
@@ -155,4 +162,6 @@ def _open_library(library: str, caps: GraphConfig, *, create: bool = False) -> B
         # A mistyped URL is not shown: it may contain a password.
         shown = library if "@" not in library else "the given path or URL"
         raise typer.BadParameter(f"there is no library at {shown}", param_hint="--library")
+    if Path(library).exists():
+        check_file(_LARGEST_LIBRARY)(Path(library))
     return SqliteBlueprintLibrary(library, caps)

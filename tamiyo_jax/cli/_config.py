@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
 
-from tamiyo_jax.cli._output import Json, console, print_json
+from tamiyo_jax.cli._files import MIB, check_file
+from tamiyo_jax.cli._output import Json, cell, print_json, print_table
 from tamiyo_jax.config import TamiyoConfig, resolve
 
 __all__ = ["ConfigFile", "app"]
@@ -20,7 +20,13 @@ app = typer.Typer(no_args_is_help=True, help="Settings, and where they come from
 
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--file", exists=True, dir_okay=False, help="A TOML file of settings."),
+    typer.Option(
+        "--file",
+        exists=True,
+        dir_okay=False,
+        callback=check_file(MIB),
+        help="A TOML file of settings.",
+    ),
 ]
 
 
@@ -54,7 +60,7 @@ def show(file: ConfigFile = None, as_json: Json = False) -> None:
     table = Table(Column("setting", no_wrap=True), "value", Column("from", overflow="fold"))
     for name, origin in origins.items():
         section, _, field = name.partition(".")
-        table.add_row(name, escape(json.dumps(values[section][field])), escape(str(origin)))
+        table.add_row(name, cell(json.dumps(values[section][field])), cell(str(origin)))
     table.add_section()
     table.add_row("(the secret)", held, f"variable {secret}")
-    console.print(table)
+    print_table(table)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from tamiyo_jax.cli._output import Json, console, print_json
+from tamiyo_jax.cli._output import Json, print_json, print_table
 
 __all__ = ["conformance"]
 
@@ -36,6 +36,6 @@ def conformance(
             table.add_row(
                 line.file, line.compared, f"{line.error:.2g}", "yes" if line.holds else "NO"
             )
-        console.print(table)
+        print_table(table)
     if not all(line.holds for line in lines):
         raise typer.Exit(1)

@@ -22,8 +22,13 @@ def demo(
         typer.Option(help="Run directory; by default a new one under runs/, named by the time."),
     ] = None,
     steps: Annotated[
-        int, typer.Option(min=1, help="Optimiser steps of each network.")
-    ] = DEMO_STEPS,
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Optimiser steps of each network; {DEMO_STEPS} by default, and with --resume "
+            "those of the run.",
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of data split and parameters; 0 by default.")
     ] = None,
@@ -43,13 +48,14 @@ def demo(
     """Train a small network on real digits, and let Tamiyo grow it.
 
     Compares it with the same network without growth, and with every slot grown from the
-    start. A resumed run keeps its seed, policy and determinism.
+    start. A resumed run keeps its seed, policy, determinism and steps.
     Example: tamiyo-jax demo --seed 1
     """
     from tamiyo_jax.demo import (
         DemoSettings,
         EpochProgress,
         draw,
+        load_planned_steps,
         load_settings,
         run_demo,
         summary_table,
@@ -61,13 +67,24 @@ def demo(
     run_settings = load_settings(
         root, resume=resume, seed=seed, policy=policy, deterministic=deterministic
     )
+    if steps is None:
+        steps = (load_planned_steps(root) if resume else None) or DEMO_STEPS
     settings = DemoSettings(
         root, steps, run_settings.seed, run_settings.policy, resume, run_settings.deterministic
     )
     if run_settings.policy == "graph":
         problems.print("[yellow]The graph policy is untrained here: its decisions mean nothing.")
-    with EpochProgress(console if not as_json else problems) as progress:
-        summary = run_demo(settings, progress.show)
+    try:
+        with EpochProgress(console if not as_json else problems) as progress:
+            summary = run_demo(settings, progress.show, progress.announce)
+    except KeyboardInterrupt:
+        problems.print(
+            f"interrupted: continue with tamiyo-jax demo --directory {root} --resume",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(1) from None
     picture = root / "demo.png"
     draw(summary, picture)
     if as_json:

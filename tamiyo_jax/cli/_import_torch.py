@@ -7,13 +7,22 @@ from typing import Annotated
 
 import typer
 
-from tamiyo_jax.cli._output import console
+from tamiyo_jax.cli._files import MIB, check_file
+from tamiyo_jax.cli._output import print_lines
 
 __all__ = ["import_torch"]
 
 
 def import_torch(
-    file: Annotated[Path, typer.Argument(help="A state dict, .npz or .safetensors.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            exists=True,
+            dir_okay=False,
+            callback=check_file(8 * 1024 * MIB),
+            help="A state dict, .npz or .safetensors.",
+        ),
+    ],
     output: Annotated[Path, typer.Option(help="File to write, safetensors.")] = Path(
         "policy.safetensors"
     ),
@@ -26,4 +35,4 @@ def import_torch(
 
     config, params = import_state_dict(load_state_dict(file))
     export_params(params, output)
-    console.print(f"{output}: widths {config.sage_width}/{config.gat_width}, {config.heads} heads")
+    print_lines(f"{output}: widths {config.sage_width}/{config.gat_width}, {config.heads} heads")

@@ -68,12 +68,14 @@ def verify(directory: Directory, as_json_: Json = False) -> None:
         if isinstance(entry.content, Unreadable)
     ]
     torn = [_describe(damage) for damage in found.torn]
+    removed = found.records[0].sequence - 1 if found.records else 0
     if as_json_:
         print_json(
             {
                 "corrupt": corrupt,
                 "torn": torn,
                 "records": len(found.records),
+                "removed": removed,
                 "last_sequence": found.last_sequence,
                 "synced": found.synced,
             }
@@ -83,6 +85,8 @@ def verify(directory: Directory, as_json_: Json = False) -> None:
             for damage in damages:
                 facts = "  ".join(f"{name} {value}" for name, value in damage.items())
                 print_lines(f"{kind:<8} {facts}")
+        if removed:
+            print_lines(f"removed  sequences 1..{removed}  reason retention")
         print_lines(
             f"{len(found.records)} records up to sequence {found.last_sequence}: "
             f"{len(corrupt)} corrupt, {len(torn)} torn"
@@ -120,7 +124,8 @@ def dump(
         ),
     ] = None,
     as_json_: Annotated[
-        bool, typer.Option("--json", help="One JSON object per line, for a program to read.")
+        bool,
+        typer.Option("--json", metavar="", help="One JSON object per line, for a program to read."),
     ] = False,
 ) -> None:
     """Print the records of a journal: packets, commands, reports and all.

@@ -12,13 +12,28 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
 
-__all__ = ["Json", "console", "plain", "print_json", "print_lines", "problems"]
+__all__ = [
+    "Json",
+    "cell",
+    "console",
+    "escape_controls",
+    "plain",
+    "print_json",
+    "print_lines",
+    "print_table",
+    "problems",
+]
+
+_UNLIMITED = 100_000  # columns
 
 console = Console()
 problems = Console(stderr=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON for a program to read.")]
 
 
 def print_json(value: object, indent: int | None = 1) -> None:
@@ -27,9 +42,42 @@ def print_json(value: object, indent: int | None = 1) -> None:
 
 
 def print_lines(*lines: str) -> None:
-    """Print text as it is: no markup, no colours, no wrapping."""
+    """Print lines without markup, colours or wrapping; control characters are escaped."""
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(escape_controls(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_table(table: Table) -> None:
+    """Print a table with no cell cut: folded on a terminal, at full width elsewhere."""
+    for column in table.columns:
+        column.overflow = "fold"
+    if console.is_terminal:
+        console.print(table)
+        return
+    unlimited = console.options.update(max_width=_UNLIMITED)
+    width = Measurement.get(console, unlimited, table).maximum
+    Console(file=console.file, width=width).print(table, crop=False)
+
+
+def cell(text: object) -> str:
+    """Prepare text for a table: markup and control characters are escaped."""
+    return escape(escape_controls(str(text)))
+
+
+def escape_controls(text: str) -> str:
+    r"""Escape characters that steer a terminal or hide text, as in ``\x1b`` and ``\u202e``.
+
+    Ids come from packets and files of others. Control characters, newlines, bidirectional
+    marks and surrogates are escaped; printable characters of all scripts are kept.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character.isprintable()
+        else character.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for character in text
+    )
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 - whatever JSON holds

@@ -8,13 +8,21 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from tamiyo_jax.cli._config import ConfigFile
 from tamiyo_jax.cli._directory import find_blueprints, find_journal_home
-from tamiyo_jax.cli._output import Json, console, print_json, print_lines, problems
-from tamiyo_jax.config import TamiyoConfig
+from tamiyo_jax.cli._files import MIB, check_file
+from tamiyo_jax.cli._output import (
+    Json,
+    cell,
+    console,
+    print_json,
+    print_lines,
+    print_table,
+    problems,
+)
+from tamiyo_jax.config import PolicyConfig, TamiyoConfig
 from tamiyo_jax.contracts import (
     CircuitBreakerAdjustment,
     OptimizerAdjustment,
@@ -58,7 +66,16 @@ def replay(
     params: Annotated[
         Path | None,
         typer.Option(
-            exists=True, dir_okay=False, help="Its parameters, as import-torch writes them."
+            exists=True,
+            dir_okay=False,
+            callback=check_file(8 * 1024 * MIB),
+            help="Its parameters, as import-torch writes them.",
+        ),
+    ] = None,
+    preset: Annotated[
+        Literal["reference", "small"] | None,
+        typer.Option(
+            "--policy-preset", help="Widths of its network: reference 256/128, small 32/16."
         ),
     ] = None,
     mode: Annotated[
@@ -85,7 +102,7 @@ def replay(
     packet.seedless on. Exit status 1 if every answer is an error.
     Example: tamiyo-jax replay runs/first --what-if --mode guard
     """
-    others = {"--policy": policy, "--params": params, "--mode": mode}
+    others = {"--policy": policy, "--params": params, "--mode": mode, "--policy-preset": preset}
     others |= {"--file": config, "--library": library}
     if instead and keep is not None:
         raise typer.BadParameter("--what-if trains nothing, so it takes no --directory")
@@ -96,7 +113,7 @@ def replay(
         return
     run = find_journal_home(directory)
     blueprints = library or find_blueprints(run)
-    settings = TamiyoConfig.load(config)
+    settings = _load_settings(config, preset)
     asked = mode or (policy and "act")
     chosen_mode = Mode(asked) if asked else None
     choice = choose_policy(
@@ -108,6 +125,20 @@ def replay(
     opened = SqliteBlueprintLibrary(blueprints, settings.graph)
     history = read_history(run)
     _report(tuple(what_if(settings, history, opened, choice, mode=chosen_mode)), as_json)
+
+
+def _load_settings(file: Path | None, preset: str | None) -> TamiyoConfig:
+    if preset is None:
+        return TamiyoConfig.load(file)
+    widths = PolicyConfig.small() if preset == "small" else PolicyConfig.reference()
+    return TamiyoConfig.load(
+        file,
+        policy={
+            "sage_width": widths.sage_width,
+            "gat_width": widths.gat_width,
+            "heads": widths.heads,
+        },
+    )
 
 
 def _replay_demo(directory: Path, keep: Path | None, as_json: bool) -> None:
@@ -147,8 +178,7 @@ def _report(compared: Sequence[Comparison], as_json: bool) -> None:
     if compared and all(comparison.instead.failed for comparison in compared):
         first = compared[0].instead
         problems.print(
-            f"[red]every answer is an error[/red], the first {first.action}: "
-            f"{escape(first.reason)}",
+            f"[red]every answer is an error[/red], the first {first.action}: {cell(first.reason)}",
             highlight=False,
             soft_wrap=True,
         )
@@ -184,11 +214,11 @@ def _show(compared: Sequence[Comparison], as_json: bool) -> None:
         )
         return
     if differing:
-        console.print(_differences(differing))
+        print_table(_differences(differing))
     summary = Table("action", "on record", "instead")
     for name in actions:
-        summary.add_row(escape(name), str(recorded[name]), str(instead[name]))
-    console.print(summary)
+        summary.add_row(cell(name), str(recorded[name]), str(instead[name]))
+    print_table(summary)
     print_lines(f"{len(differing)} of {len(compared)} decisions differ")
     if revised:
         problems.print(
@@ -206,7 +236,7 @@ def _differences(differing: Sequence[Comparison]) -> Table:
             _describe_reply(comparison.instead),
             comparison.instead.reason,
         )
-        table.add_row(*place, *map(escape, replies))
+        table.add_row(*place, *map(cell, replies))
     return table
 
 

@@ -93,7 +93,10 @@ def watch(
     ] = 2.0,
     last: Last = _LAST,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object per look and line, for a program.")
+        bool,
+        typer.Option(
+            "--json", metavar="", help="One JSON object per look and line, for a program."
+        ),
     ] = False,
 ) -> None:
     """Show the same for as long as the run goes on; Ctrl-C ends it.

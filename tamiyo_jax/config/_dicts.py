@@ -144,7 +144,8 @@ class StorageDict(TypedDict, total=False):
     durability: Literal["group", "always"]
     flush_ms: float
     segment_bytes: int
-    retention_hours: float
+    retention_hours: float | None
+    sync_directories: bool
     recovery: Literal["repair", "strict"]
     record_packets: bool
     observation_window_epochs: int

@@ -305,8 +305,11 @@ class StorageConfig(Section, frozen=True):
     segment_bytes: int = Field(
         default=4 * 1024 * 1024, ge=64 * 1024, description="size at which the next segment begins"
     )
-    retention_hours: float = Field(
-        default=24.0, gt=0, description="how long whole segments are kept"
+    retention_hours: float | None = Field(
+        default=None, gt=0, description="age at which whole segments are removed; null keeps all"
+    )
+    sync_directories: bool = Field(
+        default=True, description="sync new and removed names; off where the file system cannot"
     )
     recovery: Literal["repair", "strict"] = Field(
         default="repair", description="quarantine what is corrupt and go on, or refuse to open"

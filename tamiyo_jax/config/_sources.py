@@ -128,6 +128,7 @@ def from_environment(tree: type[BaseModel]) -> Settings:
     """
     origins: dict[tuple[str, str], Origin] = {}
     for variable in os.environ:
+        _check_underscores(tree, variable)
         if variable.upper().startswith(_PREFIX):
             section, _, field = variable.lower()[len(_PREFIX) :].partition(_DELIMITER)
             origins[section, field] = Origin("variable", variable)
@@ -170,6 +171,32 @@ def build(tree: type[Tree], settings: Settings) -> Tree:
 def section_of(tree: type[BaseModel], name: str) -> type[Section]:
     """The class of a section."""
     return cast(type[Section], tree.model_fields[name].annotation)
+
+
+def _check_underscores(tree: type[BaseModel], variable: str) -> None:
+    """Refuse a variable that is a setting but for its number of underscores."""
+    name = variable.upper()
+    if not name.startswith("TAMIYO_"):
+        return
+    for section in tree.model_fields:
+        for field in section_of(tree, section).model_fields:
+            meant = f"{_PREFIX}{section}{_DELIMITER}{field}".upper()
+            if name != meant and _collapse(name) == _collapse(meant):
+                break
+        else:
+            if not name.startswith(f"TAMIYO_{section}{_DELIMITER}".upper()):
+                continue
+            meant = f"{_PREFIX}{section}{_DELIMITER}...".upper()
+        raise ConfigurationError(
+            f"configuration: variable {variable} is not read, which is probably a mistake: "
+            f"settings have two underscores, {meant}",
+            field=section,
+            origins=(Origin("variable", variable),),
+        )
+
+
+def _collapse(name: str) -> str:
+    return name.replace("_", "")
 
 
 def _settings(tree: type[BaseModel], parts: Mapping[str, tuple[object, Origin]]) -> Settings:

@@ -4,8 +4,9 @@ from tamiyo_jax.demo._digits import digits_task
 from tamiyo_jax.demo._progress import EpochProgress
 from tamiyo_jax.demo._replay import DemoReplay, replay_demo
 from tamiyo_jax.demo._report import draw, summary_table
-from tamiyo_jax.demo._run import DemoSettings, DemoSummary, Row, Variant, run_demo
-from tamiyo_jax.demo._settings import RESULT, RunSettings, load_settings
+from tamiyo_jax.demo._results import DemoSummary, Row, Variant
+from tamiyo_jax.demo._run import DemoSettings, run_demo
+from tamiyo_jax.demo._settings import RESULT, RunSettings, load_planned_steps, load_settings
 
 __all__ = [
     "RESULT",
@@ -18,6 +19,7 @@ __all__ = [
     "Variant",
     "digits_task",
     "draw",
+    "load_planned_steps",
     "load_settings",
     "replay_demo",
     "run_demo",

@@ -12,7 +12,8 @@ from tamiyo_jax.clock import steady_time_ns
 from tamiyo_jax.config import SecurityConfig
 from tamiyo_jax.contracts import NonceLedger, Secret, Verifier
 from tamiyo_jax.demo._digits import digits_task
-from tamiyo_jax.demo._run import Row, row_of
+from tamiyo_jax.demo._results import Row
+from tamiyo_jax.demo._run import row_of
 from tamiyo_jax.demo._settings import RESULT, read_result
 from tamiyo_jax.errors import PersistenceError, ReplayDivergedError
 from tamiyo_jax.host import CommandApplier, HostCheckpoints, save_tree

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
-from tamiyo_jax.demo._run import DemoSummary, Row, Variant
+from tamiyo_jax.demo._results import DemoSummary, Row, Variant
 from tamiyo_jax.errors import ConfigurationError
 
 __all__ = ["draw", "summary_table"]

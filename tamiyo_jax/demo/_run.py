@@ -24,6 +24,7 @@ from tamiyo_jax.contracts import AdaptationCommand, NonceLedger, Secret, Verifie
 from tamiyo_jax.controller import TamiyoState, state_from_json, state_to_json
 from tamiyo_jax.decision import Decision
 from tamiyo_jax.demo._digits import digits_task
+from tamiyo_jax.demo._results import DemoSummary, Row, Variant
 from tamiyo_jax.demo._settings import DemoPolicy, RunSettings, load_settings, write_result
 from tamiyo_jax.errors import ConfigurationError, PersistenceError
 from tamiyo_jax.host import CommandApplier, HostCheckpoints, load_tree, save_tree
@@ -37,9 +38,6 @@ from tamiyo_jax.training import LoopState, Record, RunResult, Task, grow_all, in
 __all__ = [
     "CHECKPOINT_EPOCHS",
     "DemoSettings",
-    "DemoSummary",
-    "Row",
-    "Variant",
     "row_of",
     "run_demo",
 ]
@@ -72,74 +70,18 @@ class DemoSettings:
     deterministic: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """An epoch of a run, for the table and the picture.
-
-    Attributes:
-      epoch: number of epochs trained.
-      training_loss: mean training loss of the epoch.
-      validation_loss: validation loss after the epoch.
-      validation_accuracy: validation accuracy after the epoch, in [0, 1].
-      live_parameters: number of parameters that contribute to the output or are being trained.
-      action: the decision; name of the error if the step raised; empty without Tamiyo.
-      reason: reason of the decision.
-      target: the seed that is acted on, and its blueprint; empty if none.
-      levels: levels of the events of the decision step.
-      decision_ms: latency of the decision, in milliseconds; None without Tamiyo.
-    """
-
-    epoch: int
-    training_loss: float | None
-    validation_loss: float | None
-    validation_accuracy: float | None
-    live_parameters: int
-    action: str
-    reason: str
-    target: str
-    levels: tuple[str, ...]
-    decision_ms: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """A trained network."""
-
-    name: str
-    rows: tuple[Row, ...]
-    test_accuracy: float
-    parameters_before: int
-    parameters_after: int
-
-
-@dataclass(frozen=True, slots=True)
-class DemoSummary:
-    """The results of a demonstration.
-
-    Attributes:
-      grown: the network grown by Tamiyo.
-      small: the same network, never grown.
-      full: the same network with every slot grown from the start.
-      actions: number of decisions by action.
-      levels: number of events by level.
-      decision_ms: latency of every decision, in milliseconds.
-      resumed_at: epoch from which the run was resumed; None for a new run.
-    """
-
-    grown: Variant
-    small: Variant
-    full: Variant
-    actions: dict[str, int]
-    levels: dict[str, int]
-    decision_ms: tuple[float, ...]
-    resumed_at: int | None
-
-
 Progress = Callable[[str, Row, int], None]
 
 
-def run_demo(settings: DemoSettings, on_row: Progress) -> DemoSummary:
-    """Run the three networks; calls `on_row` with the variant, each epoch, and their number.
+def run_demo(
+    settings: DemoSettings, on_row: Progress, on_start: Callable[[Path, int], object]
+) -> DemoSummary:
+    """Run the three networks.
+
+    Args:
+      settings: what to run.
+      on_row: called with the variant, each epoch, and the number of epochs.
+      on_start: called with the directory and the number of epochs, once `settings` are checked.
 
     Raises:
       ConfigurationError: scikit-learn is missing, the directory already holds a run, or a run
@@ -156,9 +98,13 @@ def run_demo(settings: DemoSettings, on_row: Progress) -> DemoSummary:
     task = digits_task(settings.seed)
     _check_steps(settings.steps, task.steps_per_epoch, "one epoch")
     start = init_loop(task, settings.seed)
-    rows, resumed_at, grown = _grow(task, start, settings, run_settings, on_row)
+    rows, resumed_at, grown = _grow(task, start, settings, run_settings, on_row, on_start)
     write_result(
-        settings.directory, run_settings, steps=settings.steps, test_accuracy=grown.test_accuracy
+        settings.directory,
+        run_settings,
+        planned_steps=settings.steps,
+        steps=settings.steps,
+        test_accuracy=grown.test_accuracy,
     )
     fully = grow_all(task, start, task.candidates[0].blueprint_id)
     counted = Counter(row.action for row in rows)
@@ -193,6 +139,7 @@ def _grow(
     settings: DemoSettings,
     run_settings: RunSettings,
     on_row: Progress,
+    on_start: Callable[[Path, int], object],
 ) -> tuple[list[Row], int | None, RunResult]:
     root = settings.directory
     config = TamiyoConfig()
@@ -204,7 +151,8 @@ def _grow(
     verifier = Verifier((Secret(secret),), NonceLedger(steady_time_ns()), config.security)
     keeper = HostCheckpoints(root / "host", task.host)
     rows, state, restored = _load_start(task, start, settings, config, keeper)
-    write_result(root, run_settings)
+    write_result(root, run_settings, planned_steps=settings.steps)
+    on_start(root, settings.steps // task.steps_per_epoch)
     params = (
         init_params(config.policy, jax.random.key(settings.seed))
         if settings.policy == "graph"

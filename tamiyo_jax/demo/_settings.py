@@ -21,6 +21,7 @@ __all__ = [
     "DemoFile",
     "DemoPolicy",
     "RunSettings",
+    "load_planned_steps",
     "load_settings",
     "read_result",
     "write_result",
@@ -54,6 +55,7 @@ class DemoFile:
       seed: as in `RunSettings`.
       policy: as in `RunSettings`.
       deterministic: as in `RunSettings`.
+      planned_steps: number of optimiser steps that the run was started or last resumed with.
       steps: number of optimiser steps of a finished run; None before.
       test_accuracy: test accuracy of the grown network, in [0, 1]; None before.
     """
@@ -61,6 +63,7 @@ class DemoFile:
     seed: int
     policy: DemoPolicy
     deterministic: bool
+    planned_steps: int | None = None
     steps: int | None = None
     test_accuracy: float | None = None
 
@@ -115,6 +118,15 @@ def load_settings(
     return RunSettings(**(chosen | known))  # pyright: ignore[reportArgumentType] - of DemoFile's types
 
 
+def load_planned_steps(directory: Path) -> int | None:
+    """Read the number of optimiser steps that a run was started or last resumed with.
+
+    Raises:
+      PersistenceError: ``demo.json`` is missing or damaged.
+    """
+    return read_result(directory).planned_steps
+
+
 def read_result(directory: Path) -> DemoFile:
     """Read ``demo.json``.
 
@@ -140,6 +152,7 @@ def write_result(
     directory: Path,
     settings: RunSettings,
     *,
+    planned_steps: int,
     steps: int | None = None,
     test_accuracy: float | None = None,
 ) -> None:
@@ -148,6 +161,7 @@ def write_result(
     Args:
       directory: the run directory; created if missing.
       settings: the settings of the run.
+      planned_steps: number of optimiser steps that the run is to take.
       steps: number of optimiser steps of a finished run.
       test_accuracy: test accuracy of its network, in [0, 1].
 
@@ -155,7 +169,9 @@ def write_result(
       PersistenceError: it cannot be written.
     """
     path = directory / RESULT
-    content = DemoFile(**asdict(settings), steps=steps, test_accuracy=test_accuracy)
+    content = DemoFile(
+        **asdict(settings), planned_steps=planned_steps, steps=steps, test_accuracy=test_accuracy
+    )
     unfinished = path.with_suffix(".json.new")
     try:
         directory.mkdir(parents=True, exist_ok=True)

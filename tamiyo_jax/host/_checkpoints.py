@@ -14,6 +14,7 @@ import numpy as np
 from jax.tree_util import DictKey
 from orbax.checkpoint import v1 as ocp
 
+from tamiyo_jax._digests import DIGESTS, check_digests, make_damage_error, write_digests
 from tamiyo_jax.errors import CheckpointMismatchError, PersistenceError
 from tamiyo_jax.host._placement import place_like
 from tamiyo_jax.host._seeding import banks_of, seed_shapes
@@ -25,7 +26,7 @@ Tree = TypeVar("Tree")
 
 
 def save_tree(path: str | os.PathLike[str], tree: object) -> None:
-    """Write a pytree of arrays to a new directory.
+    """Write a pytree of arrays to a new directory, with the SHA-256 of every file.
 
     Raises:
       PersistenceError: the directory exists, or cannot be written.
@@ -37,6 +38,7 @@ def save_tree(path: str | os.PathLike[str], tree: object) -> None:
         )
     try:
         ocp.save(str(target), tree)
+        write_digests(target)
     except OSError as error:
         raise PersistenceError(
             f"checkpoint {target} could not be written: {error}", path=str(target)
@@ -64,12 +66,9 @@ def load_tree(path: str | os.PathLike[str], like: Tree, host: Host | None = None
     source = Path(path).absolute()
     if not source.is_dir():
         raise PersistenceError(f"there is no checkpoint at {source}", path=str(source))
+    check_digests(source)
     try:
         stored = _shapes(ocp.metadata(str(source)).metadata)
-        if not stored:
-            raise _make_damage_error(
-                source, "nothing in it can be read"
-            )  # Orbax gives an empty tree
         grown = like if host is None else _as_grown(like, stored, host)
         template = jax.tree.map(
             lambda leaf: leaf if leaf is str else np.empty(leaf.shape, leaf.dtype), grown
@@ -77,13 +76,9 @@ def load_tree(path: str | os.PathLike[str], like: Tree, host: Host | None = None
         _check_equal(source, stored, _shapes(template))
         loaded = ocp.load(str(source), template)
     except (OSError, ValueError) as error:
-        raise _make_damage_error(source, error) from error
+        raise make_damage_error(source, error) from error
     placed = place_like(loaded, like)
     return jax.tree.map(lambda leaf: leaf if isinstance(leaf, str) else jnp.asarray(leaf), placed)
-
-
-def _make_damage_error(source: Path, why: object) -> PersistenceError:
-    return PersistenceError(f"checkpoint {source} is damaged: {why}", path=str(source))
 
 
 def _shapes(tree: object) -> dict[str, str]:
@@ -195,4 +190,4 @@ class HostCheckpoints:
     def names(self) -> frozenset[str]:
         """Names of the complete checkpoints."""
         paths = self._directory.iterdir()
-        return frozenset(path.name for path in paths if ocp.is_orbax_checkpoint(str(path)))
+        return frozenset(path.name for path in paths if (path / DIGESTS).is_file())

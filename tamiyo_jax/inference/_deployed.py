@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import PolicyUpdate
-from tamiyo_jax.controller import Answer, Situation, TamiyoState
+from tamiyo_jax.controller import Answer, AppliedPolicy, Situation, TamiyoState
+from tamiyo_jax.errors import CheckpointMismatchError, PersistenceError
 from tamiyo_jax.inference._answers import check_answer
 from tamiyo_jax.inference._inference import InlineRunner, Runner
 from tamiyo_jax.inference._policies import PolicyChoice
@@ -151,8 +152,9 @@ class Deployment:
     def adopt(self, state: TamiyoState[Any], params: object) -> TamiyoState[Any]:
         """Take over a state with its live parameters, and bring these to disk.
 
-        They replace the parameters of the update that is in force. Where none is, they replace
-        what `open` was given, until this controller is closed: see `based_on`.
+        They replace the parameters of the update that is in force, which keeps its digest if they
+        are its own. Where none is in force, they replace what `open` was given, until this
+        controller is closed: see `based_on`.
 
         Raises:
           PersistenceError: the disk failed.
@@ -160,8 +162,26 @@ class Deployment:
         if not state.policies:
             return state
         *earlier, update = state.policies
+        if self._holds(update, params):
+            return state
         digest = self.storage.store_parameters(params_to_bytes(params))
         return replace(state, policies=(*earlier, replace(update, digest=digest)))
+
+    def _holds(self, update: AppliedPolicy, params: object) -> bool:
+        """Whether the run directory holds exactly `params` for an update.
+
+        Their bytes may differ: safetensors carry metadata, and order tensors freely.
+        """
+        try:
+            stored = arrays_from_bytes(self.storage.load_parameters(update.digest))
+        except (PersistenceError, CheckpointMismatchError):
+            return False
+        given = arrays_from_bytes(params_to_bytes(params))
+        return stored.keys() == given.keys() and all(
+            (array.dtype, array.shape, array.tobytes())
+            == (given[name].dtype, given[name].shape, given[name].tobytes())
+            for name, array in stored.items()
+        )
 
     def based_on(self, params: object) -> Deployment:
         """The same deployment with other parameters in front of all updates."""

@@ -1,9 +1,10 @@
 """The append-only log: record frames, segments, group commit and recovery."""
 
-from tamiyo_jax.journal._files import FileSystem, PosixFileSystem
+from tamiyo_jax.journal._files import FileSystem, PosixFileSystem, is_file_at
 from tamiyo_jax.journal._frames import Record, RecordType
 from tamiyo_jax.journal._group_commit import Ticket
 from tamiyo_jax.journal._journal import Journal
+from tamiyo_jax.journal._process import OwnerProcess
 from tamiyo_jax.journal._reader import JournalReader, read_journal
 from tamiyo_jax.journal._recovery import Conflict, Damage, Hole, Recovered, Scar, decode_repair
 from tamiyo_jax.journal._segments import discard_unfinished, translate_errors, write_durably
@@ -15,6 +16,7 @@ __all__ = [
     "Hole",
     "Journal",
     "JournalReader",
+    "OwnerProcess",
     "PosixFileSystem",
     "Record",
     "RecordType",
@@ -23,6 +25,7 @@ __all__ = [
     "Ticket",
     "decode_repair",
     "discard_unfinished",
+    "is_file_at",
     "read_journal",
     "translate_errors",
     "write_durably",

@@ -68,6 +68,7 @@ _KNOWN_FLAGS = 0xFF
 # Where a magic that is not the frame's own may touch one of the CRCs.
 _BEFORE_PAYLOAD = slice(1, _PAYLOAD_AT + len(FRAME_MAGIC) - 1)
 _AFTER_PAYLOAD = slice(-_CRC.size - len(FRAME_MAGIC) + 1, None)
+_LONG = 4096  # bytes
 _TO_STUFF = re.compile(rb"\xc1[\x00\xf8]")
 
 MAX_SEQUENCE = _MAGIC_NUMBER - 1
@@ -209,6 +210,9 @@ def read_frames(data: bytes, position: int, seed: int, base: int, frames: list[F
             or length > last - position
             or length > MAX_PAYLOAD_BYTES
             or crc32(data[position : start - _CRC.size], seed) != header_crc
+            # No frame contains a magic behind its own. Looking for one first keeps a file full of
+            # forged headers, each claiming a long payload, from being read again for every header.
+            or (length > _LONG and data.find(FRAME_MAGIC, position + 1, stop) >= 0)
             or (crc32(data[start:stop], header_crc),) != _CRC.unpack_from(data, stop)
             or sequence < base
         ):

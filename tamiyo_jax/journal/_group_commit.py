@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tamiyo_jax.errors import PersistenceError
+from tamiyo_jax.journal._process import OwnerProcess
 from tamiyo_jax.journal._segments import explain_error, translate_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tamiyo_jax.journal._files import AppendFile
@@ -28,6 +30,7 @@ class GroupCommit:
     """The unsynced end of a log: what is written, what is on disk, and what sealed it.
 
     Attributes:
+      process: the process that may write.
       lock: held while a record is written or an attribute below changes.
       file: what is written to; None before the first segment.
       written: the highest sequence written.
@@ -37,17 +40,27 @@ class GroupCommit:
 
     Args:
       directory: the directory of the log, named in errors.
+      confirm: called with a sequence after everything up to it was synced, before a waiting
+        thread is notified; an error that it raises seals the log.
       last_sequence: the highest sequence so far; it is on disk.
       flush_ms: milliseconds between two fsyncs when no thread waits.
     """
 
-    def __init__(self, directory: Path, last_sequence: int, flush_ms: float) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        last_sequence: int,
+        flush_ms: float,
+        confirm: Callable[[int], None],
+    ) -> None:
+        self.process = OwnerProcess()
         self.lock = threading.Lock()
         self.file: AppendFile | None = None
         self.written = self.synced = self._wanted = last_sequence
         self.failure: PersistenceError | None = None
         self.closing = False
         self._directory = directory
+        self._confirm = confirm
         self._flush_seconds = flush_ms / 1e3
         self._next_flush = 0.0
         self._syncing = False
@@ -71,6 +84,7 @@ class GroupCommit:
 
         The lock is held.
         """
+        self._confirm(sequence)
         self.file = file
         self.written = self.synced = self._wanted = sequence
 
@@ -82,6 +96,7 @@ class GroupCommit:
 
     def wait(self, sequence: int, timeout: float | None = None) -> bool:
         """Wait until a sequence that was written is on disk; see `Ticket.wait`."""
+        self.process.check()
         with self.lock:
             if timeout is None:
                 while self._is_pending(sequence):
@@ -103,6 +118,8 @@ class GroupCommit:
 
     def close(self) -> None:
         """Sync everything that was written and release the file; see `Journal.close`."""
+        if not self.process.is_current:
+            return  # the file, and what is to be synced of it, are the parent's
         with self.lock:
             if self.closing:
                 return
@@ -137,7 +154,10 @@ class GroupCommit:
         self.lock.release()
         try:
             file.fdatasync()
+            self._confirm(target)
             cause = None
+        except PersistenceError as error:
+            cause = error
         except OSError as error:
             cause = explain_error(error, "fsync of a segment", self._directory)
         finally:

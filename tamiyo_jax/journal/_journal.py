@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from zlib import crc32
 
 from tamiyo_jax.errors import JournalSealedError, PersistenceError
+from tamiyo_jax.journal._anchor import read_anchor, write_anchor
 from tamiyo_jax.journal._files import AppendFile, FileSystem, PosixFileSystem
 from tamiyo_jax.journal._frames import Record, RecordType, encode_frame, frame_bytes
 from tamiyo_jax.journal._group_commit import GroupCommit, Ticket
@@ -56,13 +57,18 @@ class Journal:
         salt_source: Callable[[int], bytes],
         recovered: Recovered,
         segments: dict[int, str],
+        check_owner: Callable[[], None],
     ) -> None:
         self._directory = directory
+        self._check_owner = check_owner
+        self._path: Path | None = None
         self._durability = durability
         self._files = files
         self._salt_source = salt_source
         self._recovered: Recovered | None = recovered
-        self._commit = GroupCommit(directory, recovered.last_sequence, flush_ms)
+        self._commit = GroupCommit(
+            directory, recovered.last_sequence, flush_ms, self._confirm_synced
+        )
         self._lock = self._commit.lock
         self._segments = segments
         self._head_bytes = self._segment_bytes = 0
@@ -78,6 +84,7 @@ class Journal:
         recovery: RecoveryMode = "repair",
         files: FileSystem | None = None,
         salt_source: Callable[[int], bytes] = os.urandom,
+        check_owner: Callable[[], None] = lambda: None,
     ) -> tuple[Self, Recovered]:
         """Read the journal of a run directory and rewrite damaged segments.
 
@@ -93,6 +100,8 @@ class Journal:
           recovery: ``"repair"`` continues after corruption, ``"strict"`` raises.
           files: the file system, by default that of the operating system.
           salt_source: random bytes for the salts of new segments.
+          check_owner: called after each sync; raises `PersistenceError` if the run directory
+            no longer belongs to the caller.
 
         Returns:
           The journal, on which `start` must be called next, and what was read.
@@ -107,8 +116,9 @@ class Journal:
             for child in (home, quarantine):
                 files.mkdir(child)
             files.fsync_dir(directory)
+            anchor = read_anchor(directory, files)
             segments = read_segments(home, segment_names(home, files), files)
-            recovered = merge(segments)
+            recovered = merge(segments, anchor)
             if recovery == "strict" and recovered.corrupt:
                 raise PersistenceError(
                     f"{home} is corrupt in {len(recovered.corrupt)} places, among them:"
@@ -130,6 +140,7 @@ class Journal:
             salt_source=salt_source,
             recovered=recovered,
             segments=dict(sorted(names.items())),
+            check_owner=check_owner,
         )
         return journal, recovered
 
@@ -243,6 +254,7 @@ class Journal:
           JournalSealedError: an earlier write or fsync failed.
         """
         commit = self._commit
+        commit.process.check()
         with self._lock:
             file = self._require_open()
             sequence = commit.written + 1
@@ -294,7 +306,30 @@ class Journal:
         self._seed = crc32(salt)
         self._segments[base] = segment_name(salt, base)
         self._head_bytes = self._segment_bytes = size
-        self._commit.continue_in(file, records[-1].sequence)
+        try:
+            self._commit.continue_in(file, records[-1].sequence)
+        except BaseException:
+            file.close()
+            raise
+        self._path = self._directory / self._segments[base]
+
+    def _confirm_synced(self, sequence: int) -> None:
+        """Check that what was synced still has its name, and note how far the log is on disk.
+
+        Raises:
+          PersistenceError: the segment or the lock was moved or deleted.
+          OSError: the anchor cannot be written.
+        """
+        file = self._commit.file
+        if file is not None and self._path is not None and not file.is_at(self._path):
+            raise PersistenceError(
+                f"{self._path} was moved or deleted while the run was using it; records since the"
+                " last sync may be lost. Restore the run directory and open it again",
+                path=str(self._path),
+                sequence=sequence,
+            )
+        self._check_owner()
+        write_anchor(self._directory.parent, sequence, self._files)
 
     def _require_open(self) -> AppendFile:
         """Return the file to append to.

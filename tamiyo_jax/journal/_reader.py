@@ -1,10 +1,10 @@
-"""Reading a journal that somebody may be writing, once or again and again."""
+"""Read a journal that another process may be writing, once or repeatedly."""
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from tamiyo_jax.journal._anchor import read_anchor
 from tamiyo_jax.journal._files import FileSystem, PosixFileSystem
 from tamiyo_jax.journal._recovery import Recovered, merge
 from tamiyo_jax.journal._segments import read_segments, segment_names, translate_errors
@@ -28,6 +28,7 @@ class JournalReader:
     """
 
     def __init__(self, directory: Path, files: FileSystem | None = None) -> None:
+        self._directory = directory
         self._home = directory / "journal"
         self._files = PosixFileSystem() if files is None else files
         self._segments: dict[str, tuple[int, Segment]] = {}
@@ -39,11 +40,21 @@ class JournalReader:
           PersistenceError: as `Journal.open` does, except that corruption is only reported.
         """
         with translate_errors("reading the journal", self._home):
+            missing: list[str] = []
             while True:
+                # The anchor is read first: what its owner syncs meanwhile is not missing.
+                anchor = read_anchor(self._directory, self._files)
                 names = segment_names(self._home, self._files)
-                with suppress(FileNotFoundError):  # its owner has retired one meanwhile: look again
+                try:
                     self._segments = {name: self._segment(name) for name in names}
-                    return merge([segment for _, segment in self._segments.values()])
+                except FileNotFoundError:
+                    # Its owner has retired a segment meanwhile, or there is a dangling link.
+                    if names == missing:
+                        raise
+                    missing = names
+                else:
+                    segments = [segment for _, segment in self._segments.values()]
+                    return merge(segments, anchor)
 
     def _segment(self, name: str) -> tuple[int, Segment]:
         size = (self._home / name).stat().st_size

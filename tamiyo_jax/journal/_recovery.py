@@ -136,12 +136,16 @@ class Rewrite:
     quarantined: tuple[str, ...]
 
 
-def merge(segments: Sequence[Segment]) -> Recovered:
+def merge(segments: Sequence[Segment], anchor: int = 0) -> Recovered:
     """Merge scanned segments by sequence and classify the damage.
 
     Identical records with one sequence are merged. Holes are torn above the highest `synced` and
     corrupt below it. Invalid bytes are torn after the highest `synced`, and also at the end of
     a segment, cut short or zeros, if no record is missing there.
+
+    Args:
+      segments: the segments of one journal.
+      anchor: a sequence that is known to have been durable, see `read_anchor`.
 
     Raises:
       PersistenceError: there are records, but no SNAPSHOT or RESTORE to begin from.
@@ -149,8 +153,9 @@ def merge(segments: Sequence[Segment]) -> Recovered:
     frames, disputed = _merge_frames(segments)
     records = Records(frames)
     synced = max((max(map(_synced, s.scan.records.frames), default=0) for s in segments), default=0)
+    synced = max(synced, anchor)
     last = max((s.base - 1 for s in segments), default=0)
-    last = max(last, max(disputed, default=0), frames[-1][0] if frames else 0)
+    last = max(last, anchor, max(disputed, default=0), frames[-1][0] if frames else 0)
     first = min((s.base for s in segments), default=1)
     holes = _find_holes(records, first, last)
 

@@ -68,7 +68,9 @@ def translate_errors(action: str, path: Path) -> Generator[None]:
 
 def segment_names(home: Path, files: FileSystem) -> list[str]:
     """Names of the segments in a journal's directory, by ascending base."""
-    return sorted(name for name in files.list(home) if name.endswith(_SUFFIX))
+    # Names that begin with a dot belong to file managers and copies, such as ._ files of macOS.
+    names = (name for name in files.list(home) if not name.startswith("."))
+    return sorted(name for name in names if name.endswith(_SUFFIX))
 
 
 def read_segments(home: Path, names: Iterable[str], files: FileSystem) -> list[Segment]:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.core import Tracer
 
 from tamiyo_jax.config import PolicyConfig
 from tamiyo_jax.graph import (
@@ -197,9 +198,9 @@ def init_params(config: PolicyConfig, key: jax.Array) -> Params:
     random = [path for path in shapes if path[-1].endswith(("kernel", "attention"))]
     ends = list(accumulate(shapes[path].size for path in random))
     draw = jax.random.uniform(key, (ends[-1],), minval=-1.0, maxval=1.0)
-    if not isinstance(draw, jax.core.Tracer):
-        draw = np.asarray(draw)  # outside of jit, NumPy cuts it without compiling anything
-    params = {
+    if not isinstance(draw, Tracer):
+        draw = np.asarray(draw)  # outside of jit, NumPy slices it without compiling
+    params: dict[tuple[str, ...], Any] = {
         path: np.full(leaf.shape, path[-1] == "scale", np.float32) for path, leaf in shapes.items()
     }
     for path, start, end in zip(random, [0, *ends[:-1]], ends, strict=True):

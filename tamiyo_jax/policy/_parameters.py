@@ -61,13 +61,20 @@ def fit_params(arrays: Mapping[str, np.ndarray], template: Tree, where: str) -> 
     ]
     if missing or unexpected or wrong:
         raise CheckpointMismatchError(
-            f"{where} does not fit: missing {missing}, unexpected {unexpected}, wrong {wrong}; "
-            "use the configuration of the network that they were learned with",
+            f"{where} does not fit the configured network: "
+            f"{_summarise(missing, unexpected, wrong)}; use its policy.sage_width, gat_width and "
+            "heads, or a preset (--policy-preset small)",
             missing=missing,
             unexpected=unexpected,
             wrong=wrong,
         )
     return jax.tree.unflatten(jax.tree.structure(template), [arrays[name] for name in expected])
+
+
+def _summarise(missing: list[str], unexpected: list[str], wrong: list[str]) -> str:
+    """Count the arrays that do not fit, each kind with its first example."""
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape or dtype": wrong}
+    return ", ".join(f"{len(names)} {kind} ({names[0]})" for kind, names in kinds.items() if names)
 
 
 def export_params(params: object, path: Path) -> None:

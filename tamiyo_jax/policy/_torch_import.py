@@ -179,7 +179,8 @@ def _check_names(expected: frozenset[str], found: frozenset[str], where: str) ->
     missing, unexpected = sorted(expected - found), sorted(found - expected)
     if missing or unexpected:
         raise CheckpointMismatchError(
-            f"{where} does not fit the network: missing {missing}, unexpected {unexpected}",
+            f"{where} does not fit the network: {len(missing)} tensors are missing, "
+            f"{len(unexpected)} unexpected; the first is {(missing + unexpected)[0]}",
             missing=missing,
             unexpected=unexpected,
             wrong=[],
@@ -189,7 +190,8 @@ def _check_names(expected: frozenset[str], found: frozenset[str], where: str) ->
 def _check_shapes(wrong: list[str], where: str) -> None:
     if wrong:
         raise CheckpointMismatchError(
-            f"{where} does not fit the configuration's widths: {'; '.join(wrong)}",
+            f"{where} does not fit the configuration's widths: {len(wrong)} tensors differ; "
+            f"the first is {wrong[0]}",
             missing=[],
             unexpected=[],
             wrong=wrong,

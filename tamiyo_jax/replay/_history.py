@@ -10,6 +10,7 @@ import json
 import os
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from tamiyo_jax.errors import PersistenceError
 from tamiyo_jax.journal import RecordType, read_journal
@@ -50,14 +51,21 @@ def read_history(directory: str | os.PathLike[str]) -> tuple[HistoryEvent, ...]:
 
 def _count_before(past: list[HistoryEvent], restored: str) -> int:
     """How much of the past led to a restored state; nothing if it is another run's."""
-    fields = _comparable(restored)
-    return next((i for i in range(len(past), 0, -1) if _comparable(past[i - 1].state) == fields), 0)
+    wanted = _comparable(restored)
+    return next((i for i in range(len(past), 0, -1) if _comparable(past[i - 1].state) == wanted), 0)
 
 
-def _comparable(state: str) -> dict[str, object]:
-    """A state's text without what only some records carry."""
+def _comparable(state: str) -> dict[str, Any]:
+    """A state's fields without those that only some records carry, or that a restore changes.
+
+    A restore may store the parameters of a policy again, under another digest.
+    """
     fields = json.loads(state)
-    return {name: value for name, value in fields.items() if name not in ("registries", "runs")}
+    for name in ("registries", "runs"):
+        fields.pop(name, None)
+    for policy in fields["policies"]:
+        del policy["digest"]
+    return fields
 
 
 def _check_complete(past: list[HistoryEvent], home: Path) -> None:

@@ -109,6 +109,7 @@ def assemble(
             clock=clock,
             publishing=bus is not None,
             settings=config.model_dump_json(),
+            emit=emit,
         )
         closers.callback(storage.close)
         if damage := damage_events(storage.recovered):

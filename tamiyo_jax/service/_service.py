@@ -8,7 +8,6 @@ as it was, but for what records failures.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -43,9 +42,11 @@ from tamiyo_jax.inference import (
     make_trial_situation,
     require_parameters,
 )
+from tamiyo_jax.journal import OwnerProcess
 from tamiyo_jax.library import BlueprintLibrary
 from tamiyo_jax.service._assembly import Parts, assemble, resolve_secrets
 from tamiyo_jax.service._entrance import Entrance
+from tamiyo_jax.service._ownership import OwnedLock
 from tamiyo_jax.service._steps import Stepper
 from tamiyo_jax.telemetry import Sink
 
@@ -77,8 +78,9 @@ class Tamiyo:
         self._secrets = secrets
         self._clock = clock
         self._steps = Stepper(config, parts, deployed, secret=secrets[0], mode=mode, clock=clock)
-        self._lock = threading.Lock()
-        self._updating = threading.Lock()
+        self._process = OwnerProcess()
+        self._lock = OwnedLock(self._process)
+        self._updating = OwnedLock(self._process)
         self._entrance = Entrance()
         self._closed = False
 
@@ -380,6 +382,7 @@ class Tamiyo:
           ConfigurationError: this controller was opened without a bus.
           PersistenceError: what became of a report could not be recorded.
         """
+        self._process.check()
         if self._parts.publisher is None:
             raise ConfigurationError("there is no bus to publish to; pass bus=… to Tamiyo.open")
         with self._entrance.call():
@@ -402,8 +405,11 @@ class Tamiyo:
     def close(self) -> None:
         """Bring everything to disk and release the directory; closing twice is harmless.
 
-        From a signal handler: see `flush`.
+        From a signal handler: see `flush`. In a forked child it does nothing: all that it would
+        close is the parent's.
         """
+        if not self._process.is_current:
+            return
         if self._entrance.defer(self.close):
             return
         with self._entrance.call(), self._updating, self._lock:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp  # pyright: ignore[reportMissingTypeStubs]
 
+from tamiyo_jax._digests import check_digests, make_damage_error, write_digests
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.controller import TamiyoState, state_from_json, state_to_json
 from tamiyo_jax.errors import CheckpointMismatchError, PersistenceError
@@ -58,6 +59,7 @@ def save_checkpoint(
     }
     try:
         ocp.save(str(target), tree, custom_metadata=metadata)
+        write_digests(target)
     except OSError as error:
         raise PersistenceError(
             f"checkpoint {target} could not be written: {error}", path=str(target)
@@ -81,17 +83,21 @@ def load_checkpoint(
         (``policy.abstract_params(config.policy)``).
 
     Raises:
-      PersistenceError: there is no checkpoint.
+      PersistenceError: there is no checkpoint, or a file of it is damaged or missing.
       CheckpointMismatchError: a digest or a shape differs; says which and how.
     """
     source = Path(path).absolute()
     if not source.is_dir():
         raise PersistenceError(f"there is no checkpoint at {source}", path=str(source))
+    check_digests(source)
     metadata, shapes = _read_metadata(source)
     for name, expected in _digests(config).items():
         _require_equal(name, metadata.get(name), expected)
     _require_equal("parameter shapes", shapes, _shapes(params))
-    text, stored = _read_tree(source, params)
+    try:
+        text, stored = _read_tree(source, params)
+    except (OSError, ValueError) as error:
+        raise make_damage_error(source, error) from error
     state = state_from_json(text, policy_state)
     _require_equal("registries", metadata.get("registries"), state.registries.digest)
     _require_equal("parameters", metadata.get("parameters"), _params_digest(stored))

@@ -11,7 +11,7 @@ from pathlib import Path
 from weakref import WeakSet
 
 from tamiyo_jax.errors import DirectoryLockedError, PersistenceError
-from tamiyo_jax.journal import PosixFileSystem
+from tamiyo_jax.journal import FileSystem, is_file_at
 
 __all__ = ["DirectoryLock", "LockState", "lock_state"]
 
@@ -23,18 +23,20 @@ class DirectoryLock:
     """An exclusive `flock` on ``LOCK``; the kernel drops it with the process.
 
     Args:
-      directory: the run directory; created if missing.
+      directory: the run directory, an absolute path; created if missing.
+      files: syncs the directories that are created.
 
     Raises:
       DirectoryLockedError: another process holds it; `pid` is that process.
       PersistenceError: the directory cannot be created or written.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, files: FileSystem) -> None:
         self._fd = -1
+        self._path = directory / "LOCK"
         try:
-            _make_durably(directory)
-            self._fd = os.open(directory / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            _make_durably(directory, files)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._take(directory)
         except OSError as error:
             self.release()
@@ -43,7 +45,7 @@ class DirectoryLock:
                 path=str(directory),
                 errno=error.errno,
             ) from error
-        except DirectoryLockedError:
+        except PersistenceError:
             self.release()
             raise
         _held.add(self)
@@ -73,6 +75,19 @@ class DirectoryLock:
         text = f"{os.getpid()}\n{reason}".encode()[:_SIZE]
         os.pwrite(self._fd, text.ljust(_SIZE), 0)
         os.ftruncate(self._fd, _SIZE)
+
+    def check(self) -> None:
+        """Check that this is still the lock of the directory.
+
+        Raises:
+          PersistenceError: ``LOCK`` was moved, deleted or replaced.
+        """
+        if not is_file_at(self._fd, self._path):
+            raise PersistenceError(
+                f"{self._path} was moved, deleted or replaced while the run was using it, so"
+                " another process may own the run directory. Restore it and open it again",
+                path=str(self._path),
+            )
 
     def release(self) -> None:
         """Release the directory; releasing twice is harmless."""
@@ -139,12 +154,12 @@ def _read(fd: int) -> tuple[str, str]:
     return owner.strip(), note.strip()
 
 
-def _make_durably(directory: Path) -> None:
+def _make_durably(directory: Path, files: FileSystem) -> None:
     """Create a directory and its parents, and sync their names to disk."""
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     for path in missing:
-        PosixFileSystem().fsync_dir(path.parent)
+        files.fsync_dir(path.parent)
 
 
 _held: WeakSet[DirectoryLock] = WeakSet()

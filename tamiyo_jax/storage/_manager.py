@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Generic, Self, TypeVar
 
 from tamiyo_jax.config import StorageConfig
+from tamiyo_jax.contracts import Event, TelemetryLevel
 from tamiyo_jax.controller import AppliedPolicy, TamiyoState
 from tamiyo_jax.errors import PersistenceError
 from tamiyo_jax.journal import (
     FileSystem,
     Journal,
+    OwnerProcess,
     PosixFileSystem,
     RecordType,
     Recovered,
@@ -65,7 +67,9 @@ class StorageManager(Generic[PolicyState]):
         ledger: Ledger,
         clock: Callable[[], int],
         parameters: ParameterFiles,
+        emit: Callable[[tuple[Event, ...]], None],
     ) -> None:
+        self._emit = emit
         self._directory = directory
         self._config = config
         self._directory_lock = lock
@@ -77,6 +81,7 @@ class StorageManager(Generic[PolicyState]):
         self._parameters = parameters
         self._newest_before = _newest_by_base(journal, recovered)
         self._lock = threading.Lock()
+        self._process = OwnerProcess()
 
     @classmethod
     def open(
@@ -90,6 +95,7 @@ class StorageManager(Generic[PolicyState]):
         settings: str | None = None,
         files: FileSystem | None = None,
         salt_source: Callable[[int], bytes] = os.urandom,
+        emit: Callable[[tuple[Event, ...]], None] = lambda events: None,
     ) -> Self:
         """Lock a run directory and recover what it holds.
 
@@ -104,15 +110,18 @@ class StorageManager(Generic[PolicyState]):
             the recorded one.
           files: the file system, by default that of the operating system.
           salt_source: random bytes for the salts of new segments.
+          emit: takes the event of every removal by retention.
 
         Raises:
           DirectoryLockedError: another process owns the directory.
           PersistenceError: as `Journal.open`, or a record cannot be read.
           CheckpointMismatchError: the recovered state is of another policy.
         """
-        files = PosixFileSystem() if files is None else files
+        directory = Path(directory).absolute()
+        real_files = PosixFileSystem(config.sync_directories)
+        files = real_files if files is None else files
         with ExitStack() as unless_open:
-            lock = DirectoryLock(directory)
+            lock = DirectoryLock(directory, real_files)
             unless_open.callback(lock.release)
             journal, recovered = Journal.open(
                 directory,
@@ -121,6 +130,7 @@ class StorageManager(Generic[PolicyState]):
                 recovery=config.recovery,
                 files=files,
                 salt_source=salt_source,
+                check_owner=lock.check,
             )
             state = recover_state(recovered.replay, policy_state)
             ledger = Ledger(recover_facts(recovered))
@@ -142,6 +152,7 @@ class StorageManager(Generic[PolicyState]):
                 ledger=ledger,
                 clock=clock,
                 parameters=parameters,
+                emit=emit,
             )
             unless_open.pop_all()
         return manager
@@ -291,6 +302,7 @@ class StorageManager(Generic[PolicyState]):
         Raises:
           PersistenceError: the disk failed, and the journal is sealed.
         """
+        self._process.check()
         try:
             return self._parameters.store(data)
         except PersistenceError as error:
@@ -319,6 +331,8 @@ class StorageManager(Generic[PolicyState]):
         Raises:
           PersistenceError: the journal was sealed with records of unknown outcome.
         """
+        if not self._process.is_current:
+            return  # everything here is the parent's
         try:
             self._journal.close()
         finally:
@@ -334,6 +348,7 @@ class StorageManager(Generic[PolicyState]):
     @contextmanager
     def _critical_section(self) -> Generator[None]:
         """The critical section: a record and its fold happen together, or the journal is sealed."""
+        self._process.check()
         with self._lock:
             before = self._journal.last_sequence
             try:
@@ -371,9 +386,14 @@ class StorageManager(Generic[PolicyState]):
         self._apply_retention()
 
     def _apply_retention(self) -> None:
-        """Remove the segments whose reports are all too old and none of them pending."""
+        """Remove the segments whose reports are all too old, if the user asked for it.
+
+        A segment with a pending report stays, and so do all after it.
+        """
         current = self._journal.bases[-1]
         self._newest_before[current] = self._ledger.newest_report_ns
+        if self._config.retention_hours is None:
+            return
         oldest_ns = self._clock() - int(self._config.retention_hours * _HOUR_NS)
         limit = self._ledger.first_pending or current
         expired = [
@@ -381,10 +401,13 @@ class StorageManager(Generic[PolicyState]):
             for base, newest_ns in self._newest_before.items()
             if newest_ns < oldest_ns and base <= limit
         ]
-        if expired:
+        first = self._journal.bases[0]
+        if expired and expired[-1] > first:
             self._journal.retire(expired[-1])
             kept = self._journal.bases
             self._newest_before = {b: n for b, n in self._newest_before.items() if b >= kept[0]}
+            facts = {"first_sequence": str(first), "last_sequence": str(kept[0] - 1)}
+            self._emit((Event("journal_retention", TelemetryLevel.INFO, facts),))
 
 
 def _newest_by_base(journal: Journal, recovered: Recovered) -> dict[int, int]:

@@ -58,16 +58,19 @@ class MemorySink:
 class JsonLinesSink:
     """Appends one JSON object per packet to a file; a loss that is not finite is null there.
 
+    A line that an earlier write left incomplete is ended first, so that it does not take the next
+    one with it.
+
     A full file gets ``.1`` at the end of its name, in place of the one that had it, and a new
     one begins.
 
     Args:
-      path: the file.
-      max_bytes: of each of the two files.
+      path: the file; a relative path is resolved once, here.
+      max_bytes: limit of each of the two files, bytes.
     """
 
     def __init__(self, path: str | os.PathLike[str], max_bytes: int = 64 << 20) -> None:
-        self._path = Path(path)
+        self._path = Path(path).absolute()
         self._max_bytes = max_bytes
 
     def emit(self, packet: TelemetryPacket) -> None:
@@ -80,7 +83,9 @@ class JsonLinesSink:
         with suppress(FileNotFoundError):
             if self._path.stat().st_size + len(line) > self._max_bytes:
                 self._path.replace(self._path.with_name(self._path.name + ".1"))
-        with self._path.open("ab") as file:
+        with self._path.open("a+b") as file:
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                line = b"\n" + line  # an earlier write was cut short
             file.write(line)
 
 

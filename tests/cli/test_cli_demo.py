@@ -101,7 +101,7 @@ def test_json_holds_no_number_that_json_does_not_know(
     row = Row(1, float("nan"), float("inf"), 0.5, 330, "WAIT", "policy", "", ("INFO",), 1.0)
     variant = Variant("any", (row,), 0.5, 330, 330)
     summary = DemoSummary(variant, variant, variant, {"WAIT": 1}, {"INFO": 1}, (1.0,), None)
-    monkeypatch.setattr(tamiyo_jax.demo, "run_demo", lambda settings, on_row: summary)
+    monkeypatch.setattr(tamiyo_jax.demo, "run_demo", lambda settings, on_row, on_start: summary)
     monkeypatch.setattr(tamiyo_jax.demo, "draw", lambda summary, path: None)
     result = invoke("demo", f"--directory={tmp_path}", "--json")
     assert result.exit_code == 0

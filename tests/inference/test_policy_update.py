@@ -12,12 +12,14 @@ import jax
 import numpy as np
 import pytest
 from making import SECRET, Clock, make_config, make_packet, open_tamiyo, story
+from safetensors.numpy import save
 
 from tamiyo_jax.contracts import PolicyUpdate, Secret, encode_policy_update, sign_update
 from tamiyo_jax.errors import PersistenceError, PolicyUpdateRejectedError
 from tamiyo_jax.graph import schema_digest
 from tamiyo_jax.journal import RecordType, read_journal
-from tamiyo_jax.policy import init_params, params_to_bytes
+from tamiyo_jax.policy import arrays_from_bytes, init_params, params_to_bytes
+from tamiyo_jax.replay import read_history
 from tamiyo_jax.service import Tamiyo
 from tamiyo_jax.telemetry import MemorySink
 
@@ -274,3 +276,33 @@ def test_a_new_policy_is_tried_in_a_fresh_worker_while_steps_go_on(tmp_path: Pat
         tamiyo.update_policy(make_update())
         assert not set(workers) & set(tamiyo._steps.deployed.runner.pool.pids())  # type: ignore[attr-defined]
         assert value(tamiyo, 1) == pytest.approx(second[1], abs=1e-6)
+
+
+def test_a_restore_keeps_the_digest_of_an_update_and_the_history_before_it(tmp_path: Path) -> None:
+    arrays = arrays_from_bytes(params_to_bytes(SECOND))
+    payload = save(arrays, metadata={"learned": "elsewhere"})
+    assert payload != params_to_bytes(SECOND)
+    with graph_tamiyo(tmp_path) as tamiyo:
+        value(tamiyo, 0)
+        tamiyo.update_policy(make_update(payload=payload))
+        for step in (1, 2, 3):
+            value(tamiyo, step)
+        saved = tamiyo.state
+        value(tamiyo, 4)
+        tamiyo.restore(saved, SECOND)
+        assert tamiyo.state.policies == saved.policies
+        value(tamiyo, 4)
+    history = read_history(tmp_path)
+    assert len(history) == 6  # five steps and the update
+
+
+def test_a_restore_with_other_parameters_keeps_the_history(tmp_path: Path) -> None:
+    with graph_tamiyo(tmp_path) as tamiyo:
+        tamiyo.update_policy(make_update())
+        for step in (0, 1):
+            value(tamiyo, step)
+        saved = tamiyo.state
+        tamiyo.restore(saved, THIRD)
+        assert tamiyo.state.policies != saved.policies
+        value(tamiyo, 2)
+    assert len(read_history(tmp_path)) == 4

@@ -56,6 +56,9 @@ class FaultyFile:
         self._faults.check("fdatasync")
         self._file.fdatasync()
 
+    def is_at(self, path: Path) -> bool:
+        return self._file.is_at(path)
+
     def close(self) -> None:
         self._file.close()
 
@@ -64,6 +67,7 @@ class FaultyFileSystem(PosixFileSystem):
     """The real file system, except for the operations in `faults`."""
 
     def __init__(self, faults: Faults | None = None) -> None:
+        super().__init__()
         self.faults = Faults() if faults is None else faults
 
     def list(self, directory: Path) -> list[str]:
@@ -77,6 +81,10 @@ class FaultyFileSystem(PosixFileSystem):
     def create(self, path: Path) -> AppendFile:
         self.faults.check("create")
         return FaultyFile(super().create(path), self.faults)
+
+    def overwrite(self, path: Path, data: bytes) -> None:
+        self.faults.check("overwrite")
+        super().overwrite(path, data)
 
     def rename(self, source: Path, target: Path) -> None:
         self.faults.check("rename")

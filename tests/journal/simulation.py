@@ -64,7 +64,15 @@ class SyncDirectory:
     directory: Path
 
 
-Operation = Write | Sync | Change | SyncDirectory
+@dataclass(frozen=True)
+class Overwrite:
+    """A file of one sector: any of its contents since it was created may be found."""
+
+    path: Path
+    data: bytes
+
+
+Operation = Write | Sync | Change | SyncDirectory | Overwrite
 
 
 class SimulatedFile:
@@ -78,6 +86,9 @@ class SimulatedFile:
 
     def fdatasync(self) -> None:
         self._files.record(Sync(self._inode))
+
+    def is_at(self, path: Path) -> bool:
+        return self._files.inodes.get(path) is self._inode
 
     def close(self) -> None:
         pass
@@ -119,6 +130,10 @@ class SimulatedFileSystem:
         self.record(Change(inode, None, path))
         return SimulatedFile(self, inode)
 
+    def overwrite(self, path: Path, data: bytes) -> None:
+        self.inodes[path] = Inode(data)
+        self.record(Overwrite(path, data))
+
     def rename(self, source: Path, target: Path) -> None:
         self._must_exist(source)
         self._must_exist(target.parent)
@@ -153,6 +168,7 @@ class Surviving:
             inode: files.disk.files[path] for path, inode in files.initial_inodes.items()
         }
         self._unsynced: dict[Inode, list[bytes]] = {}
+        self._overwritten: dict[Path, list[bytes]] = {}
 
     def perform(self, operation: Operation) -> None:
         match operation:
@@ -161,6 +177,8 @@ class Surviving:
             case Sync(inode):
                 written = b"".join(self._unsynced.pop(inode, ()))
                 self._durable[inode] = self._durable.get(inode, b"") + written
+            case Overwrite(path, data):
+                self._overwritten.setdefault(path, []).append(data)
             case Change():
                 self._changes.append(operation)
             case SyncDirectory(directory):
@@ -183,6 +201,11 @@ class Surviving:
             for path, inode in names.items()
             if inode is not None and path.parent in directories
         }
+        for path, contents in self._overwritten.items():
+            if survival == "kept":
+                files[path] = contents[-1]
+            elif survival != "lost" and chance.random() < 0.7:
+                files[path] = chance.choice(contents)
         return Disk(files, frozenset(directories))
 
     def _content(self, inode: Inode, survival: Survival, chance: random.Random) -> bytes:

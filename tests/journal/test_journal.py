@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -27,6 +29,7 @@ from tamiyo_jax.journal import (
     Ticket,
     read_journal,
 )
+from tamiyo_jax.journal._frames import FRAME_MAGIC
 from tamiyo_jax.journal._journal import Durability
 
 STEP = RecordType.STEP
@@ -212,11 +215,15 @@ def test_misuse_is_named(tmp_path: Path) -> None:
 
 
 def test_a_torn_end_is_cut_off_and_its_numbers_are_given_again(tmp_path: Path) -> None:
-    with begin(tmp_path) as journal:
-        for payload in (b"first", b"second"):
-            journal.append(STEP, payload)
-    (path,) = segments(tmp_path)
-    path.write_bytes(path.read_bytes()[:-3])
+    files = FaultyFileSystem()
+    journal = begin(tmp_path, files=files)
+    journal.append(STEP, b"first").wait()
+    files.faults.errors["write"] = errno.EIO
+    files.faults.half_written = True
+    with pytest.raises(PersistenceError, match="EIO"):
+        journal.append(STEP, b"second")
+    with contextlib.suppress(PersistenceError):
+        journal.close()
     journal, found = Journal.open(tmp_path)
     assert (steps(found), found.corrupt, len(found.torn)) == ([b"first"], (), 1)
     journal.start(b"state")
@@ -342,3 +349,145 @@ def test_a_killed_process_leaves_every_record_whose_append_returned(
     assert found.corrupt == ()
     assert {record.sequence for record in found.records} >= set(returned)
     assert found.last_sequence - returned[-1] <= 1
+
+
+def cut_last_frame(directory: Path) -> None:
+    path = segments(directory)[-1]
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rindex(FRAME_MAGIC)])
+
+
+def delete_last_segment(directory: Path) -> None:
+    segments(directory)[-1].unlink()
+
+
+def delete_all_segments(directory: Path) -> None:
+    for path in segments(directory):
+        path.unlink()
+
+
+@pytest.mark.parametrize("durability", ["group", "always"])
+@pytest.mark.parametrize("lose", [cut_last_frame, delete_last_segment, delete_all_segments])
+def test_a_journal_that_lost_its_synced_end_is_corrupt_and_says_what_is_missing(
+    lose: Callable[[Path], None], durability: Durability, tmp_path: Path
+) -> None:
+    last = 0
+    for _ in range(2):
+        with begin(tmp_path, durability) as journal:
+            for number in range(3):
+                journal.append(STEP, b"%d" % number)
+            last = journal.last_sequence
+    lose(tmp_path)
+    found = read_journal(tmp_path)
+    (hole,) = found.corrupt
+    assert isinstance(hole, Hole)
+    assert hole.last == last
+    with pytest.raises(PersistenceError, match="missing"):
+        Journal.open(tmp_path, recovery="strict")
+    journal, again = Journal.open(tmp_path)
+    assert again.corrupt == found.corrupt
+    journal.start(b"state")
+    assert journal.append(STEP, b"next").sequence > last
+    journal.close()
+    assert read_journal(tmp_path).clean
+
+
+def test_a_journal_without_an_anchor_or_with_an_unreadable_one_opens(tmp_path: Path) -> None:
+    for damage_anchor in (Path.unlink, lambda path: path.write_bytes(b"9" * 29)):
+        with begin(tmp_path) as journal:
+            journal.append(STEP, b"a")
+        damage_anchor(tmp_path / "SYNCED")
+        assert read_journal(tmp_path).clean
+
+
+def move_segment(directory: Path) -> None:
+    path = segments(directory)[-1]
+    path.rename(path.with_suffix(".moved"))
+
+
+def replace_segment(directory: Path) -> None:
+    path = segments(directory)[-1]
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data)
+
+
+def move_directory(directory: Path) -> None:
+    directory.rename(directory.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize(
+    "move", [move_segment, replace_segment, move_directory, delete_all_segments]
+)
+def test_a_segment_that_lost_its_name_seals_the_journal(
+    move: Callable[[Path], None], tmp_path: Path
+) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    journal = begin(directory, "always")
+    journal.append(STEP, b"on disk")
+    move(directory)
+    with pytest.raises(PersistenceError, match="moved or deleted"):
+        journal.append(STEP, b"nowhere")
+    with pytest.raises(JournalSealedError, match="moved or deleted"):
+        journal.append(STEP, b"nowhere either")
+    with contextlib.suppress(PersistenceError):
+        journal.close()
+
+
+_FORK = """
+import os, sys
+from pathlib import Path
+from tamiyo_jax.errors import ForkedProcessError
+from tamiyo_jax.journal import Journal, RecordType
+
+journal, _ = Journal.open(Path(sys.argv[1]))
+journal.start(b"state")
+for _ in range(2):
+    journal.append(RecordType.STEP, b"parent")
+    child = os.fork()
+    if child == 0:
+        for call in (lambda: journal.append(RecordType.STEP, b"child"), journal.flush):
+            try:
+                call()
+            except ForkedProcessError as error:
+                assert error.pid == os.getpid() and error.owner == os.getppid()
+            else:
+                os._exit(1)
+        journal.close()
+        sys.exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, status
+journal.append(RecordType.STEP, b"parent")
+journal.close()
+"""
+
+
+def test_a_forked_child_is_refused_and_leaves_the_journal_alone(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _FORK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    found = read_journal(tmp_path)
+    assert found.clean
+    assert steps(found) == [b"parent"] * 3
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_directories_is_named_with_the_choice(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(PersistenceError, match="set storage") as raised:
+        begin(tmp_path)
+    assert raised.value.action == "fsync of a directory"
+    assert "mounted at /" in str(raised.value)
+    with begin(tmp_path, files=PosixFileSystem(sync_directories=False)) as journal:
+        journal.append(STEP, b"a")
+    assert steps(read_journal(tmp_path)) == [b"a"]

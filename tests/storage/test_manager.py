@@ -28,6 +28,7 @@ from journal.campaign import (
     summarise,
 )
 
+from tamiyo_jax.config import StorageConfig
 from tamiyo_jax.contracts import encode_report
 from tamiyo_jax.controller import AppliedPolicy, initial_state, state_to_json
 from tamiyo_jax.errors import (
@@ -334,11 +335,11 @@ def test_a_lock_that_cannot_be_written_is_let_go(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # a disk that takes nothing
     try:
         with pytest.raises(PersistenceError, match="cannot be used") as raised:
-            DirectoryLock(tmp_path)
+            DirectoryLock(tmp_path, PosixFileSystem())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert raised.value.errno == errno.EFBIG
-    DirectoryLock(tmp_path).release()
+    DirectoryLock(tmp_path, PosixFileSystem()).release()
 
 
 def test_reading_needs_no_lock_filters_by_time_and_skips_what_says_nothing(tmp_path: Path) -> None:
@@ -405,3 +406,78 @@ def test_a_journal_can_be_read_while_its_owner_retires_segments(tmp_path: Path) 
         assert recovered.last_sequence == manager.last_sequence
     with pytest.raises(PersistenceError):
         read_journal(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("durability", ["group", "always"])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_lock_that_lost_its_name_seals_the_journal(
+    replaced: bool, durability: str, tmp_path: Path
+) -> None:
+    clock = Clock()
+    manager = begin(tmp_path, clock, durability=durability)
+    (tmp_path / "LOCK").unlink()
+    if replaced:
+        (tmp_path / "LOCK").touch()
+
+    def record() -> None:
+        step(manager, clock, "nowhere")
+        manager.flush()
+
+    with pytest.raises(PersistenceError, match="LOCK was moved, deleted or replaced"):
+        record()
+    with pytest.raises(JournalSealedError, match="LOCK"):
+        step(manager, clock, "nowhere either")
+    with contextlib.suppress(PersistenceError):
+        manager.close()
+
+
+def test_a_relative_run_directory_stays_where_it_was_after_a_change_of_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with begin(Path("run"), clock) as manager:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        many(manager, clock, 60)
+        manager.compact()
+        digest = manager.store_parameters(b"weights")
+        assert manager.load_parameters(digest) == b"weights"
+        assert manager.cache_directory == tmp_path / "run" / "cache" / "xla"
+    assert len(segments(tmp_path / "run")) > 2
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_by_default_a_run_keeps_every_record_however_old(tmp_path: Path) -> None:
+    clock, events = Clock(), []
+    config = StorageConfig(flush_ms=1.0)
+    for _ in range(2):
+        with StorageManager.open(
+            tmp_path, config, POLICY_STATE, clock=clock, emit=events.extend
+        ) as manager:
+            manager.start(manager.state or initial_state(POLICY_STATE))
+            many(manager, clock, 10)
+            manager.compact()
+        clock.now_ns += 10_000 * 3600 * SECOND
+    found = read_journal(tmp_path)
+    assert [record.type for record in found.records].count(RecordType.STEP) == 20
+    assert found.records[0].sequence == 1
+    assert events == []
+
+
+def test_retention_announces_what_it_removes_also_at_opening(tmp_path: Path) -> None:
+    clock, events = Clock(), []
+    with begin(tmp_path, clock, publishing=False) as manager:
+        many(manager, clock, 10)
+        last = manager.last_sequence
+    clock.now_ns += 60 * SECOND
+    config = make_storage_config(flush_ms=1.0)
+    with StorageManager.open(
+        tmp_path, config, POLICY_STATE, clock=clock, emit=events.extend
+    ) as manager:
+        assert manager.state is not None
+        manager.start(manager.state)
+    (event,) = events
+    assert event.name == "journal_retention"
+    assert event.attributes == {"first_sequence": "1", "last_sequence": str(last)}
+    assert read_journal(tmp_path).records[0].sequence == last + 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -105,3 +107,54 @@ def test_json_lines_keep_the_newest_packets_within_two_files_of_the_limit(tmp_pa
     assert sorted(tmp_path.iterdir()) == [path, older]
     lines = (older.read_text() + path.read_text()).splitlines()
     assert [json.loads(line)["packet_id"] for line in lines] == [str(n) for n in range(4, 10)]
+
+
+def read_whole_lines(path: Path) -> list[int]:
+    """Sequence numbers of the packets in the lines that are JSON."""
+    found: list[int] = []
+    for line in path.read_bytes().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(int(json.loads(line)["packet_id"]))
+    return found
+
+
+def test_a_torn_line_does_not_take_the_next_one_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    sink = JsonLinesSink(path)
+    sink.emit(packet(1))
+    sink.emit(packet(2))
+    path.write_bytes(path.read_bytes()[:-20])  # a process died while it wrote
+    sink.emit(packet(3))
+    sink.emit(packet(4))
+    assert read_whole_lines(path) == [1, 3, 4]
+    assert len(path.read_bytes().splitlines()) == 4
+
+
+def test_a_write_that_failed_half_way_does_not_take_the_next_line_with_it(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "t.jsonl"
+    sink = JsonLinesSink(path)
+    sink.emit(packet(1))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            sink.emit(packet(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert not path.read_bytes().endswith(b"\n")
+    sink.emit(packet(3))
+    assert read_whole_lines(path) == [1, 3]
+
+
+def test_a_sink_writes_where_it_was_opened_after_a_change_of_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    sink = JsonLinesSink("t.jsonl")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    sink.emit(packet(1))
+    assert read_whole_lines(tmp_path / "t.jsonl") == [1]

@@ -85,7 +85,7 @@ import sys
 for name in ("prometheus_client", "opentelemetry", "tensorboardX"):
     sys.modules[name] = None  # as if it were not installed
 from tamiyo_jax.errors import ConfigurationError
-from tamiyo_jax.runtime import OpenTelemetrySink, PrometheusSink
+from tamiyo_jax.telemetry import OpenTelemetrySink, PrometheusSink
 for make in (lambda: PrometheusSink(None), lambda: OpenTelemetrySink(None, None)):
     try:
         make()
