@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from host.tiny_host import make_host
 
 from tamiyo_jax.errors import CheckpointMismatchError, PersistenceError
 from tamiyo_jax.host import HostCheckpoints, load_tree, save_tree
@@ -103,7 +104,7 @@ def test_a_missing_file_of_a_checkpoint_is_named(tmp_path):
 
 
 def test_a_checkpoint_that_was_not_saved_to_its_end_is_not_listed(tmp_path):
-    checkpoints = HostCheckpoints(tmp_path)
+    checkpoints = HostCheckpoints(tmp_path, make_host())
     checkpoints.save("a", TREE)
     checkpoints.save("b", TREE)
     (tmp_path / "b" / "DIGESTS.json").unlink()
