@@ -28,7 +28,7 @@ help:
 	@touch $@
 
 $(DEV): pyproject.toml requirements.lock | .venv/bin/python
-	$(INSTALL) -e ".[dev,docs,redis,telemetry,learn]"
+	$(INSTALL) -e ".[dev,docs,redis,telemetry,wandb]"
 	@touch $@
 
 # Some tests talk to a real Redis. Where it cannot be installed they are skipped, and say so.
@@ -118,7 +118,7 @@ lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet uv
 	.venv-lock/bin/uv pip compile pyproject.toml --python-version 3.11 \
-	  --extra dev --extra demo --extra docs --extra redis --extra telemetry --extra learn \
+	  --extra dev --extra demo --extra docs --extra redis --extra telemetry --extra wandb \
 	  --extra notebooks --no-emit-index-url --no-header --no-annotate \
 	  --quiet --upgrade --output-file requirements.lock
 	rm -rf .venv-lock

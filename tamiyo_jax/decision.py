@@ -60,7 +60,9 @@ class Decision:
       report_id: id of its report.
       action: what was decided, for instance ``GERMINATE``, ``PAUSE`` or ``WAIT``.
       command: what the host is to do; None for WAIT. Signed, unless `shadow`.
-      reason: the most severe rule that had an effect, ``policy`` where none had.
+      reason: id of the most severe rule that had an effect, else of the policy's own rule, such
+        as ``loss_spike`` or ``heuristic:plateau``.
+      explanation: the reason in words, with its numbers.
       events: what happened on the way.
       coverage: share of expected input that was there, by node type and relation.
       value: the policy's estimate; None in guard mode.
@@ -77,6 +79,7 @@ class Decision:
     action: str
     command: AdaptationCommand | None
     reason: str
+    explanation: str
     events: tuple[Event, ...]
     coverage: Mapping[str, float]
     value: float | None

@@ -1,4 +1,4 @@
-"""A short run in which everything happens that sinks are told of."""
+"""A short run in which everything happens that sinks receive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from making import make_packet, make_seed, open_tamiyo
 
 from tamiyo_jax.bus import MemoryBus
-from tamiyo_jax.contracts import Metric, TelemetryPacket
+from tamiyo_jax.contracts import Metric, SeedStage, TelemetryPacket
 from tamiyo_jax.errors import UnknownBlueprintError
 from tamiyo_jax.telemetry import MemorySink, Sink
 
@@ -21,10 +21,10 @@ FAILED_AT = 1_000
 def eventful_run(
     directory: Path, sinks: Iterable[Sink] = (), **arguments: Any
 ) -> list[TelemetryPacket]:
-    """Decides twelve times, the last time upon a loss that is NaN; fails once; switches mode.
+    """Decides twelve times, the last time on a loss that is NaN; fails once; switches mode.
 
     Returns:
-      What the sinks were given; none of them lost any of it.
+      The packets that the sinks received; none was lost.
     """
     memory = MemorySink()
     arguments = {"bus": MemoryBus(), **arguments}
@@ -35,7 +35,10 @@ def eventful_run(
             tamiyo.step(make_packet(blueprint_id="nowhere", global_step=FAILED_AT))
         tamiyo.set_mode("shadow")
         tamiyo.step(make_packet(DECIDED - 2))
-        tamiyo.step(make_packet(DECIDED - 1, validation_loss=float("nan")))
+        grown = make_seed("s0", SeedStage.BLENDING, metrics={"alpha": 0.5, "contribution": 0.01})
+        metrics = {**make_packet().training_metrics, "live_parameters": 330.0}
+        last = {"validation_loss": float("nan"), "validation_accuracy": 0.5, "seeds": (grown,)}
+        tamiyo.step(make_packet(DECIDED - 1, training_metrics=metrics, **last))
         telemetry = tamiyo._parts.telemetry
         assert telemetry.flush(30.0)
         assert telemetry.dropped == 0

@@ -69,6 +69,8 @@ def _headline(content: Content | Unreadable) -> str:
 
 
 def _step(step: StepRecord) -> Iterator[str]:
+    if step.explanation:
+        yield f"because  {step.explanation}"
     if step.packet is not None:
         yield from _packet(step.packet)
     if step.command is not None:

@@ -38,7 +38,9 @@ def compare_risk(path: Path) -> tuple[int, tuple[str, ...]]:
 
 def _answer(index: int, case: Mapping[str, Any]) -> dict[str, Any]:
     command_type, operation = _proposal(case["proposed"])
-    verdict = gate(command_type, operation, _signals(index, case), RiskConfig())
+    signals = _signals(index, case)
+    # The golden cases state "policy" where no rule has an effect.
+    verdict = gate(command_type, operation, signals, RiskConfig(), reason="policy", explanation="")
     return _sorted_events(
         {
             "command_type": _name(verdict, operation),

@@ -97,7 +97,14 @@ def conclude(
         free = may_brake(risk, state.run_steps, config.guard)
         verdict = guard(signals, config.risk, may_brake=free)
     else:
-        verdict = gate(proposal.command_type, proposal.operation, signals, config.risk)
+        verdict = gate(
+            proposal.command_type,
+            proposal.operation,
+            signals,
+            config.risk,
+            reason=proposal.reason,
+            explanation=proposal.explanation,
+        )
     command = make_command(
         config,
         situation,

@@ -63,7 +63,8 @@ class EpochProgress:
         self._progress.update(self._bars[name], completed=row.epoch, facts=facts)
         if row.action not in {"", "WAIT"}:
             self._progress.console.print(
-                f"  epoch {row.epoch:>3}  {row.action:<10} {row.target:<24} {row.reason}",
+                f"  epoch {row.epoch:>3}  {row.action:<10} {row.target:<24} "
+                f"{row.explanation or row.reason}",
                 highlight=False,
                 markup=False,
             )

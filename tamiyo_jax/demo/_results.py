@@ -22,6 +22,7 @@ class Row:
       target: the seed that is acted on, and its blueprint; empty if none.
       levels: levels of the events of the decision step.
       decision_ms: latency of the decision, in milliseconds; None without Tamiyo.
+      explanation: the reason in words; empty if there is none.
     """
 
     epoch: int
@@ -34,6 +35,7 @@ class Row:
     target: str
     levels: tuple[str, ...]
     decision_ms: float | None
+    explanation: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -269,11 +269,12 @@ def _save(
 def row_of(record: Record) -> Row:
     """Summarise a decision as a row of the table and the picture."""
     packet, decision = record.packet, record.decision
-    action, reason, target, levels = "", "", "", ()
+    action, reason, target, explanation, levels = "", "", "", "", ()
     if record.error is not None:
         action, reason, levels = type(record.error).__name__, str(record.error), ("CRITICAL",)
     elif isinstance(decision, Decision | ReplayedDecision):
         action, reason, target = decision.action, decision.reason, _target(decision.command)
+        explanation = decision.explanation
         if isinstance(decision, Decision):
             levels = tuple(event.level.name for event in decision.events)
     return Row(
@@ -287,6 +288,7 @@ def row_of(record: Record) -> Row:
         target=target,
         levels=levels,
         decision_ms=record.decision_ms,
+        explanation=explanation,
     )
 
 

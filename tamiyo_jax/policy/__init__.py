@@ -1,4 +1,4 @@
-"""The policies: what is proposed upon a packet, and what may be.
+"""The policies: from a packet to a proposed action.
 
 A policy is anything that satisfies `Policy`: the graph network, the heuristic, or yours.
 """
@@ -18,6 +18,7 @@ from tamiyo_jax.policy._outputs import (
     Observation,
     Policy,
     PolicyOutputs,
+    Rationale,
 )
 from tamiyo_jax.policy._parameters import (
     arrays_from_bytes,
@@ -47,6 +48,7 @@ __all__ = [
     "PolicyNetwork",
     "PolicyOutputs",
     "Proposal",
+    "Rationale",
     "Selection",
     "abstract_params",
     "apply",

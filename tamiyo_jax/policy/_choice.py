@@ -1,8 +1,4 @@
-"""Deciding by rules: from what a rule wants to outputs that select exactly that.
-
-A network fills every head of `PolicyOutputs`. A policy of rules has one thing to say, and
-says it here.
-"""
+"""Policies of rules: turn the choice of a rule into outputs that select exactly that choice."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ import numpy as np
 from tamiyo_jax.config import PolicyConfig
 from tamiyo_jax.policy._actions import Action
 from tamiyo_jax.policy._network import NUM_BREAKER_LOGITS, NUM_PARAMS, NUM_RISK_CLASSES
-from tamiyo_jax.policy._outputs import NUM_ACTIONS, Legality, Observation, PolicyOutputs
+from tamiyo_jax.policy._outputs import NUM_ACTIONS, Legality, Observation, PolicyOutputs, Rationale
 
 __all__ = ["Choice", "first_legal", "outputs_for"]
 
@@ -22,7 +18,7 @@ _CONFIDENT = 20.0  # a logit that leaves the other classes about 1e-9 each
 
 
 class Choice(NamedTuple):
-    """What a rule wants.
+    """What a rule chooses.
 
     Attributes:
       action: the action.
@@ -31,21 +27,25 @@ class Choice(NamedTuple):
       blueprint: row of the blueprint, where the active one is row 0 and the packet's other
         candidates follow in their order; None likewise.
       lr_delta: relative change of the learning rate in [-1, 1], of OPTIMIZER.
+      reason: short, stable id of the rule, such as ``mine:plateau``; empty for
+        ``rule:<action>``.
+      explanation: why, in words and with numbers, such as "no improvement for 3 epochs".
     """
 
     action: Action
     seed: int | None = None
     blueprint: int | None = None
     lr_delta: float = 0.0
+    reason: str = ""
+    explanation: str = ""
 
 
 def first_legal(wanted: Iterable[Choice], legality: Legality) -> Choice:
-    """The first choice that may be made, WAIT where there is none.
+    """The first choice that is legal; WAIT where there is none.
 
     Args:
-      wanted: choices, the most urgent first; those after the first legal one are not asked
-        for.
-      legality: what may be chosen, as the observation says.
+      wanted: choices, the most urgent first; consumed up to the first that is legal.
+      legality: what may be chosen; `Observation.legality`.
     """
     return next((choice for choice in wanted if _is_legal(choice, legality)), Choice(Action.WAIT))
 
@@ -54,8 +54,8 @@ def outputs_for(choice: Choice, observation: Observation, config: PolicyConfig) 
     """Outputs whose legal argmax is the choice: no risk, no value, the whole blend at once.
 
     Args:
-      choice: one that is legal, as `first_legal` gives it.
-      observation: what was decided upon; its masks have the sizes of the graph.
+      choice: a legal choice, as `first_legal` returns it.
+      observation: the input of the decision; its masks have the sizes of the graph.
       config: the shapes of the outputs.
     """
     legality = observation.legality
@@ -80,6 +80,10 @@ def outputs_for(choice: Choice, observation: Observation, config: PolicyConfig) 
         seed_scores=_scores(legality.seeds.shape[1], len(packet.seeds), choice.seed),
         blueprint_scores=_scores(len(legality.blueprints), blueprints, choice.blueprint),
         graph_embedding=np.zeros(config.gat_width, np.float32),
+        rationale=Rationale(
+            choice.reason or f"rule:{choice.action.name.lower()}",
+            choice.explanation or f"a rule of the policy chose {choice.action.name}",
+        ),
     )
 
 

@@ -330,5 +330,9 @@ def _heads(folded: FoldedParams, real: Blocks, h: Blocks) -> PolicyOutputs:
         for kind, linear in folded.scores.items()
     }
     return PolicyOutputs(
-        **outputs, **scores, param_delta=outputs["policy_params"][0], graph_embedding=embedding
+        **outputs,
+        **scores,
+        param_delta=outputs["policy_params"][0],
+        graph_embedding=embedding,
+        rationale=None,
     )

@@ -1,14 +1,14 @@
 """The heuristic policy: rules on losses and stages, for users without trained parameters.
 
-Packets may come per batch while the rules count epochs, so a decision has two halves.
-`observe` takes in what is new: it advances the counters once per epoch, on the first packet
-of that epoch that brings a loss. `HeuristicPolicy.decide` then takes the first rule that has
-something legal to do. Neither trusts that a command was applied: what became of a seed is
-read off its stage in later packets.
+Packets may arrive once per batch while the rules count epochs, so a decision has two halves.
+`observe` updates the counters once per epoch, on the first packet of that epoch that carries a
+loss. `HeuristicPolicy.decide` then takes the first rule whose action is legal. Neither assumes
+that a command was applied: the fate of a seed is read from its stage in later packets.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -45,7 +45,7 @@ class HeuristicPolicy:
     def decide(
         self, params: object, policy_state: HeuristicState, observation: Observation
     ) -> tuple[HeuristicState, PolicyOutputs]:
-        """Answer one observation with outputs whose legal argmax is the rules' choice.
+        """Decide on one observation, with outputs whose legal argmax is the rules' choice.
 
         Args:
           params: not used; rules have none.
@@ -62,49 +62,83 @@ class HeuristicPolicy:
     def _rules(
         self, state: HeuristicState, packet: SystemStatePacket, legality: Legality
     ) -> Iterator[Choice]:
-        """What the rules want, most urgent first; the first that is legal is done."""
+        """The choices of the rules, most urgent first; the last is to wait."""
+        config = self._config
         for row, seed in enumerate(packet.seeds):
-            if state.harm.get(seed.seed_id, 0) >= self._config.harm_epochs:
-                yield Choice(Action.CULL, row)
+            epochs = state.harm.get(seed.seed_id, 0)
+            if epochs >= config.harm_epochs:
+                before = state.entry_loss.get(seed.seed_id, math.nan)
+                yield Choice(
+                    Action.CULL,
+                    row,
+                    reason="heuristic:harm",
+                    explanation=f"validation loss worse than {before:.4g} at the start of the "
+                    f"seed's stage for {epochs} epochs (now {state.loss:.4g})",
+                )
         for row, seed in enumerate(packet.seeds):
-            action = self._next_action(state, seed)
-            if action is not None:
-                yield Choice(action, row)
-        if state.rises >= self._config.rising_epochs:
-            yield Choice(Action.OPTIMIZER, lr_delta=-self._config.brake)
-        if self._may_germinate(state, packet):
+            yield from self._next_choice(state, row, seed)
+        if state.rises >= config.rising_epochs:
+            yield Choice(
+                Action.OPTIMIZER,
+                lr_delta=-config.brake,
+                reason="heuristic:rising_loss",
+                explanation=f"loss rose for {state.rises} epochs (now {state.loss:.4g}), "
+                f"limit {config.rising_epochs}",
+            )
+        obstacle = self._find_obstacle(state, packet)
+        if obstacle is None:
             yield from self._germinations(state, packet, legality)
+            obstacle = f"{_explain_plateau(state)}, but no dormant seed has a candidate to grow"
+        yield Choice(Action.WAIT, reason="heuristic:wait", explanation=obstacle)
 
-    def _next_action(self, state: HeuristicState, seed: SeedState) -> Action | None:
+    def _next_choice(self, state: HeuristicState, row: int, seed: SeedState) -> Iterator[Choice]:
         """What a seed's stage calls for, apart from harm."""
         match seed.stage:
             case SeedStage.GERMINATED:
-                return Action.ADVANCE
+                action, reason, explanation = Action.ADVANCE, "germinated", "the seed germinated"
             case SeedStage.TRAINING:
                 trained = state.epoch - state.entered[seed.seed_id]
-                return Action.ADVANCE if trained >= self._config.train_epochs else None
+                if trained < self._config.train_epochs:
+                    return
+                action, reason = Action.ADVANCE, "trained"
+                explanation = (
+                    f"the seed trained for {trained} epochs, limit {self._config.train_epochs}"
+                )
             case SeedStage.BLENDING:
-                blended = seed.metrics.get("alpha", 0.0) >= _FULL_ALPHA
-                return Action.ADVANCE if blended else None
+                alpha = seed.metrics.get("alpha", 0.0)
+                if not alpha >= _FULL_ALPHA:
+                    return
+                action, reason, explanation = Action.ADVANCE, "blended", f"alpha is {alpha:.4g}"
             case SeedStage.PROBATIONARY:
-                contribution = seed.metrics.get("contribution", float("nan"))
-                if not np.isfinite(contribution):
-                    return None
-                return Action.FOSSILIZE if contribution > 0.0 else Action.CULL
+                contribution = seed.metrics.get("contribution", math.nan)
+                if not math.isfinite(contribution):
+                    return
+                useful = contribution > 0.0
+                action = Action.FOSSILIZE if useful else Action.CULL
+                reason = "contribution"
+                explanation = (
+                    f"contribution to the validation loss {contribution:.4g} "
+                    f"{'is' if useful else 'is not'} positive"
+                )
             case _:
-                return None
+                return
+        yield Choice(action, row, reason=f"heuristic:{reason}", explanation=explanation)
 
-    def _may_germinate(self, state: HeuristicState, packet: SystemStatePacket) -> bool:
-        embargoed = (
-            state.culled_at is not None
-            and state.epoch - state.culled_at < self._config.embargo_epochs
-        )
-        return (
-            state.stalled >= self._config.plateau_epochs
-            and state.epoch >= self._config.min_epochs
-            and not embargoed
-            and not any(seed.stage in ALIVE for seed in packet.seeds)
-        )
+    def _find_obstacle(self, state: HeuristicState, packet: SystemStatePacket) -> str | None:
+        """Why no seed may germinate now; None where one may."""
+        config = self._config
+        alive = [seed for seed in packet.seeds if seed.stage in ALIVE]
+        if alive:
+            return f"seed {alive[0].seed_id} is {alive[0].stage.name}"
+        if state.culled_at is not None:
+            since = state.epoch - state.culled_at
+            if since < config.embargo_epochs:
+                return f"{since} epochs since a seed was culled, limit {config.embargo_epochs}"
+        if state.stalled < config.plateau_epochs:
+            return f"{_explain_plateau(state)}, limit {config.plateau_epochs}"
+        if state.epoch < config.min_epochs:
+            return f"epoch {state.epoch} is before the first for germination, {config.min_epochs}"
+        return None
 
     def _germinations(
         self, state: HeuristicState, packet: SystemStatePacket, legality: Legality
@@ -129,17 +163,32 @@ class HeuristicPolicy:
         best_first = sorted(norms, key=lambda pair: -np.nan_to_num(norms[pair], nan=0.0))
         for seed, row in best_first or in_turn:
             if state.penalties.get(ids[row], 0.0) <= self._config.penalty_skip:
-                yield Choice(Action.GERMINATE, seed, row)
+                yield Choice(
+                    Action.GERMINATE,
+                    seed,
+                    row,
+                    reason="heuristic:plateau",
+                    explanation=_explain_plateau(state),
+                )
 
     def _remember(
         self, state: HeuristicState, packet: SystemStatePacket, choice: Choice
     ) -> HeuristicState:
-        """Note what was asked for, as far as later packets must be read in its light."""
+        """Note the choice, as far as later packets are read with it."""
         if choice.seed is not None and choice.blueprint is not None:
             seed_id = packet.seeds[choice.seed].seed_id
             asked = {**state.asked, seed_id: candidate_ids(packet)[choice.blueprint]}
             return replace(state, asked=asked)
         return replace(state, rises=0) if choice.action is Action.OPTIMIZER else state
+
+
+def _explain_plateau(state: HeuristicState) -> str:
+    if state.best is None:
+        return "no finite loss was reported yet"
+    if not state.stalled:
+        return f"loss improved to {state.best:.4g}"
+    epochs = "epoch" if state.stalled == 1 else "epochs"
+    return f"no improvement for {state.stalled} {epochs} (best {state.best:.4g})"
 
 
 def candidate_ids(packet: SystemStatePacket) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a policy is given and what it answers: the types at the policy's boundary."""
+"""The inputs and outputs of a policy, and the protocols that policies satisfy."""
 
 from __future__ import annotations
 
@@ -19,12 +19,26 @@ __all__ = [
     "Observation",
     "Policy",
     "PolicyOutputs",
+    "Rationale",
 ]
 
 NUM_ACTIONS = 32
 
 Array = jax.Array | np.ndarray
-"""On a device, or not: a policy may answer in either, and a batch of masks may be traced."""
+"""In JAX or in NumPy: a policy may return either, and a batch of masks may be traced."""
+
+
+class Rationale(NamedTuple):
+    """Why a policy chose as it did.
+
+    Attributes:
+      reason: a short, stable id of the rule that chose, such as ``heuristic:plateau``; it is a
+        label of metrics, so a policy has few of them.
+      explanation: the reason in words, with its numbers.
+    """
+
+    reason: str
+    explanation: str
 
 
 class PolicyOutputs(NamedTuple):
@@ -42,6 +56,8 @@ class PolicyOutputs(NamedTuple):
       seed_scores: f32[S], -inf on padding.
       blueprint_scores: f32[B], -inf on padding.
       graph_embedding: f32[D2].
+      rationale: why a policy of rules chose its action; None from a network, whose logits are
+        explained by `propose`.
     """
 
     policy_logits: Array
@@ -55,10 +71,15 @@ class PolicyOutputs(NamedTuple):
     seed_scores: Array
     blueprint_scores: Array
     graph_embedding: Array
+    rationale: Rationale | None = None
+
+    def named_arrays(self) -> dict[str, Array]:
+        """The arrays by name, without the rationale."""
+        return {name: field for name, field in self._asdict().items() if name != "rationale"}
 
 
 class Legality(NamedTuple):
-    """What may be chosen.
+    """What the policy may choose.
 
     Attributes:
       actions: bool[32].
@@ -73,7 +94,7 @@ class Legality(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a policy decides upon."""
+    """The input of one decision."""
 
     packet: SystemStatePacket
     layout: GraphLayout

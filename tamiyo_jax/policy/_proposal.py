@@ -1,4 +1,4 @@
-"""From a selection to a proposal: the one place where rows become ids, in plain Python."""
+"""From a selection to a proposal: rows of the graph become ids of the packet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tamiyo_jax.contracts import (
 )
 from tamiyo_jax.errors import NoLegalActionError, NonFiniteOutputError
 from tamiyo_jax.policy._actions import ACTIONS, Action, Selection
-from tamiyo_jax.policy._outputs import Array, Legality, PolicyOutputs
+from tamiyo_jax.policy._outputs import Array, Legality, PolicyOutputs, Rationale
 
 __all__ = ["Proposal", "propose"]
 
@@ -31,12 +31,14 @@ class Proposal:
 
     Attributes:
       action: the action.
+      reason: id of the policy's rule, ``network:<action>`` where the logits decided.
+      explanation: why, in words and with numbers.
       command_type: the command, None for WAIT.
       operation: what to do to the seed, None where no seed is acted upon.
       seed_id: the seed, or None.
       blueprint_id: the blueprint to germinate, or None.
       optimizer_id: the optimiser to adjust, or None.
-      breaker: the state asked of the host's breaker, or None.
+      breaker: the requested state of the host's breaker, or None.
       parameters: numbers that go with the command: of GERMINATE ``alpha``,
         ``blending_method_index``, ``blending_schedule_start`` and ``blending_schedule_end``,
         of OPTIMIZER ``lr_delta``.
@@ -58,6 +60,8 @@ class Proposal:
     """
 
     action: Action
+    reason: str
+    explanation: str
     command_type: CommandType | None
     operation: SeedOperation | None
     seed_id: str | None
@@ -92,7 +96,7 @@ def propose(
     """Map a selection to the ids of its packet.
 
     Args:
-      packet: the packet that was decided upon.
+      packet: the packet that the policy observed.
       candidates: the blueprints in the order of their nodes, the active one first.
       outputs: the policy's outputs for it, on the host and without a batch axis.
       legality: what may be chosen.
@@ -121,8 +125,11 @@ def propose(
         }
     elif action is Action.OPTIMIZER:
         parameters = {"lr_delta": lr_delta}
+    rationale = outputs.rationale or _explain_logits(outputs, legality, action)
     return Proposal(
         action=action,
+        reason=rationale.reason,
+        explanation=rationale.explanation,
         command_type=rule.command_type,
         operation=None if seed is None else rule.operations[packet.seeds[seed].stage],
         seed_id=None if seed is None else packet.seeds[seed].seed_id,
@@ -152,9 +159,10 @@ def _check_finite(outputs: PolicyOutputs, *, seeds: int, blueprints: int) -> Non
         seed_scores=outputs.seed_scores[:seeds],
         blueprint_scores=outputs.blueprint_scores[:blueprints],
     )
-    if np.isfinite(np.concatenate(real, axis=None)).all():
+    arrays = real.named_arrays()
+    if np.isfinite(np.concatenate([*arrays.values()], axis=None)).all():
         return
-    bad = [name for name, array in real._asdict().items() if not np.all(np.isfinite(array))]
+    bad = [name for name, array in arrays.items() if not np.all(np.isfinite(array))]
     raise NonFiniteOutputError(
         f"the policy's outputs {', '.join(bad)} hold NaN or infinity; check the parameters "
         "that were loaded",
@@ -183,6 +191,21 @@ def _check_legal(selection: Selection, legality: Legality) -> tuple[Action, int 
         Action(index),
         seed if rule.operations else None,
         blueprint if rule.needs_blueprint else None,
+    )
+
+
+def _explain_logits(outputs: PolicyOutputs, legality: Legality, action: Action) -> Rationale:
+    """The chosen action's probability among the legal ones, and its lead in logits."""
+    logits = np.where(legality.actions, outputs.policy_logits, -np.inf)
+    weights = np.exp(logits - np.max(logits))
+    shares = weights / np.sum(weights)
+    others = np.where(np.arange(len(logits)) == action, -np.inf, logits)
+    rival = Action.WAIT if action is not Action.WAIT else Action(int(np.argmax(others)))
+    lead = logits[action] - logits[rival]
+    return Rationale(
+        f"network:{action.name.lower()}",
+        f"{action.name} has probability {shares[action]:.2g}, {rival.name} "
+        f"{shares[rival]:.2g} (advantage {lead:.2g})",
     )
 
 

@@ -54,7 +54,8 @@ class ReplayedDecision:
       action: what was decided.
       command: what the host is to do; None for WAIT. Under an id of its own, issued now, and
         signed unless `shadow`; its annotation ``replay_of`` names the command on record.
-      reason: why it was decided.
+      reason: id of the rule that decided.
+      explanation: the reason in words; empty in journals that have none.
       shadow: on record it was only what would have been done.
       differences: fields of the packet that are not what they were on record; none where the
         run goes the same way.
@@ -64,6 +65,7 @@ class ReplayedDecision:
     action: str
     command: AdaptationCommand | None
     reason: str
+    explanation: str
     shadow: bool
     differences: tuple[str, ...]
 
@@ -152,6 +154,7 @@ class Replay:
             action=record.action,
             command=command,
             reason=record.report.notes,
+            explanation=record.explanation,
             shadow=shadow,
             differences=packet_differences(record.packet, packet),
         )

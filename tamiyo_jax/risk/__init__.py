@@ -6,7 +6,6 @@ Pure Python without arrays: state in, state out.
 from tamiyo_jax.risk._breaker import BreakerState, Stage
 from tamiyo_jax.risk._conditions import Condition
 from tamiyo_jax.risk._gate import (
-    POLICY_REASON,
     RESTRICTION,
     Verdict,
     clip_lr_delta,
@@ -32,7 +31,6 @@ from tamiyo_jax.risk._state import (
 )
 
 __all__ = [
-    "POLICY_REASON",
     "RESTRICTION",
     "RULES",
     "BreakerState",

@@ -1,7 +1,7 @@
-"""The gate: what the rules make of a proposed command.
+"""The gate: evaluate a proposed command against the rules.
 
-All rows are judged against the proposal, not against each other's results, so the order of
-the table decides nothing but ties in the stated reason.
+All rows are evaluated against the proposal, not against each other's results, so the order of
+the table only settles ties in the stated reason.
 """
 
 from __future__ import annotations
@@ -14,9 +14,15 @@ from tamiyo_jax.contracts import CommandType, Event, Priority, SeedOperation, Te
 from tamiyo_jax.risk._rules import RULES, Effect, HeldRule, Rule, rules_that_hold
 from tamiyo_jax.risk._signals import Signals
 
-__all__ = ["POLICY_REASON", "RESTRICTION", "Verdict", "clip_lr_delta", "gate", "guard"]
+__all__ = ["RESTRICTION", "Verdict", "clip_lr_delta", "gate", "guard"]
 
-POLICY_REASON = "policy"
+_GUARD_REASON = "guard:wait"
+
+# What an explanation adds where an effect could not be had in full.
+_SHORTFALLS: Mapping[tuple[Effect, CommandType], str] = {
+    (Effect.ROLLBACK, CommandType.PAUSE): "; no checkpoint to return to",
+    (Effect.DOWNGRADE, CommandType.PAUSE): "; no optimiser to slow down",
+}
 
 RESTRICTION: Mapping[CommandType | None, int] = {
     None: 0,
@@ -31,11 +37,12 @@ RESTRICTION: Mapping[CommandType | None, int] = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the gate answers.
+    """What the gate decided.
 
     Attributes:
       command_type: the command to issue; None is WAIT.
-      reason: of the most severe row that had an effect, else ``policy``.
+      reason: id of the most severe row that had an effect, else the reason of the proposal.
+      explanation: the same in words, with the measured values and their limits.
       events: one for each row that holds, the most severe first, then by name.
       priority: of the message.
       star: reason of the most severe ★ row that holds, whether or not it had an effect.
@@ -46,6 +53,7 @@ class Verdict:
 
     command_type: CommandType | None
     reason: str
+    explanation: str
     events: tuple[Event, ...]
     priority: Priority
     star: str | None
@@ -64,15 +72,20 @@ def gate(
     signals: Signals,
     config: RiskConfig,
     rules: Iterable[Rule] = RULES,
+    *,
+    reason: str,
+    explanation: str,
 ) -> Verdict:
-    """Judge the policy's proposal.
+    """Evaluate the policy's proposal.
 
     Args:
       command_type: the proposal, one of `RESTRICTION`; None is WAIT.
       operation: of a SEED command, else None.
-      signals: what the rules look at.
+      signals: the measurements and facts that the rules read.
       config: their thresholds.
       rules: the table.
+      reason: id of the policy's own rule, stated where no row has an effect.
+      explanation: the policy's reason in words.
     """
     culls = command_type is CommandType.SEED and operation is SeedOperation.CULL
 
@@ -81,18 +94,20 @@ def gate(
         # Removing a seed lowers risk, so only a rollback stands above it.
         return None if culls and restricted is not CommandType.ROLLBACK else restricted
 
-    verdict = _evaluate(command_type, rules_that_hold(signals, config, rules), restrict)
+    held = rules_that_hold(signals, config, rules)
+    verdict = _evaluate(command_type, held, restrict, reason, explanation)
     downgraded = command_type is CommandType.SEED and verdict.command_type is CommandType.OPTIMIZER
     return replace(verdict, downgraded=downgraded)
 
 
 def guard(signals: Signals, config: RiskConfig, *, may_brake: bool) -> Verdict:
-    """Judge without a policy: the proposal is WAIT, and a downgrade row brakes.
+    """Evaluate without a policy: the proposal is WAIT, and a downgrade row brakes.
 
     Args:
-      signals: what the rules look at; without an optimizer_id there is nothing to brake.
+      signals: the measurements and facts that the rules read; no brake without an
+        optimizer_id.
       config: the rules' thresholds.
-      may_brake: the last brake is long enough ago, see `tamiyo_jax.risk.may_brake`.
+      may_brake: whether the last brake is long enough ago; see `tamiyo_jax.risk.may_brake`.
     """
 
     def restrict(effect: Effect) -> CommandType | None:
@@ -100,7 +115,8 @@ def guard(signals: Signals, config: RiskConfig, *, may_brake: bool) -> Verdict:
             return CommandType.OPTIMIZER
         return _restrict(effect, None, signals)
 
-    verdict = _evaluate(None, rules_that_hold(signals, config), restrict)
+    held = rules_that_hold(signals, config)
+    verdict = _evaluate(None, held, restrict, _GUARD_REASON, _explain_wait(held))
     return replace(verdict, brakes=verdict.command_type is CommandType.OPTIMIZER)
 
 
@@ -113,7 +129,7 @@ def clip_lr_delta(lr_delta: float) -> float:
 
 
 def _restrict(effect: Effect, proposal: CommandType | None, signals: Signals) -> CommandType | None:
-    """The command that `effect` asks for; None where it has nothing to ask."""
+    """The command that `effect` requires; None where it requires none."""
     seed = proposal is CommandType.SEED
     match effect:
         case Effect.NONE:
@@ -136,6 +152,8 @@ def _evaluate(
     proposal: CommandType | None,
     held: Sequence[HeldRule],
     restrict: Callable[[Effect], CommandType | None],
+    reason: str,
+    explanation: str,
 ) -> Verdict:
     effective = [
         (row, command) for row in held if (command := restrict(row.rule.effect)) is not None
@@ -144,17 +162,28 @@ def _evaluate(
     deciding = max(
         effective, key=lambda pair: (pair[0].rule.level, RESTRICTION[pair[1]]), default=None
     )
+    if deciding is not None:
+        row, command = deciding
+        reason = row.rule.reason
+        explanation = row.explanation + _SHORTFALLS.get((row.rule.effect, command), "")
     return Verdict(
         command_type=max(
             (proposal, *(command for _, command in effective)), key=RESTRICTION.__getitem__
         ),
-        reason=POLICY_REASON if deciding is None else deciding[0].rule.reason,
+        reason=reason,
+        explanation=explanation,
         events=tuple(
             sorted((row.event for row in held), key=lambda event: (-event.level, event.name))
         ),
         priority=_priority(held),
         star=_star(held),
     )
+
+
+def _explain_wait(held: Sequence[HeldRule]) -> str:
+    """Why the guard waits, given that no row has an effect."""
+    found = [row.explanation for row in held if row.rule.effect is not Effect.NONE]
+    return f"no brake is due: {'; '.join(found)}" if found else "no signal is beyond its limit"
 
 
 def _star(held: Sequence[HeldRule]) -> str | None:

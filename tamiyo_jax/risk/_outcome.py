@@ -13,14 +13,16 @@ from tamiyo_jax.contracts import (
     SystemHealth,
     TelemetryLevel,
 )
-from tamiyo_jax.risk._gate import POLICY_REASON, Verdict
+from tamiyo_jax.risk._gate import Verdict
+from tamiyo_jax.risk._rules import RULES
 
 __all__ = ["health", "priority", "report_outcome"]
 
 _REGRESSIONS = frozenset(
     {"bp_quarantine", "loss_spike", "nonfinite_loss", "isolation_violation", "hook_budget"}
 )
-_NEUTRAL_PAUSES = frozenset({"conservative_mode", POLICY_REASON})
+# A pause of one of these rows is a success; one of conservative mode or of the policy is neutral.
+_PAUSING_RULES = frozenset(rule.reason for rule in RULES) - {"conservative_mode"}
 
 
 def report_outcome(verdict: Verdict | None) -> ReportOutcome:
@@ -30,7 +32,7 @@ def report_outcome(verdict: Verdict | None) -> ReportOutcome:
     if verdict.reason in _REGRESSIONS:
         return ReportOutcome.REGRESSION
     waits = verdict.command_type is None
-    pauses = verdict.command_type is CommandType.PAUSE and verdict.reason in _NEUTRAL_PAUSES
+    pauses = verdict.command_type is CommandType.PAUSE and verdict.reason not in _PAUSING_RULES
     return ReportOutcome.NEUTRAL if waits or pauses else ReportOutcome.SUCCESS
 
 

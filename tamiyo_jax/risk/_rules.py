@@ -1,8 +1,8 @@
 """The rules of the gate: one table.
 
 A row that holds emits its event and may restrict the command. Rows of one band are about
-one signal and exclude each other: only the most severe that holds takes part. Rows that
-have no effect tell operators something and no more.
+one signal and exclude each other: only the most severe that holds takes part. Rows without
+an effect only emit their event.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Rule:
     """One row of the table.
 
     Attributes:
-      reason: what the command says when this row decided it.
+      reason: id of the row, stated on the commands that it decides.
       band: the signal; of the rows with one band only the most severe that holds takes part.
       when: the condition.
       effect: what happens to the command.
@@ -69,14 +69,21 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class HeldRule:
-    """A row that holds, and its event with the measured values and their limits."""
+    """A row that holds.
+
+    Attributes:
+      rule: the row.
+      event: its event, with the measured values and their limits.
+      explanation: the same in words.
+    """
 
     rule: Rule
     event: Event
+    explanation: str
 
 
 def _safety(read: Callable[[SafetySheet], StrEnum], *among: StrEnum) -> Callable[[Signals], object]:
-    """Read the judged blueprint's safety sheet; None without one, or for other values."""
+    """Read the evaluated blueprint's safety sheet; None without one, or for other values."""
 
     def value(signals: Signals) -> object:
         sheet = None if signals.blueprint is None else signals.blueprint.safety
@@ -91,7 +98,7 @@ def _hazard(band: HazardBand) -> Condition:
 
 
 def _other_than_cpu(signals: Signals) -> str | None:
-    """The hardware that trains, unless it is a CPU: training on one sits at its limit."""
+    """The hardware that trains, unless it is a CPU: training on a CPU uses all of it."""
     device = signals.device_type or "unknown"
     return None if device.lower() == "cpu" else device
 
@@ -228,10 +235,11 @@ def rules_that_hold(
     for rule in rules:
         if rule.detection not in ("any", config.detection):
             continue
-        attributes = rule.when.check(signals, config)
-        if attributes is None:
+        finding = rule.when.check(signals, config)
+        if finding is None:
             continue
-        row = HeldRule(rule, Event(rule.event, rule.level, attributes))
+        event = Event(rule.event, rule.level, finding.attributes)
+        row = HeldRule(rule, event, finding.explanation)
         held.append(row)
         if rule.band not in worst or rule.severity > worst[rule.band].rule.severity:
             worst[rule.band] = row

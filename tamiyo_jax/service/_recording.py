@@ -41,7 +41,7 @@ def outcome_record(
         replayable = {
             "packet": outcome.situation.packet,
             "mask": _arrays_by_name(outcome.situation.observation.legality._asdict()),
-            "outputs": None if outputs is None else _arrays_by_name(outputs._asdict()),
+            "outputs": None if outputs is None else _arrays_by_name(outputs.named_arrays()),
         }
     return StepRecord(
         report=outcome.report,
@@ -52,6 +52,7 @@ def outcome_record(
         blueprint_revision=outcome.situation.blueprint.revision,
         registry_additions=after.registries.additions(before.registries),
         closed_windows=outcome.closed_windows,
+        explanation=outcome.verdict.explanation,
         **replayable,
     )
 
@@ -85,6 +86,7 @@ def make_decision(
         action=outcome.action,
         command=command,
         reason=outcome.verdict.reason,
+        explanation=outcome.verdict.explanation,
         events=outcome.events,
         coverage=outcome.situation.coverage,
         value=None if proposal is None else proposal.value,

@@ -72,6 +72,8 @@ class StepRecord:
       registry_additions: keys that the step added, by registry.
       state: the small state after the step, as text.
       closed_windows: synthesised reports of windows that the step closed.
+      explanation: why the action was decided, in words; empty for a step that failed, and in
+        records that were written before there were explanations.
     """
 
     report: FieldReport
@@ -85,6 +87,7 @@ class StepRecord:
     outputs: Arrays | None = None
     registry_additions: Mapping[str, Sequence[str]] | None = None
     closed_windows: tuple[FieldReport, ...] = ()
+    explanation: str = ""
 
     @property
     def reports(self) -> tuple[FieldReport, ...]:
@@ -156,6 +159,7 @@ def encode_step(step: StepRecord, packet: bytes | None = None) -> bytes:
         mode=step.mode,
         action=step.action,
         closed_windows=[encode_report(report) for report in step.closed_windows],
+        explanation=step.explanation,
     )
     if step.packet is not None:
         message.packet = encode_packet(step.packet) if packet is None else packet
@@ -192,6 +196,7 @@ def decode_step(payload: bytes) -> StepRecord:
             name: tuple(keys) for name, keys in json.loads(message.registry_additions).items()
         },
         closed_windows=tuple(decode_report(report) for report in message.closed_windows),
+        explanation=message.explanation,
     )
     for report in step.reports:
         validate_report(report)

@@ -17,7 +17,7 @@ class Array(_message.Message):
     def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("packet", "command", "blueprint_revision", "mask", "outputs", "report", "registry_additions", "state", "mode", "action", "closed_windows")
+    __slots__ = ("packet", "command", "blueprint_revision", "mask", "outputs", "report", "registry_additions", "state", "mode", "action", "closed_windows", "explanation")
     class MaskEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class Step(_message.Message):
     MODE_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
     CLOSED_WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
     packet: bytes
     command: bytes
     blueprint_revision: int
@@ -54,7 +55,8 @@ class Step(_message.Message):
     mode: str
     action: str
     closed_windows: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, packet: _Optional[bytes] = ..., command: _Optional[bytes] = ..., blueprint_revision: _Optional[int] = ..., mask: _Optional[_Mapping[str, Array]] = ..., outputs: _Optional[_Mapping[str, Array]] = ..., report: _Optional[bytes] = ..., registry_additions: _Optional[str] = ..., state: _Optional[str] = ..., mode: _Optional[str] = ..., action: _Optional[str] = ..., closed_windows: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    explanation: str
+    def __init__(self, packet: _Optional[bytes] = ..., command: _Optional[bytes] = ..., blueprint_revision: _Optional[int] = ..., mask: _Optional[_Mapping[str, Array]] = ..., outputs: _Optional[_Mapping[str, Array]] = ..., report: _Optional[bytes] = ..., registry_additions: _Optional[str] = ..., state: _Optional[str] = ..., mode: _Optional[str] = ..., action: _Optional[str] = ..., closed_windows: _Optional[_Iterable[bytes]] = ..., explanation: _Optional[str] = ...) -> None: ...
 
 class Unpublished(_message.Message):
     __slots__ = ("report_id", "sequence", "attempts", "not_before_ns")

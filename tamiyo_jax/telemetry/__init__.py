@@ -1,4 +1,4 @@
-"""Outcomes as telemetry packets, and the sinks that receive them."""
+"""Telemetry packets of decisions, and the sinks that receive them."""
 
 from tamiyo_jax.telemetry._bus_sink import TELEMETRY, BusSink
 from tamiyo_jax.telemetry._dispatch import JsonLinesSink, MemorySink, Sink, Telemetry
@@ -11,6 +11,7 @@ from tamiyo_jax.telemetry._packets import (
 )
 from tamiyo_jax.telemetry._prometheus import PrometheusSink
 from tamiyo_jax.telemetry._tensorboard import TensorBoardSink
+from tamiyo_jax.telemetry._wandb import WandbSink
 
 __all__ = [
     "TELEMETRY",
@@ -22,6 +23,7 @@ __all__ = [
     "Sink",
     "Telemetry",
     "TensorBoardSink",
+    "WandbSink",
     "damage_events",
     "failure_packet",
     "outcome_packet",

@@ -1,8 +1,8 @@
-"""What monitoring systems call Tamiyo's metrics: kind, unit and labels of each.
+"""Instruments of monitoring systems for Tamiyo's metrics: kind, unit and labels of each.
 
-A packet holds numbers by name. Prometheus and OpenTelemetry tell counters from gauges and
-durations, want seconds, and keep in a label what a name counts off. The tables say which is which;
-a metric that none of them lists is a gauge of its own name.
+A packet holds numbers by name. Prometheus and OpenTelemetry distinguish counters, gauges and
+durations, expect seconds, and use labels where names are enumerated. The tables hold these facts; a
+metric that no table lists is a gauge of its own name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from functools import lru_cache
 
 from tamiyo_jax.contracts import Metric, TelemetryPacket
 
-__all__ = ["DURATION_BUCKETS_S", "Instrument", "Kind", "Unit", "instrument_of", "newest_metrics"]
+__all__ = [
+    "DURATION_BUCKETS_S",
+    "DecisionLabels",
+    "Instrument",
+    "Kind",
+    "Unit",
+    "instrument_of",
+    "newest_metrics",
+]
 
 DURATION_BUCKETS_S = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -74,6 +82,7 @@ _UNITS = {
     "ms": Unit("s", "_seconds", 1e-3),
     "share": Unit(suffix="_ratio"),
     "fraction": Unit(suffix="_ratio"),
+    "parameters": Unit("{parameter}"),
     "packets": Unit("{packet}"),
     "reports": Unit("{report}"),
     "blueprints": Unit("{blueprint}"),
@@ -93,12 +102,38 @@ _COUNTERS = {
     "tamiyo.telemetry.dropped_total",
 }
 
-# Metrics whose names count something off, and the name that they share.
+# Metrics whose names enumerate something, and the name that they share.
 _FAMILIES = {
     "tamiyo.gnn.feature_coverage.<group>": "tamiyo.gnn.feature_coverage_by_group",
+    "tamiyo.seed.contribution.<seed>": "tamiyo.seed.contribution",
+    "tamiyo.seed.alpha.<seed>": "tamiyo.seed.alpha",
     "tamiyo.breaker.<stage>_state": "tamiyo.breaker.state",
     "tamiyo.breaker.<stage>_failures": "tamiyo.breaker.failures",
 }
+
+
+class DecisionLabels:
+    """Labels of decisions, with a bounded number of values.
+
+    Reasons are ids of rules. A policy that makes up reasons as it goes would make a label without
+    bound, so after the first `MOST_REASONS` a new one is counted as ``other``.
+    """
+
+    MOST_REASONS = 64
+
+    def __init__(self) -> None:
+        self._reasons: set[str] = set()
+
+    def of(self, packet: TelemetryPacket) -> Mapping[str, str] | None:
+        """Action and reason of a decided step; None for any other packet."""
+        facts = packet.health.indicators
+        if "action" not in facts:
+            return None
+        reason = facts["reason"]
+        if len(self._reasons) < self.MOST_REASONS:
+            self._reasons.add(reason)
+        known = reason in self._reasons
+        return {"action": facts["action"], "reason": reason if known else "other"}
 
 
 def instrument_of(metric: Metric) -> Instrument:

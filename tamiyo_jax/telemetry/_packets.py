@@ -1,15 +1,20 @@
-"""Outcomes, failures and findings as telemetry packets."""
+"""Telemetry packets of decided steps, failed steps, and changes between two steps."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from tamiyo_jax.contracts import (
+    AdaptationCommand,
     Event,
     HealthStatus,
     Metric,
+    OptimizerAdjustment,
+    Rollback,
+    SeedAdjustment,
     SystemHealth,
+    SystemStatePacket,
     TelemetryLevel,
     TelemetryPacket,
 )
@@ -21,6 +26,8 @@ __all__ = ["damage_events", "failure_packet", "outcome_packet", "status_packet"]
 
 Indicators = Mapping[str, str]
 
+REPORTED_SEEDS = 16  # seeds with metrics of their own; their ids are labels of metrics
+
 
 def outcome_packet(
     outcome: Outcome,
@@ -29,15 +36,31 @@ def outcome_packet(
     indicators: Indicators,
     gauges: Iterable[Metric],
 ) -> TelemetryPacket:
-    """Telemetry of a decided step; `gauges` come from the parts of the controller."""
+    """Telemetry of a decided step.
+
+    Its events are those of the step, and an event ``decision`` if the decision does something.
+
+    Args:
+      outcome: the result of the step.
+      state: the controller's state after the step.
+      decision: the decision that the caller receives.
+      indicators: text by name that every packet of the controller carries.
+      gauges: metrics of the controller's parts, such as its workers and its cache.
+    """
     packet = outcome.situation.packet
     proposal = outcome.proposal
-    facts = dict(indicators) | {"priority": outcome.priority.name, "reason": decision.reason}
+    facts = dict(indicators) | {
+        "priority": outcome.priority.name,
+        "action": decision.action,
+        "reason": decision.reason,
+        "explanation": decision.explanation,
+    }
     metrics = [
         Metric("tamiyo.loss_delta", outcome.loss_delta, "loss"),
         Metric("tamiyo.conservative_mode", float(state.risk.conservative is not None)),
         Metric("tamiyo.inference.latency_ms", decision.latency.inference_ms, "ms"),
         Metric("tamiyo.step.latency_ms", decision.latency.step_ms, "ms"),
+        Metric("tamiyo.metadata.latency_ms", decision.latency.metadata_ms, "ms"),
         Metric("tamiyo.encode.latency_ms", decision.latency.encode_ms, "ms"),
         Metric("tamiyo.journal.append_ms", decision.latency.append_ms, "ms"),
         Metric("tamiyo.gnn.feature_coverage", outcome.situation.total_coverage, "share"),
@@ -45,10 +68,9 @@ def outcome_packet(
             Metric(f"tamiyo.gnn.feature_coverage.{group}", share, "share")
             for group, share in decision.coverage.items()
         ),
+        *_training_metrics(packet),
         *gauges,
     ]
-    if packet.validation_loss is not None:
-        metrics.append(Metric("tamiyo.validation_loss", packet.validation_loss, "loss"))
     if proposal is not None:
         facts["blending_method"] = proposal.blending_method
         metrics += [
@@ -76,13 +98,57 @@ def outcome_packet(
         timestamp_ns=outcome.report.issued_at_ns or 0,
         level=_level(outcome.events),
         metrics=tuple(metrics),
-        events=outcome.events,
+        events=(*outcome.events, *_decision_events(decision)),
         health=SystemHealth(outcome.health.status, outcome.health.summary, facts),
     )
 
 
+def _training_metrics(packet: SystemStatePacket) -> Iterator[Metric]:
+    """What the training loop reported of the network and of its seeds."""
+    reported = (
+        ("tamiyo.training_loss", packet.training_loss, "loss"),
+        ("tamiyo.validation_loss", packet.validation_loss, "loss"),
+        ("tamiyo.validation_accuracy", packet.validation_accuracy, "share"),
+        ("tamiyo.live_parameters", packet.training_metrics.get("live_parameters"), "parameters"),
+    )
+    for name, value, unit in reported:
+        if value is not None:
+            yield Metric(name, value, unit)
+    for seed in packet.seeds[:REPORTED_SEEDS]:
+        for name, unit in (("contribution", "loss"), ("alpha", "share")):
+            if name in seed.metrics:
+                yield Metric(f"tamiyo.seed.{name}.{seed.seed_id}", seed.metrics[name], unit)
+
+
+def _decision_events(decision: Decision) -> Iterator[Event]:
+    command = decision.command
+    if command is not None:
+        attributes = {
+            "action": decision.action,
+            "reason": decision.reason,
+            "explanation": decision.explanation,
+            "target": _target(command),
+            "command_id": command.command_id,
+            "shadow": str(decision.shadow).lower(),
+        }
+        yield Event("decision", TelemetryLevel.INFO, attributes)
+
+
+def _target(command: AdaptationCommand) -> str:
+    """What a command acts on; empty for a pause."""
+    match command.payload:
+        case SeedAdjustment(_, blueprint_id, _):
+            return " with ".join(filter(None, (command.target_seed_id, blueprint_id)))
+        case OptimizerAdjustment(optimizer_id):
+            return optimizer_id
+        case Rollback(checkpoint):
+            return checkpoint
+        case _:
+            return ""
+
+
 def failure_packet(failure: Failure, indicators: Indicators) -> TelemetryPacket:
-    """Telemetry of a step that raised."""
+    """Telemetry of a step that raised an error."""
     health = SystemHealth(failure.health.status, failure.health.summary, dict(indicators))
     return TelemetryPacket(
         packet_id=str(uuid.uuid4()),
@@ -97,7 +163,7 @@ def failure_packet(failure: Failure, indicators: Indicators) -> TelemetryPacket:
 def status_packet(
     events: tuple[Event, ...], indicators: Indicators, now_ns: int
 ) -> TelemetryPacket:
-    """Telemetry of what happens between two decisions."""
+    """Telemetry of events between two decisions."""
     level = _level(events)
     status = {
         TelemetryLevel.CRITICAL: HealthStatus.CRITICAL,
@@ -115,7 +181,7 @@ def status_packet(
 
 
 def damage_events(recovered: Recovered) -> tuple[Event, ...]:
-    """What opening a journal found damaged."""
+    """Events for the damage that opening a journal found."""
     torn = tuple(
         Event("journal_torn", TelemetryLevel.INFO, {"what": str(damage)})
         for damage in recovered.torn

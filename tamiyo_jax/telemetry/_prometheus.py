@@ -1,4 +1,4 @@
-"""Telemetry for Prometheus, which comes and asks for it."""
+"""Telemetry for Prometheus, which scrapes it over HTTP."""
 
 # The types of prometheus_client are partial.
 # pyright: reportUnknownMemberType=false
@@ -12,6 +12,7 @@ from tamiyo_jax.contracts import Metric, TelemetryPacket
 from tamiyo_jax.errors import ConfigurationError
 from tamiyo_jax.telemetry._instruments import (
     DURATION_BUCKETS_S,
+    DecisionLabels,
     Instrument,
     Kind,
     instrument_of,
@@ -29,7 +30,7 @@ _ABOUT = ("policy", "policy_arch", "mode")  # indicators that seldom change
 
 
 class PrometheusSink:
-    """Keeps what a scrape is told: the newest metrics, histograms of durations, counts of events.
+    """Keeps what a scrape reads: newest metrics, duration histograms, and counts.
 
     Names are those of the packets with underscores, and end in the unit: milliseconds become
     ``_seconds``, shares and fractions ``_ratio``, counters end in ``_total``. It opens no port:
@@ -37,8 +38,8 @@ class PrometheusSink:
     ``tamiyo_jax[telemetry]``.
 
     Args:
-      registry: where it is registered; for one sink. The sink may be handed to one controller
-        after the other.
+      registry: the registry that scrapes read; it takes one sink, which may serve one controller
+        after another.
 
     Raises:
       ConfigurationError: prometheus_client is not installed, or the registry has such names.
@@ -55,21 +56,31 @@ class PrometheusSink:
             self._events = Counter(
                 "tamiyo_events", "Events of Tamiyo.", ("event", "level"), registry=registry
             )
+            self._decisions = Counter(
+                "tamiyo_decisions",
+                "Decisions of Tamiyo, also those to wait.",
+                ("action", "reason"),
+                registry=registry,
+            )
         except ValueError as error:
             raise ConfigurationError(
                 f"the registry cannot take a {type(self).__name__}: {error}; "
                 "make one sink for a registry"
             ) from error
         self._registry = registry
+        self._labels = DecisionLabels()
         self._durations: dict[str, Histogram] = {}
         self._metrics: tuple[Metric, ...] = ()
         self._about: dict[str, str] = {}
         registry.register(self)
 
     def emit(self, packet: TelemetryPacket) -> None:
-        """See `Sink`."""
+        """Take a packet; see `Sink`."""
         for event in packet.events:
             self._events.labels(event.name, event.level.name).inc()
+        labels = self._labels.of(packet)
+        if labels is not None:
+            self._decisions.labels(**labels).inc()
         for metric in packet.metrics:
             instrument = instrument_of(metric)
             if instrument.kind is Kind.DURATION:
@@ -79,7 +90,7 @@ class PrometheusSink:
         self._about = self._about | {name: known[name] for name in _ABOUT if name in known}
 
     def collect(self) -> Iterator[MetricFamily]:
-        """Gauges, counters and what decides, for the registry; called by threads of scrapes."""
+        """Gauges, counters and the policy, for the registry; called by threads of scrapes."""
         from prometheus_client.core import (
             CounterMetricFamily,
             GaugeMetricFamily,
@@ -87,7 +98,9 @@ class PrometheusSink:
         )
 
         if self._about:
-            yield InfoMetricFamily("tamiyo", "What decides, and how.", dict(self._about))
+            yield InfoMetricFamily(
+                "tamiyo", "The policy that decides, and its mode.", dict(self._about)
+            )
         families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
         for metric in self._metrics:
             instrument = instrument_of(metric)

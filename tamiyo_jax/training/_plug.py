@@ -408,4 +408,4 @@ def _mean(total: StepMetrics, steps: int) -> StepMetrics:
 def _line(decision: Decision) -> str:
     target = "" if decision.command is None else decision.command.target_seed_id
     words = ("would" if decision.shadow else "", decision.action, target, f"({decision.reason})")
-    return " ".join(word for word in words if word)
+    return f"{' '.join(word for word in words if word)}: {decision.explanation}"

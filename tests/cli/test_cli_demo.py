@@ -98,7 +98,7 @@ def test_a_run_that_has_not_ended_is_not_replayed(begun: Path) -> None:
 def test_json_holds_no_number_that_json_does_not_know(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = Row(1, float("nan"), float("inf"), 0.5, 330, "WAIT", "policy", "", ("INFO",), 1.0)
+    row = Row(1, float("nan"), float("inf"), 0.5, 330, "WAIT", "heuristic:wait", "", ("INFO",), 1.0)
     variant = Variant("any", (row,), 0.5, 330, 330)
     summary = DemoSummary(variant, variant, variant, {"WAIT": 1}, {"INFO": 1}, (1.0,), None)
     monkeypatch.setattr(tamiyo_jax.demo, "run_demo", lambda settings, on_row, on_start: summary)

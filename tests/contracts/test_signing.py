@@ -46,7 +46,9 @@ SECRET = Secret("a secret of enough bytes")
 OTHER = Secret(b"another secret of enough bytes")
 CONFIG = SecurityConfig()
 LEDGER = NonceLedger(started_ns=NOW - 3600 * SECOND)
-COMMAND = AdaptationCommand("c-1", CommandType.PAUSE, NOW, 5, annotations={"risk_reason": "policy"})
+COMMAND = AdaptationCommand(
+    "c-1", CommandType.PAUSE, NOW, 5, annotations={"risk_reason": "loss_spike"}
+)
 
 
 def check(command: AdaptationCommand, now: int = NOW, ledger: NonceLedger = LEDGER) -> NonceLedger:

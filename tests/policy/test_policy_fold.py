@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy.worlds import FULL, LAYOUT, observation, packet, raw_graph, seed, written_out
+from policy.worlds import FULL, LAYOUT, observation, packet, raw_graph, row_of, seed, written_out
 
 from tamiyo_jax.config import GraphConfig, PolicyConfig
 from tamiyo_jax.contracts import SeedStage
@@ -53,10 +54,7 @@ def run(params, layout: GraphLayout, raw: RawGraph) -> PolicyOutputs:
 
 
 def assert_close(one: PolicyOutputs, other: PolicyOutputs) -> None:
-    for name in PolicyOutputs._fields:
-        np.testing.assert_allclose(
-            getattr(one, name), getattr(other, name), rtol=0, atol=1e-5, err_msg=name
-        )
+    chex.assert_trees_all_close(one, other, rtol=0, atol=1e-5)
 
 
 def counts(full: dict[str, int]) -> st.SearchStrategy[dict[str, int]]:
@@ -177,7 +175,7 @@ def test_rows_of_a_batch_do_not_leak(folded):
     _, together = jax.device_get(many(folded[LAYOUT], init_normalizer(), batch))
     for row, raw in enumerate(graphs):
         alone = run(folded[LAYOUT], LAYOUT, raw)
-        assert_close(PolicyOutputs(*(x[row] for x in together)), alone)
+        assert_close(row_of(together, row), alone)
 
 
 def test_the_step_lowers_for_cpu_gpu_and_tpu(folded):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 
 from tamiyo_jax.contracts import (
@@ -27,7 +28,7 @@ from tamiyo_jax.graph import (
 )
 from tamiyo_jax.graph._raw import blank
 from tamiyo_jax.graph._schema import find_node_type
-from tamiyo_jax.policy import Legality, Observation, legality
+from tamiyo_jax.policy import Legality, Observation, PolicyOutputs, legality
 
 MAX_SEEDS, MAX_BLUEPRINTS = 3, 3
 LAYOUT = GraphLayout.of(
@@ -144,3 +145,8 @@ def legal(
 
 def observation(of: SystemStatePacket, *candidates: Blueprint) -> Observation:
     return Observation(of, LAYOUT, blank(LAYOUT), legal(of, *candidates))
+
+
+def row_of(outputs: PolicyOutputs, row: int) -> PolicyOutputs:
+    """One decision of a batch."""
+    return jax.tree.map(lambda array: array[row], outputs)

@@ -44,7 +44,9 @@ SECOND = 1_000_000_000
 def verdict(
     command_type: CommandType | None = None, *, star: str | None = None, brakes: bool = False
 ) -> Verdict:
-    return Verdict(command_type, "policy", (), Priority.NORMAL, star, brakes=brakes)
+    return Verdict(
+        command_type, "mine:plateau", "no improvement", (), Priority.NORMAL, star, brakes=brakes
+    )
 
 
 CALM, SPIKE, PAUSE = verdict(), verdict(star="loss_spike"), verdict(CommandType.PAUSE)

@@ -124,14 +124,22 @@ def test_a_row_fires_alone_and_does_what_it_says(index: int):
     assert rule in held(signals, config)
     assert {other.reason for other in held(signals, config)} <= {rule.reason} | BRINGS_ALONG
 
-    verdict = gate(CommandType.SEED, SeedOperation.GERMINATE, signals, config, rules=[rule])
+    verdict = gate(
+        CommandType.SEED,
+        SeedOperation.GERMINATE,
+        signals,
+        config,
+        rules=[rule],
+        reason="mine:plateau",
+        explanation="no improvement for 3 epochs",
+    )
 
     assert verdict.enters_conservative is rule.star
     assert [(event.name, event.level) for event in verdict.events] == [(rule.event, rule.level)]
     assert all(isinstance(text, str) for text in verdict.events[0].attributes.values())
     restricted = CommandType.SEED if rule.effect is Effect.NONE else CommandType.PAUSE
     assert verdict.command_type is restricted  # no optimiser and no checkpoint is known
-    assert verdict.reason == ("policy" if rule.effect is Effect.NONE else rule.reason)
+    assert verdict.reason == ("mine:plateau" if rule.effect is Effect.NONE else rule.reason)
     critical = rule.level is TelemetryLevel.CRITICAL
     expected = Priority.HIGH if rule.raises_priority else Priority.NORMAL
     assert verdict.priority is (Priority.CRITICAL if critical else expected)

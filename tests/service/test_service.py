@@ -337,7 +337,7 @@ def test_conservative_mode_by_hand_survives_reopening(tmp_path: Path) -> None:
         for packet in story(10):
             assert tamiyo.step(packet).reason in {"conservative_mode", "loss_spike"}
         tamiyo.set_conservative(False, "over")
-        assert tamiyo.step(make_packet(11, validation_loss=0.5)).reason == "policy"
+        assert tamiyo.step(make_packet(11, validation_loss=0.5)).reason == "heuristic:wait"
 
 
 def test_after_open_nothing_reads_the_environment(
@@ -374,3 +374,16 @@ def test_library_revisions_are_noticed_by_the_next_step(tmp_path: Path) -> None:
         library.delete("grow-a")
         with pytest.raises(UnknownBlueprintError):
             tamiyo.step(make_packet(1))
+
+
+def test_every_decision_says_why_and_the_journal_keeps_it(tmp_path: Path) -> None:
+    with open_tamiyo(tmp_path) as tamiyo:
+        decisions = [tamiyo.step(packet) for packet in story(18)]
+    assert all(decision.explanation for decision in decisions)
+    assert "policy" not in {decision.reason for decision in decisions}
+    spikes = [decision for decision in decisions if decision.reason == "loss_spike"]
+    assert all("limit 0.15" in decision.explanation for decision in spikes)
+    assert spikes
+    records = read_journal(tmp_path).records
+    steps = [decode_step(one.payload) for one in records if one.type is RecordType.STEP]
+    assert [step.explanation for step in steps] == [one.explanation for one in decisions]

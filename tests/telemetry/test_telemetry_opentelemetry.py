@@ -12,6 +12,9 @@ from opentelemetry.sdk._logs import LoggerProvider, ReadableLogRecord
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import Gauge, Histogram, InMemoryMetricReader, Metric, Sum
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from telemetry_runs import DECIDED, FAILED_AT, eventful_run, newest, values
 
 from tamiyo_jax.contracts import TelemetryPacket
@@ -103,7 +106,7 @@ def test_attributes_of_metrics_have_few_values(run: Exported) -> None:
         for point in metric.data.data_points
         for name in point.attributes or {}
     }
-    assert names == {"group", "stage", "event", "level"}
+    assert names == {"group", "stage", "seed", "event", "level", "action", "reason"}
     counted = points(run.metrics["tamiyo.events"])
     assert counted["step_failed", "CRITICAL"].value == 1
 
@@ -126,6 +129,28 @@ def test_a_failed_step_is_a_fatal_event_that_says_where_and_why(run: Exported) -
     assert facts["tamiyo.global_step"] == str(FAILED_AT)
     assert "nowhere" in "".join(str(value) for value in facts.values())
     assert facts["tamiyo.packet_id"] in [packet.packet_id for packet in run.packets]
+
+
+def test_a_decided_step_is_a_span_with_its_stages_inside(tmp_path: Path) -> None:
+    exporter = InMemorySpanExporter()
+    tracers = TracerProvider(shutdown_on_exit=False)
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    meters, logs = MeterProvider(shutdown_on_exit=False), LoggerProvider(shutdown_on_exit=False)
+    packets = eventful_run(tmp_path, (OpenTelemetrySink(meters, logs, tracers),))
+    spans = exporter.get_finished_spans()
+    steps = [span for span in spans if span.name == "tamiyo.step"]
+    assert len(steps) == DECIDED
+    assert {dict(span.attributes or {})["tamiyo.action"] for span in steps} >= {"WAIT", "PAUSE"}
+    taken = [value for value in values(packets, "tamiyo.step.latency_ms")]
+    lengths = [(span.end_time or 0) - (span.start_time or 0) for span in steps]
+    assert lengths == pytest.approx([1e6 * value for value in taken], abs=1.0)
+    for step in steps:
+        inside = [s for s in spans if s.parent and s.parent.span_id == step.context.span_id]
+        assert [span.name.removeprefix("tamiyo.") for span in inside] == [
+            *("metadata", "encode", "inference", "append")
+        ]
+        assert min(span.start_time or 0 for span in inside) == step.start_time
+        assert max(span.end_time or 0 for span in inside) == step.end_time
 
 
 def test_an_export_may_come_at_any_time(tmp_path: Path, run: Exported) -> None:

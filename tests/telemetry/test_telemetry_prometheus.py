@@ -124,8 +124,27 @@ def test_nothing_unbounded_becomes_a_label(run: Run) -> None:
     registry, packets = run
     text = generate_latest(registry).decode()
     labels = set(re.findall(r'(\w+)="', text))
-    assert labels == {"event", "level", "group", "stage", "le", "policy", "policy_arch", "mode"}
+    decisions = {"action", "reason"}
+    of_packets = {"event", "level", "group", "stage", "seed"}
+    assert labels == decisions | of_packets | {"le", "policy", "policy_arch", "mode"}
     assert not [packet.packet_id for packet in packets if packet.packet_id in text]
+
+
+def test_decisions_are_counted_by_action_and_reason_and_made_up_reasons_share_a_label() -> None:
+    registry = CollectorRegistry()
+    sink = PrometheusSink(registry)
+    for number in range(100):
+        facts = {"action": "WAIT", "reason": f"mine:{number}"}
+        health = SystemHealth(HealthStatus.HEALTHY, "fine", facts)
+        sink.emit(TelemetryPacket("p", 1, TelemetryLevel.INFO, (), (), health))
+    counted = {
+        sample.labels["reason"]: sample.value
+        for sample in families(registry)["tamiyo_decisions"].samples
+        if sample.name == "tamiyo_decisions_total"
+    }
+    assert len(counted) == 65
+    assert counted["mine:3"] == 1
+    assert counted["other"] == 36
 
 
 def test_the_strict_parser_of_openmetrics_takes_it(run: Run) -> None:
@@ -151,7 +170,11 @@ def test_the_documented_names_are_those_of_scrapes(run: Run) -> None:
         metric, *_, told = row.strip("| ").split(" | ")
         if "worker" not in metric:  # there is none in this process
             documented.add(tuple(told.replace("`", "").split()))
-    beside = {("tamiyo_events_total", "counter"), ("tamiyo_health_status", "gauge")}
+    beside = {
+        ("tamiyo_decisions_total", "counter"),
+        ("tamiyo_events_total", "counter"),
+        ("tamiyo_health_status", "gauge"),
+    }
     own = {one for one in shown if not one[0].endswith(("_info", "_created"))}
     assert own == documented | beside
 

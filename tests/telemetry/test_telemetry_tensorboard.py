@@ -80,4 +80,9 @@ def test_events_are_texts_at_their_step(run: Run) -> None:
     assert "nowhere" in failed
     step, _ = texts["tamiyo/events/mode_changed/text_summary"]
     assert step == FAILED_AT  # between two steps: at the one before
-    assert {tag.split("/")[2] for tag in texts} == {e.name for p in packets for e in p.events}
+    events = [event for packet in packets for event in packet.events]
+    acted = {e.attributes["action"] for e in events if e.name == "decision"}
+    assert {tag.split("/")[2] for tag in texts if "/events/" in tag} | {"decision"} == {
+        event.name for event in events
+    }
+    assert {tag.split("/")[2] for tag in texts if "/decisions/" in tag} == acted

@@ -30,7 +30,7 @@ def said(run: Run) -> Counter[tuple[str, str]]:
 
 def test_a_healthy_run_is_left_alone(tmp_path: Path) -> None:
     alone, guarded = train(NOTHING, None), train(NOTHING, tmp_path)
-    assert set(said(guarded)) == {("WAIT", "policy")}
+    assert set(said(guarded)) == {("WAIT", "guard:wait")}
     jax.tree.map(np.testing.assert_array_equal, guarded.params, alone.params)
     assert alone.accuracy > 0.9
 

@@ -75,7 +75,7 @@ def test_a_step_that_breaks_is_undone_even_where_steps_are_donated(tmp_path: Pat
         states = train(tamiyo, 20, broken=12)
     assert same(states[14], states[9])  # at its third decision, back to its second
     assert np.isfinite(states[-1][0]["dense"]["kernel"]).all()
-    assert told[0] == "step 15: ROLLBACK (nonfinite_loss)"
+    assert told[0] == "step 15: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite"
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_step_that_breaks_is_undone_whatever_a_seed_is_doing(tmp_path: Path, s
         for index in range(6):
             state, metrics = step(state, (x * jnp.float32(np.nan if index == 3 else 1), y))
             state = tamiyo(state, metrics)
-    assert "step 4: ROLLBACK (nonfinite_loss)" in told
+    assert "step 4: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite" in told
     assert not any("without Tamiyo" in line for line in told)
     assert int(state.step) == 4  # two of six were undone
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
@@ -145,7 +145,10 @@ def test_in_shadow_it_says_what_it_would_do_and_does_nothing(tmp_path: Path):
     told: list[str] = []
     with plug(tmp_path, told, mode="shadow") as tamiyo:
         states = train(tamiyo, 15, broken=12)
-    assert told[-1] == "step 15: would ROLLBACK (nonfinite_loss)"
+    assert (
+        told[-1]
+        == "step 15: would ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite"
+    )
     assert np.isnan(states[-1][0]["dense"]["kernel"]).all()
 
 
@@ -237,7 +240,7 @@ def test_an_nnx_model_and_its_optimiser_are_rolled_back_and_braked(tmp_path: Pat
         for index in range(8):
             loss = step(model, optimizer, X * (jnp.nan if index == 5 else 1.0))
             model, optimizer = tamiyo((model, optimizer), loss)
-    assert told[0] == "step 6: ROLLBACK (nonfinite_loss)"
+    assert told[0] == "step 6: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite"
     assert np.isfinite(model.dense.kernel[...]).all()
     slower = host.scale_by((model, optimizer), 0.5, (0.1, 10.0))
     assert float(host.scale_of(slower)) == 0.5
