@@ -238,7 +238,7 @@ class Programs(NamedTuple):
 
 
 def compile_stage(plan: Plan, index: int) -> Programs:
-    """A stage's programs; nothing runs."""
+    """A stage's programs, each run once on zeros: a first run takes several steps' time."""
     tx = optimizer(sum(stage.steps for stage in plan.stages))
     key = jax.random.PRNGKey(0)
     blocks = plan.stages[index].blocks
@@ -250,11 +250,15 @@ def compile_stage(plan: Plan, index: int) -> Programs:
         before = plan.stages[index - 1].blocks
         smaller = jax.eval_shape(lambda key: start(tx, key, before), key)
         grow = compiled(lambda state, key: deeper(tx, plan.share, state, key, blocks), smaller, key)
-    return Programs(
-        compiled(lambda state, rows: train_step(tx, state, rows), state, rows),
-        compiled(loss, state.params, many),
-        grow,
-    )
+    step = compiled(lambda state, rows: train_step(tx, state, rows), state, rows)
+    measure = compiled(loss, state.params, many)
+    jax.block_until_ready((step(*zeros((state, rows))), measure(*zeros((state.params, many)))))
+    return Programs(step, measure, grow)
+
+
+def zeros(shapes: Any) -> Any:  # noqa: ANN401
+    """Arrays of these shapes."""
+    return jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), shapes)
 
 
 class Clock:
