@@ -4,7 +4,6 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 NOTEBOOK_ARGS ?=
-DETECTORS_ARGS ?=
 
 BIN := .venv/bin
 # By file, so that the tests of a file share what they compiled.
@@ -15,11 +14,11 @@ CLI := $(BIN)/tamiyo-jax
 DEV := .venv/.installed-dev
 PROTOS := tamiyo_jax/contracts/leyline.proto tamiyo_jax/storage/records.proto
 
-.PHONY: help demo test test-fast lint docs bench peer examples examples-fresh growth guard detectors crash-campaign soak notebooks proto lock clean
+.PHONY: help demo test test-fast lint docs bench peer examples examples-fresh growth guard crash-campaign soak notebooks proto lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "targets: demo test test-fast lint docs bench peer examples examples-fresh growth guard detectors crash-campaign soak notebooks proto lock clean"
+	@echo "targets: demo test test-fast lint docs bench peer examples examples-fresh growth guard crash-campaign soak notebooks proto lock clean"
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -29,7 +28,7 @@ help:
 	@touch $@
 
 $(DEV): pyproject.toml requirements.lock | .venv/bin/python
-	$(INSTALL) -e ".[dev,docs,redis,telemetry,wandb]"
+	$(INSTALL) -e ".[dev,docs,redis,telemetry,learn]"
 	@touch $@
 
 # Some tests talk to a real Redis. Where it cannot be installed they are skipped, and say so.
@@ -39,13 +38,6 @@ $(DEV): pyproject.toml requirements.lock | .venv/bin/python
 	  || echo "redis-server is missing and could not be installed; its tests will be skipped"
 	@touch $@
 
-# Some tests look at the page of a run in a real browser. They are skipped likewise.
-.venv/.chromium: | .venv/bin/python
-	@command -v chromium >/dev/null || apt-get install -qq -y chromium >/dev/null 2>&1 \
-	  || (apt-get update -qq && apt-get install -qq -y chromium) >/dev/null 2>&1 \
-	  || echo "chromium is missing and could not be installed; its tests will be skipped"
-	@touch $@
-
 .venv/.installed-notebooks: $(DEV)
 	$(INSTALL) -e ".[demo,notebooks]"
 	@touch $@
@@ -53,10 +45,10 @@ $(DEV): pyproject.toml requirements.lock | .venv/bin/python
 demo: .venv/.installed-demo
 	$(CLI) demo
 
-test: $(DEV) .venv/.redis .venv/.chromium
+test: $(DEV) .venv/.redis
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-fast: $(DEV) .venv/.redis .venv/.chromium
+test-fast: $(DEV) .venv/.redis
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 lint: $(DEV)
@@ -101,11 +93,6 @@ examples-fresh:
 
 guard: .venv/.installed-demo
 	$(BIN)/python benchmarks/guard.py --plot docs/guard.png
-	$(BIN)/python benchmarks/guard_faults.py
-
-# On public training logs, which the project does not contain; without them it says so.
-detectors: $(DEV)
-	$(BIN)/python benchmarks/detectors.py $(DETECTORS_ARGS)
 
 soak: $(DEV)
 	$(BIN)/python benchmarks/soak.py
@@ -123,7 +110,7 @@ lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet uv
 	.venv-lock/bin/uv pip compile pyproject.toml --python-version 3.11 \
-	  --extra dev --extra demo --extra docs --extra redis --extra telemetry --extra wandb \
+	  --extra dev --extra demo --extra docs --extra redis --extra telemetry --extra learn \
 	  --extra notebooks --no-emit-index-url --no-header --no-annotate \
 	  --quiet --upgrade --output-file requirements.lock
 	rm -rf .venv-lock

@@ -29,15 +29,10 @@ import numpy as np
 
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import Blueprint, BlueprintTier, LayerSpec, SystemStatePacket
-from tamiyo_jax.library import (
-    BlueprintLibrary,
-    BlueprintResolver,
-    CacheListener,
-    RedisBlueprintLibrary,
-    SqliteBlueprintLibrary,
-    fetch_inline,
-)
-from tamiyo_jax.library._memory import Connection
+from tamiyo_jax.runtime import BlueprintLibrary, RedisBlueprintLibrary, SqliteBlueprintLibrary
+from tamiyo_jax.runtime.library import Connection
+from tamiyo_jax.runtime.listener import CacheListener
+from tamiyo_jax.runtime.metadata import BlueprintResolver, fetch_inline
 
 TARGETS_MS = {"sqlite": 100.0, "redis": 20.0}
 BLUEPRINT = Blueprint(

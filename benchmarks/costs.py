@@ -34,10 +34,9 @@ from monitor import SECRET, Training
 from tamiyo_jax import host
 from tamiyo_jax.config import StorageConfig, TamiyoConfig
 from tamiyo_jax.contracts import SystemStatePacket
-from tamiyo_jax.demo import digits_task
-from tamiyo_jax.library import MemoryBlueprintLibrary, SqliteBlueprintLibrary
+from tamiyo_jax.digits import digits_task
 from tamiyo_jax.policy import init_params
-from tamiyo_jax.service import Tamiyo
+from tamiyo_jax.runtime import MemoryBlueprintLibrary, SqliteBlueprintLibrary, Tamiyo
 
 MB = 1e6
 
@@ -79,20 +78,12 @@ def story(layers: Sequence[str]) -> Iterator[SystemStatePacket]:
     task = digits_task(seed=0)
     meter, generator = host.HardwareMeter(jax.local_devices()[0]), np.random.default_rng(0)
     candidates = tuple(one.blueprint_id for one in task.candidates)
-    still = host.statistics(host.monitor(optax.identity()).init(dict.fromkeys(layers, 0.0)))
-    still = jax.device_get(still)
     for packet in packets(task.blueprint.blueprint_id, candidates):
         numbers = generator.random((4, len(layers)), np.float32)
-        measured = still._replace(
-            gradient_norm=numbers[0],
-            weight_norm=numbers[1],
-            update_ratio=numbers[2],
-            gradient_variance=numbers[3],
-        )
         yield host.packet_from(
             replace(packet, timestamp_ns=time.time_ns(), restorable_checkpoint="step-000000"),
             layers=layers,
-            statistics=measured,
+            statistics=host.Statistics(*numbers, np.float32(0.1)),  # pyright: ignore
             training_loss=float(numbers[0, 0]),
             seeds=packet.seeds,
             metrics={},
@@ -151,7 +142,7 @@ def machine(root: Path) -> Found:
         with way.opener(root / name, TamiyoConfig(deadlines=PATIENT))() as tamiyo:
             for packet in told:
                 tamiyo.step(packet)
-            inference = getattr(tamiyo._steps.deployed.runner, "pool", None)  # they are the subject
+            inference = getattr(tamiyo._steps.seat.runner, "pool", None)  # they are the subject
             for pool in (inference, tamiyo._parts.metadata):
                 while pool is not None and len(pool.pids()) < 2:
                     time.sleep(0.05)
@@ -171,7 +162,7 @@ import time, psutil
 import jax, flax, flax.nnx, optax, orbax.checkpoint
 jax.devices()
 before, started = psutil.Process().memory_info().rss, time.perf_counter()
-import tamiyo_jax.training
+import tamiyo_jax.plug
 print(time.perf_counter() - started, psutil.Process().memory_info().rss - before)
 """
 
@@ -206,7 +197,7 @@ def start(root: Path) -> Found:
                 timed(f"{name}: close", tamiyo.close)
     seconds, resident = zip(*imports, strict=True)
     return {name: Timing.of(sample) for name, sample in taken.items()}, {
-        "import tamiyo_jax.training after JAX, Flax, Optax and Orbax, s": round(median(seconds), 2),
+        "import tamiyo_jax.plug after JAX, Flax, Optax and Orbax, s": round(median(seconds), 2),
         "the same, MB": round(median(resident) / MB),
         "compiled programs of the graph policy, MB": round(
             size_of(root / "graph-0" / "tamiyo" / "cache") / MB, 1

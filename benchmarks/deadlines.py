@@ -24,7 +24,7 @@ from troubles import TROUBLES, complain, leave, trouble_metrics
 
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.errors import TamiyoError
-from tamiyo_jax.service import Tamiyo
+from tamiyo_jax.runtime import Tamiyo
 
 CONFIG = TamiyoConfig(breakers={"failures": 10})
 # Raising ends no worker, and a crash is a crash.
@@ -54,7 +54,7 @@ def main() -> None:
         ) as tamiyo,
     ):
         tamiyo.step(make_packet())
-        pool = tamiyo._steps.deployed.runner.pool  # the processes are the subject here
+        pool = tamiyo._steps.seat.runner.pool  # the processes are the subject here
         for trouble in ENDING:
             if trouble.__name__ not in parsed.troubles:
                 continue

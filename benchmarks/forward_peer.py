@@ -32,6 +32,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jraph
 import numpy as np
 from forward_plot import plot
 from forward_tables import Row, show
@@ -40,7 +41,7 @@ from limits import MATMUL_FLOPS, matmul, streaming, working_memory_mb
 from sizes import SIZES, Size, exactly, explicit, sparse
 
 from tamiyo_jax.config import PolicyConfig
-from tamiyo_jax.graph import GraphLayout, GraphsTuple
+from tamiyo_jax.graph import GraphLayout
 from tamiyo_jax.policy import (
     FoldedParams,
     GraphPolicy,
@@ -72,7 +73,7 @@ Outputs = dict[str, torch.Tensor]
 """The peer's, by the names of `PolicyOutputs`."""
 
 
-def forward(layout: GraphLayout, folded: FoldedParams, graph: GraphsTuple) -> PolicyOutputs:
+def forward(layout: GraphLayout, folded: FoldedParams, graph: jraph.GraphsTuple) -> PolicyOutputs:
     """Our network on one graph."""
     return apply_folded(folded, layout, graph)
 

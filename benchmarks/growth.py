@@ -29,16 +29,14 @@ from growth_report import plot, table
 from mnist1d_task import mnist1d_task
 from rich.console import Console
 
-from tamiyo_jax.clock import steady_time_ns
 from tamiyo_jax.config import DeadlineConfig, TamiyoConfig
 from tamiyo_jax.contracts import NonceLedger, Secret, Verifier
-from tamiyo_jax.demo import digits_task
-from tamiyo_jax.demo._run import row_of
-from tamiyo_jax.growth import Gate
-from tamiyo_jax.host import CommandApplier
-from tamiyo_jax.library import MemoryBlueprintLibrary
-from tamiyo_jax.service import Tamiyo
-from tamiyo_jax.training import Data, Task, init_loop, run
+from tamiyo_jax.demo.run import row_of
+from tamiyo_jax.digits import digits_task
+from tamiyo_jax.host import CommandApplier, Gate
+from tamiyo_jax.loop import init_loop, run
+from tamiyo_jax.runtime import MemoryBlueprintLibrary, Tamiyo
+from tamiyo_jax.task import Data, Task
 
 Params = Any
 
@@ -144,8 +142,8 @@ def measure(name: str, seed: int, epochs: int) -> list[Outcome]:
     library = MemoryBlueprintLibrary()
     for blueprint in (task.blueprint, *task.candidates):
         library.put(blueprint)
-    verifier = Verifier((Secret(secret),), NonceLedger(steady_time_ns()), PATIENT.security)
-    applier = CommandApplier(verifier, clock=steady_time_ns, optimizer_id=task.optimizer_id)
+    verifier = Verifier((Secret(secret),), NonceLedger(time.time_ns()), PATIENT.security)
+    applier = CommandApplier(verifier, clock=time.time_ns, optimizer_id=task.optimizer_id)
     outcomes: list[Outcome] = []
     with (
         tempfile.TemporaryDirectory() as root,

@@ -18,8 +18,8 @@ from pathlib import Path
 from statistics import median
 from zlib import crc32
 
-from tamiyo_jax.journal import Journal, Record, RecordType, read_journal
-from tamiyo_jax.journal._frames import encode_frame
+from tamiyo_jax.storage import Journal, Record, RecordType, read_journal
+from tamiyo_jax.storage.frames import encode_frame
 
 SEGMENT_BYTES = 4 * 2**20
 SIZES = {"100 B": 100, "2 KB": 2_000}

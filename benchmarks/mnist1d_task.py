@@ -16,9 +16,19 @@ import jax.numpy as jnp
 import optax
 from mnist1d.data import get_dataset_args, make_dataset
 
-from tamiyo_jax.growth import Bank, Gate, SeedSlot, Timing, slot_variables
-from tamiyo_jax.host import Host, blueprint_of, monitor, seed_bank, tamiyo_scale
-from tamiyo_jax.training import Data, Task
+from tamiyo_jax.host import (
+    Bank,
+    Gate,
+    Host,
+    SeedSlot,
+    Timing,
+    blueprint_of,
+    monitor,
+    seed_bank,
+    slot_variables,
+    tamiyo_scale,
+)
+from tamiyo_jax.task import Data, Task
 
 __all__ = ["mnist1d_task"]
 

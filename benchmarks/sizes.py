@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import jax
+import jraph
 import numpy as np
 
 from tamiyo_jax.config import GraphConfig
@@ -33,7 +34,6 @@ from tamiyo_jax.graph import (
     RELATIONS,
     BlueprintArrays,
     GraphLayout,
-    GraphsTuple,
     RawGraph,
     Registries,
     build,
@@ -114,7 +114,7 @@ class Size:
         )
         return raw
 
-    def graphs(self, count: int) -> list[GraphsTuple]:
+    def graphs(self, count: int) -> list[jraph.GraphsTuple]:
         """What the network reads, for `count` packets that each start from the priors."""
         priors = init_normalizer()
         return [
@@ -123,7 +123,7 @@ class Size:
 
 
 def explicit(
-    layout: GraphLayout, graph: GraphsTuple
+    layout: GraphLayout, graph: jraph.GraphsTuple
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[np.ndarray, np.ndarray]]]:
     """The same graph without padding and with complete relations written out.
 

@@ -4,7 +4,7 @@
     .venv/bin/python benchmarks/soak.py [--steps 200000] [--policy graph] [--json]
 
 One process steps with real workers, group commit and sinks, while workers are killed and hung,
-policies updated and blueprints changed; see `tests/service/soak.py`. Two hundred samples, taken
+policies updated and blueprints changed; see `tests/runtime/soak.py`. Two hundred samples, taken
 between steps with all workers warm, make a table with a row per tenth. The first tenth is the
 warm-up: layouts compile, rings and registries fill, segments begin to retire.
 
@@ -44,7 +44,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from service.soak import Sample, Soak, soak
+from runtime.soak import Sample, Soak, soak
 
 SAMPLES = 200
 TENTHS = 10

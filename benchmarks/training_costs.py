@@ -29,9 +29,9 @@ import optax
 from harness import Found, in_turns, report_parts
 from monitor import DEPTH, LENGTH, VOCABULARY, WIDTH, Block, Training, loss
 
-from tamiyo_jax import growth, host
+from tamiyo_jax import host
 from tamiyo_jax.contracts import SeedStage, SystemStatePacket
-from tamiyo_jax.training import Plug
+from tamiyo_jax.plug import Plug
 
 SEQUENCES = 4
 MB = 1e6
@@ -67,7 +67,7 @@ def loop(root: Path) -> Found:
         for mode in get_args(Mode):
             plug = stack.enter_context(
                 Plug.open(
-                    root / mode, state.params, loss, batch, mode=mode, every=2, log=told.append
+                    root / mode, state.params, loss, batch, mode=mode, every=2, tell=told.append
                 )
             )
 
@@ -121,7 +121,7 @@ class Grown(nn.Module):
     """The decoder of `benchmarks/monitor.py`, with a slot after each of its first blocks."""
 
     slots: int
-    bank: growth.Bank
+    bank: host.Bank
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -131,7 +131,7 @@ class Grown(nn.Module):
         for index in range(DEPTH):
             x = Block(name=f"block-{index}")(x)
             if index < self.slots:
-                x = growth.SeedSlot(self.bank, name=f"seed-{index}")(x)
+                x = host.SeedSlot(self.bank, name=f"seed-{index}")(x)
         return embed.attend(nn.LayerNorm(name="last")(x))
 
 
@@ -151,7 +151,7 @@ class Growing:
         model = Grown(slots, bank)
 
         def loss_fn(params: Any, seeds: Any, gates: Any, batch: jax.Array) -> jax.Array:  # noqa: ANN401
-            variables = growth.slot_variables(params, seeds, gates)
+            variables = host.slot_variables(params, seeds, gates)
             logits: Any = model.apply(variables, batch[:, :-1])
             return optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean()
 
@@ -163,7 +163,7 @@ class Growing:
             optimizer=optimizer(),
             seed_optimizer=optax.adamw(3e-4),
             init_seeds=lambda key: seeds,
-            timing=growth.Timing(100, 100),
+            timing=host.Timing(100, 100),
         )
         state = host.init_host(made, variables["params"], jax.random.PRNGKey(0))
         return cls(made, state, jax.jit(partial(host.train_step, made), donate_argnums=0))
@@ -172,7 +172,7 @@ class Growing:
         """A copy whose first slot is at that stage."""
         state = jax.tree.map(jnp.copy, self.state)
         slot = state.slots["seed-0"]
-        moved = slot._replace(state=growth.enter(slot.state, jnp.int32(stage)))
+        moved = slot._replace(state=host.enter(slot.state, jnp.int32(stage)))
         return replace(self, state=state._replace(slots={**state.slots, "seed-0": moved}))
 
     def train(self, batch: jax.Array) -> None:
@@ -180,7 +180,7 @@ class Growing:
         self.state, _ = jax.block_until_ready(self.step(self.state, batch))
 
 
-def growing(root: Path) -> Found:
+def growth(root: Path) -> Found:
     """Train steps by what is in the slots, and a validation batch with and without judging."""
     del root
     batch = tokens()
@@ -225,7 +225,7 @@ def growing(root: Path) -> Found:
     }
 
 
-PARTS = {"loop": loop, "growth": growing}
+PARTS = {"loop": loop, "growth": growth}
 
 
 if __name__ == "__main__":

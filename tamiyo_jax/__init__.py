@@ -15,10 +15,8 @@ from tamiyo_jax.contracts import (
     SystemStatePacket,
 )
 from tamiyo_jax.controller import TamiyoState
-from tamiyo_jax.decision import Decision
 from tamiyo_jax.errors import TamiyoError
-from tamiyo_jax.service import Tamiyo
-from tamiyo_jax.training import Plug
+from tamiyo_jax.runtime import Decision, Tamiyo
 
 __version__ = version("tamiyo_jax")
 
@@ -27,7 +25,6 @@ __all__ = [
     "Blueprint",
     "CommandType",
     "Decision",
-    "Plug",
     "SeedStage",
     "SeedState",
     "SystemStatePacket",

@@ -16,7 +16,6 @@ from pathlib import Path
 import hypothesis
 import jax
 import pytest
-from redis_server import RedisServer
 
 # Silent broadcasting and silent widening hide mistakes; both are errors in tests.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -78,28 +77,3 @@ def standard_promotion() -> Iterator[None]:
     """
     with jax.numpy_dtype_promotion("standard"):
         yield
-
-
-@pytest.fixture(scope="session")
-def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def redis_server(redis_process: RedisServer) -> RedisServer:
-    """The server of all tests, emptied."""
-    from redis import Redis
-
-    with Redis.from_url(redis_process.url) as client:
-        client.flushall()
-    return redis_process
-
-
-@pytest.fixture
-def own_redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server that the test may kill, freeze and start again."""
-    directory = tmp_path / "redis"
-    directory.mkdir()
-    with RedisServer(directory) as server:
-        yield server

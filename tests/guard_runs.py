@@ -24,9 +24,9 @@ import optax
 from sklearn.datasets import load_digits
 
 import tamiyo_jax as tj
-from tamiyo_jax import growth, host
+from tamiyo_jax import host
 from tamiyo_jax.contracts import NonceLedger, Secret, Verifier
-from tamiyo_jax.library import MemoryBlueprintLibrary
+from tamiyo_jax.runtime import MemoryBlueprintLibrary
 
 # Defaults, but for one threshold: of two layers both pull against their recent direction in every
 # fifth step of a healthy run, so here that says nothing (docs/choosing_thresholds.md).
@@ -131,7 +131,7 @@ def make_host(trouble: Trouble, at: int) -> host.Host:
         optimizer=host.monitor(optax.chain(optax.adam(schedule), host.tamiyo_scale())),
         seed_optimizer=optax.identity(),
         init_seeds=lambda key: {},
-        timing=growth.Timing(1, 1),
+        timing=host.Timing(1, 1),
     )
 
 

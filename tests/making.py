@@ -17,8 +17,7 @@ from tamiyo_jax.contracts import (
     SeedState,
     SystemStatePacket,
 )
-from tamiyo_jax.library import MemoryBlueprintLibrary
-from tamiyo_jax.service import Tamiyo
+from tamiyo_jax.runtime import MemoryBlueprintLibrary, Tamiyo
 
 SECRET = b"a secret of tests, long enough"
 

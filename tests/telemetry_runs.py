@@ -1,4 +1,4 @@
-"""A short run in which everything happens that sinks receive."""
+"""A short run in which everything happens that sinks are told of."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from making import make_packet, make_seed, open_tamiyo
 
-from tamiyo_jax.bus import MemoryBus
-from tamiyo_jax.contracts import Metric, SeedStage, TelemetryPacket
+from tamiyo_jax.contracts import Metric, TelemetryPacket
 from tamiyo_jax.errors import UnknownBlueprintError
-from tamiyo_jax.telemetry import MemorySink, Sink
+from tamiyo_jax.runtime import MemoryBus, MemorySink, Sink
 
 DECIDED = 12
 FAILED_AT = 1_000
@@ -21,10 +20,10 @@ FAILED_AT = 1_000
 def eventful_run(
     directory: Path, sinks: Iterable[Sink] = (), **arguments: Any
 ) -> list[TelemetryPacket]:
-    """Decides twelve times, the last time on a loss that is NaN; fails once; switches mode.
+    """Decides twelve times, the last time upon a loss that is NaN; fails once; switches mode.
 
     Returns:
-      The packets that the sinks received; none was lost.
+      What the sinks were given; none of them lost any of it.
     """
     memory = MemorySink()
     arguments = {"bus": MemoryBus(), **arguments}
@@ -35,10 +34,7 @@ def eventful_run(
             tamiyo.step(make_packet(blueprint_id="nowhere", global_step=FAILED_AT))
         tamiyo.set_mode("shadow")
         tamiyo.step(make_packet(DECIDED - 2))
-        grown = make_seed("s0", SeedStage.BLENDING, metrics={"alpha": 0.5, "contribution": 0.01})
-        metrics = {**make_packet().training_metrics, "live_parameters": 330.0}
-        last = {"validation_loss": float("nan"), "validation_accuracy": 0.5, "seeds": (grown,)}
-        tamiyo.step(make_packet(DECIDED - 1, training_metrics=metrics, **last))
+        tamiyo.step(make_packet(DECIDED - 1, validation_loss=float("nan")))
         telemetry = tamiyo._parts.telemetry
         assert telemetry.flush(30.0)
         assert telemetry.dropped == 0

@@ -7,7 +7,8 @@ from flax import linen as nn
 from flax.training.train_state import TrainState
 from sklearn.datasets import load_digits
 
-from tamiyo_jax import Plug, host
+from tamiyo_jax import host
+from tamiyo_jax.plug import Plug
 
 
 class MLP(nn.Module):
@@ -44,7 +45,7 @@ params = model.init(jax.random.key(0), test["image"])["params"]
 tx = host.monitor(optax.chain(optax.adam(3e-3), host.tamiyo_scale()))
 state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
 tamiyo = Plug.open(
-    "runs", params, loss_fn, test, mode="guard", every=30, log=print, validate=eval_step
+    "runs", params, loss_fn, test, mode="guard", every=30, tell=print, validate=eval_step
 )
 
 rng = np.random.default_rng(0)

@@ -33,7 +33,7 @@ from tamiyo_jax.controller import (
     state_from_json,
     state_to_json,
 )
-from tamiyo_jax.controller._windows import watch
+from tamiyo_jax.controller.windows import watch
 from tamiyo_jax.errors import InvalidPacketError
 from tamiyo_jax.policy import HeuristicPolicy
 

@@ -4,16 +4,14 @@ from collections.abc import Callable
 
 import pytest
 
-from tamiyo_jax.contracts import (
+from tamiyo_jax.contracts.blueprint import (
     ActivationSpec,
     Blueprint,
     BlueprintTier,
     LayerSpec,
     ParameterSpec,
-    SeedStage,
-    SeedState,
-    SystemStatePacket,
 )
+from tamiyo_jax.contracts.packet import SeedStage, SeedState, SystemStatePacket
 
 
 def _blueprint(blueprint_id: str = "bp", depth: int = 3, **fields: object) -> Blueprint:

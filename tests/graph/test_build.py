@@ -16,7 +16,7 @@ from tamiyo_jax.graph import (
     build,
     compact,
     encode,
-    expand_layout,
+    expanded,
     init_normalizer,
     layout_for,
 )
@@ -30,7 +30,7 @@ def built(request, make_packet, make_blueprint):
     blueprint = make_blueprint(depth=5, allowed_blending_methods=("linear",))
     other = make_blueprint("other", depth=2)
     layout = layout_for(blueprint, CONFIG)
-    layout = layout if request.param == "complete" else expand_layout(layout)
+    layout = layout if request.param == "complete" else expanded(layout)
     packet = make_packet(candidate_blueprint_ids=("bp", "other"))
     raw, _ = encode(packet, blueprint, (other,), Registries.empty(), layout, config=CONFIG)
     _, graph = jax.jit(build, static_argnums=0)(layout, init_normalizer(), raw)
@@ -63,7 +63,7 @@ def test_the_complete_and_the_written_out_form_compact_to_the_same_graph(
     forms = []
     for layout in (
         layout_for(blueprint, CONFIG),
-        expand_layout(layout_for(blueprint, CONFIG)),
+        expanded(layout_for(blueprint, CONFIG)),
     ):
         raw, _ = encode(make_packet(), blueprint, (), Registries.empty(), layout, config=CONFIG)
         _, graph = jax.jit(build, static_argnums=0)(layout, init_normalizer(), raw)

@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 
 from tamiyo_jax.config import GraphConfig
-from tamiyo_jax.conformance._edges import compare_edges
-from tamiyo_jax.contracts import LayerEdge, MonitoredLayer, SeedStage
+from tamiyo_jax.conformance.edges import compare_edges
+from tamiyo_jax.contracts.blueprint import LayerEdge, MonitoredLayer
+from tamiyo_jax.contracts.packet import SeedStage
 from tamiyo_jax.errors import GraphCapacityError, GraphSchemaError
 from tamiyo_jax.graph import (
     RELATIONS,
     Registries,
-    count_truncated,
     coverage,
     encode,
-    expand_layout,
+    expanded,
     layout_for,
     missing_features,
+    truncated,
 )
 
 CONFIG = GraphConfig()
@@ -120,7 +121,7 @@ def test_a_seed_without_a_depth_watches_no_layer_instead_of_the_first(
 
 
 def test_expanding_writes_out_what_is_complete(make_packet, make_blueprint):
-    layout = expand_layout(layout_for(make_blueprint(), CONFIG))
+    layout = expanded(layout_for(make_blueprint(), CONFIG))
     _, raw = encoded(make_packet(), make_blueprint(), layout)
     ends, _ = edges_of(layout, raw, "activation__affects__layer")
     assert ends == [(a, layer) for a in range(2) for layer in range(3)]
@@ -163,8 +164,8 @@ def test_too_many_seeds_is_an_error_at_the_packet(make_packet, make_blueprint):
 def test_truncation_drops_dangling_edges_and_lowers_the_coverage(make_packet, make_blueprint):
     config = GraphConfig(max_layers=2, overflow="truncate")
     layout, raw = encoded(make_packet(), make_blueprint(), config=config)
-    assert count_truncated(layout, raw) == {"layer": 1}
-    reported = coverage(layout, raw)
-    assert reported["node.layer"] == pytest.approx(2 / 3)
-    assert reported["edges.layer_connects"] == 0.5
+    assert truncated(layout, raw) == {"layer": 1}
+    told = coverage(layout, raw)
+    assert told["node.layer"] == pytest.approx(2 / 3)
+    assert told["edges.layer_connects"] == 0.5
     assert edges_of(layout, raw, "layer__connects__layer")[0] == [(0, 1)]

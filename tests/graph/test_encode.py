@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tamiyo_jax.config import GraphConfig
-from tamiyo_jax.contracts import (
+from tamiyo_jax.contracts.blueprint import (
     ActivationSpec,
     HandlingClass,
     HazardBand,
     LayerSpec,
     ParameterSpec,
     SafetySheet,
-    SeedStage,
 )
+from tamiyo_jax.contracts.packet import SeedStage
 from tamiyo_jax.errors import (
     GraphSchemaError,
     InvalidPacketError,
@@ -41,7 +41,7 @@ from tamiyo_jax.graph import (
     relation_group,
     total_coverage,
 )
-from tamiyo_jax.graph._schema import find_node_type, find_relation
+from tamiyo_jax.graph.schema import node_type, relation
 
 CONFIG = GraphConfig()
 LENIENT = GraphConfig(strict_features=False)
@@ -61,7 +61,7 @@ def encoded(packet, blueprint, candidates=(), registries=None, config=CONFIG):
 
 
 def row(layout, raw, name, index=0, field="values"):
-    return getattr(raw, field)[layout.nodes[name].start + index, : find_node_type(name).width]
+    return getattr(raw, field)[layout.nodes[name].start + index, : node_type(name).width]
 
 
 def test_the_columns_of_every_type_are_those_that_checkpoints_depend_on(
@@ -189,8 +189,8 @@ def test_all_missing_required_features_are_named_at_once(make_packet, make_bluep
 def test_a_loss_that_is_not_a_number_counts_as_told_and_encodes_as_absent(
     make_packet, make_blueprint
 ):
-    reported = {"loss": math.nan, "gradient_norm": math.inf}
-    layout, raw, _ = encoded(make_packet(training_metrics=reported), make_blueprint())
+    told = {"loss": math.nan, "gradient_norm": math.inf}
+    layout, raw, _ = encoded(make_packet(training_metrics=told), make_blueprint())
     values = row(layout, raw, "global")
     assert values[:2].tolist() == values[6:8].tolist() == [0.0, 0.0]
     assert not {"global.loss", "global.gradient_norm"} & missing_features(layout, raw)
@@ -223,11 +223,11 @@ def test_coverage_is_full_for_a_full_packet_and_leaves_out_absent_types(
     make_packet, make_blueprint
 ):
     layout, raw, _ = encoded(make_packet(), make_blueprint(activations=()))
-    reported = coverage(layout, raw)
-    assert set(reported.values()) == {1.0}
+    told = coverage(layout, raw)
+    assert set(told.values()) == {1.0}
     assert total_coverage(layout, raw) == 1.0
-    assert "node.activation" not in reported
-    assert "edges.layer_connects" in reported
+    assert "node.activation" not in told
+    assert "edges.layer_connects" in told
 
 
 def test_a_packet_that_tells_next_to_nothing_scores_next_to_nothing(make_packet, make_blueprint):
@@ -297,7 +297,7 @@ def test_a_type_outside_the_schema_is_an_error_at_construction(make_blueprint):
     with pytest.raises(GraphSchemaError):
         GraphLayout((*layout.node_capacities, ("optimizer", 4)), layout.edge_capacities)
     with pytest.raises(GraphSchemaError):
-        find_relation("global__dreams__seed")
+        relation("global__dreams__seed")
 
 
 def test_the_schema_holds_six_types_and_twenty_one_relations_with_names_of_their_own():

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamiyo_jax.config import GraphConfig
-from tamiyo_jax.contracts import LayerSpec, MonitoredLayer, SeedStage
+from tamiyo_jax.contracts.blueprint import LayerSpec, MonitoredLayer
+from tamiyo_jax.contracts.packet import SeedStage
 from tamiyo_jax.graph import (
     Registries,
     completeness,
@@ -18,7 +19,7 @@ from tamiyo_jax.graph import (
     encode,
     encode_blueprint,
     encode_packet,
-    expand_layout,
+    expanded,
     layout_for,
     missing_features,
 )
@@ -84,7 +85,7 @@ def test_a_packet_encodes_alike_whatever_was_encoded_before_it(
 ):
     blueprint, candidate = make_blueprint(**variant), make_blueprint("other", depth=1)
     layout = layout_for(blueprint, LENIENT)
-    layout = expand_layout(layout) if listed else layout
+    layout = expanded(layout) if listed else layout
     arrays = encode_blueprint(blueprint, layout, config=LENIENT)
     registries = Registries.empty()
     handed_out = []
@@ -114,7 +115,7 @@ def test_what_is_told_is_counted_as_a_walk_over_packet_and_blueprint_counts_it(
         packet, blueprint, (make_blueprint("other"),), Registries.empty(), layout, config=LENIENT
     )
     seeds = packet.seeds[:4]
-    reported = sum(
+    told = sum(
         value is not None
         for seed in seeds
         for value in (seed.learning_rate, seed.risk_score, seed.gradient_norm, seed.age_epochs,
@@ -126,7 +127,7 @@ def test_what_is_told_is_counted_as_a_walk_over_packet_and_blueprint_counts_it(
     assert ours["node.layer"] == (24 - 5 + len(live)) / 24
     assert ours["node.activation"] == 1.0
     if seeds:
-        assert ours["node.seed"] == reported / (7 * len(packet.seeds))
+        assert ours["node.seed"] == told / (7 * len(packet.seeds))
     assert ours["node.blueprint"] == (5 if packet.validation_loss is None else 6) / 6
 
 
@@ -198,5 +199,5 @@ def test_seatings_and_sets_of_blueprints_are_forgotten_in_the_end(make_packet, m
         seeds = tuple(dataclasses.replace(seed, layer_depth=step) for seed in make_packet().seeds)
         packet = make_packet(candidate_blueprint_ids=("other",), seeds=seeds)
         encode_packet(packet, arrays, (other,), Registries.empty())
-    for remembered in (arrays.seed_edges_for, arrays.stage_for):
+    for remembered in (arrays.seated, arrays.staged):
         assert remembered.cache_info().currsize <= 8

@@ -22,16 +22,13 @@ from tamiyo_jax.contracts import (
     CircuitBreakerAdjustment,
     CircuitBreakerState,
     CommandType,
-    NonceLedger,
     OptimizerAdjustment,
     Rollback,
-    Secret,
     SeedAdjustment,
     SeedOperation,
     SeedStage,
-    Verifier,
-    sign,
 )
+from tamiyo_jax.contracts.signing import NonceLedger, Secret, Verifier, sign
 from tamiyo_jax.errors import (
     CheckpointMismatchError,
     CommandRejectedError,
@@ -369,7 +366,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from tamiyo_jax.errors import PersistenceError
-from tamiyo_jax.host import load_tree, save_tree
+from tamiyo_jax.host.checkpoints import load_tree, save_tree
 
 path, tree = Path(sys.argv[1]), {"a": np.arange(1_000, dtype=np.float32)}
 save_tree(path, tree)

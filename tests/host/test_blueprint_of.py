@@ -33,10 +33,9 @@ from hypothesis import strategies as st
 from making import make_config, make_library, make_packet, open_tamiyo
 
 from tamiyo_jax.contracts import Blueprint, LayerEdge, blueprint_from_json, blueprint_to_json
-from tamiyo_jax.demo import digits_task
+from tamiyo_jax.digits import digits_task
 from tamiyo_jax.errors import ConfigurationError
-from tamiyo_jax.growth import Gate
-from tamiyo_jax.host import blueprint_of, layer_names
+from tamiyo_jax.host import Gate, blueprint_of, layer_names
 from tamiyo_jax.policy import init_params
 
 # Of each layer: type, depth, parameters, activation, and the layers whose outputs it takes.

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import make_packet, make_seed, open_tamiyo
 
-from tamiyo_jax import growth, host
+from tamiyo_jax import host
 from tamiyo_jax.contracts import SeedStage
 
 OWN = 3 * 4 + 4 + 4 * 2
@@ -25,7 +25,7 @@ def make_slots(widths: dict[str, int], stages: dict[str, SeedStage] | None = Non
     for name, width in widths.items():
         stage = (stages or {}).get(name, SeedStage.DORMANT)
         params = {one: {"w": jnp.zeros(size * width)} for one, size in SIZES.items()}
-        slots[name] = host.Slot(growth.enter(growth.dormant(), jnp.int32(stage)), params, ())
+        slots[name] = host.Slot(host.enter(host.dormant(), jnp.int32(stage)), params, ())
     return base._replace(slots=slots)
 
 

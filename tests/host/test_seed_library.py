@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tamiyo_jax import growth, host
+from tamiyo_jax import host
 from tamiyo_jax.config import GraphConfig
 from tamiyo_jax.contracts import validate_blueprint
 from tamiyo_jax.errors import ConfigurationError
@@ -27,7 +27,7 @@ def example(family: str, dtype=jnp.float32) -> jax.Array:
 
 def grown(family: str, x: jax.Array):
     made = host.seed_bank(family, x)
-    return made, growth.slot_init(made.bank, jax.random.key(0), x)
+    return made, host.slot_init(made.bank, jax.random.key(0), x)
 
 
 def stirred(params):
@@ -39,11 +39,11 @@ def stirred(params):
 def test_a_fresh_seed_changes_nothing_even_at_alpha_1_and_a_trained_one_does(family):
     x = example(family)
     made, params = grown(family, x)
-    for index, name in enumerate(growth.blueprint_ids(made.bank)):
-        gate = growth.Gate(jnp.float32(1), jnp.int32(index))
-        np.testing.assert_array_equal(growth.slot_apply(made.bank, params, gate, x), x)
+    for index, name in enumerate(host.blueprint_ids(made.bank)):
+        gate = host.Gate(jnp.float32(1), jnp.int32(index))
+        np.testing.assert_array_equal(host.slot_apply(made.bank, params, gate, x), x)
         after = {**params, name: stirred(params[name])}
-        y = growth.slot_apply(made.bank, after, gate, x)
+        y = host.slot_apply(made.bank, after, gate, x)
         assert y.shape == x.shape
         assert bool(jnp.all(jnp.isfinite(y)))
         assert not np.allclose(y, x)
@@ -92,7 +92,7 @@ def test_the_blueprint_of_a_wide_perceptron_in_full():
     ]
     assert [(edge.source, edge.target) for edge in wide.layer_edges] == [(0, 1)]
     assert [one.type for one in wide.activations] == ["gelu"]
-    assert wide.allowed_blending_methods == growth.METHODS
+    assert wide.allowed_blending_methods == host.METHODS
 
 
 def test_only_the_decoders_attention_is_blind_to_what_comes_next():
@@ -110,7 +110,7 @@ def test_only_the_decoders_attention_is_blind_to_what_comes_next():
 def test_one_bank_serves_slots_of_other_widths_and_numbers_of_axes():
     bank = host.seed_bank("convolution", example("convolution")).bank
     narrow = jnp.ones((2, 6, 4), jnp.float32)
-    params = growth.slot_init(bank, jax.random.key(0), narrow)
+    params = host.slot_init(bank, jax.random.key(0), narrow)
     assert params["separable-conv-16"]["depthwise"]["kernel"].shape == (3, 1, 4)
 
 

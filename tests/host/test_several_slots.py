@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from tamiyo_jax import growth, host
+from tamiyo_jax import host
 from tamiyo_jax.contracts import SeedOperation, SeedStage
 
 WIDTH = 6
@@ -16,9 +16,9 @@ SLOTS = ("a", "b", "c")
 EXAMPLE = jax.ShapeDtypeStruct((1, WIDTH), jnp.float32)
 BANK = host.seed_bank("mlp", EXAMPLE).bank
 MODES = {
-    "a": growth.BlendMode.RESIDUAL,
-    "b": growth.Channel((1.0,) * (WIDTH - 1) + (0.5,)),
-    "c": growth.Confidence(gate_k=5.0, gate_tau=0.5, alpha_lo=0.2, alpha_hi=1.0),
+    "a": host.BlendMode.RESIDUAL,
+    "b": host.Channel((1.0,) * (WIDTH - 1) + (0.5,)),
+    "c": host.Confidence(gate_k=5.0, gate_tau=0.5, alpha_lo=0.2, alpha_hi=1.0),
 }
 OP = SeedOperation
 UP = (OP.GERMINATE, OP.START_TRAINING, OP.START_GRAFTING, OP.STABILIZE, OP.FOSSILIZE)
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 def output(params, seeds, gates, x):
     for name in SLOTS:
         x = jnp.tanh(x @ params[name])
-        x = growth.slot_apply(BANK, seeds[name], gates[name], x, mode=MODES[name])
+        x = host.slot_apply(BANK, seeds[name], gates[name], x, mode=MODES[name])
     return x
 
 
@@ -42,10 +42,10 @@ HOST = host.Host(
     optimizer=host.monitor(optax.chain(optax.adamw(1e-2), host.tamiyo_scale())),
     seed_optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2)),
     init_seeds=lambda key: {
-        name: growth.slot_init(BANK, jax.random.fold_in(key, index), jnp.zeros(EXAMPLE.shape))
+        name: host.slot_init(BANK, jax.random.fold_in(key, index), jnp.zeros(EXAMPLE.shape))
         for index, name in enumerate(SLOTS)
     },
-    timing=growth.Timing(blend_steps=3, embargo_steps=2),
+    timing=host.Timing(blend_steps=3, embargo_steps=2),
 )
 STEP = jax.jit(lambda state, batch: host.train_step(HOST, state, batch))
 OUTPUT = jax.jit(
@@ -72,7 +72,7 @@ def batch(index: int):
 
 def operate(state, name, operation, blueprint=None):
     slot = state.slots[name]
-    moved = growth.transition(slot.state, operation)
+    moved = host.transition(slot.state, operation)
     if blueprint is not None:
         moved = moved._replace(blueprint=jnp.int32(blueprint))
     return state._replace(slots={**state.slots, name: slot._replace(state=moved)})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from host.tiny_host import SEED_ID, batch, loss, make_host, make_state, operate
 
-from tamiyo_jax import growth, host
+from tamiyo_jax import host
 from tamiyo_jax.contracts import SeedOperation, SeedStage
 from tamiyo_jax.errors import ConfigurationError
 
@@ -152,7 +152,7 @@ def test_contribution_is_the_loss_without_the_seed_minus_the_loss_with_it():
     state = grown(SeedStage.FOSSILIZED)
     seeds = {SEED_ID: state.slots[SEED_ID].params}
     at = lambda alpha: loss(  # noqa: E731
-        state.params, seeds, {SEED_ID: growth.Gate(jnp.float32(alpha), jnp.int32(1))}, batch(5)
+        state.params, seeds, {SEED_ID: host.Gate(jnp.float32(alpha), jnp.int32(1))}, batch(5)
     )
     measured = host.contribution(loss, state.params, state.slots, batch(5))[SEED_ID]
     np.testing.assert_allclose(measured, at(0.0) - at(1.0), rtol=1e-5)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from functools import partial
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy.worlds import FULL, LAYOUT, observation, packet, raw_graph, row_of, seed, written_out
+from policy.worlds import FULL, LAYOUT, observation, packet, raw_graph, seed, written_out
 
 from tamiyo_jax.config import GraphConfig, PolicyConfig
-from tamiyo_jax.contracts import SeedStage
-from tamiyo_jax.graph import NODE_TYPES, RELATIONS, GraphLayout, RawGraph, init_normalizer
-from tamiyo_jax.graph._raw import blank
+from tamiyo_jax.contracts.packet import SeedStage
+from tamiyo_jax.graph import GraphLayout, RawGraph, init_normalizer
+from tamiyo_jax.graph.raw import blank
+from tamiyo_jax.graph.schema import NODE_TYPES, RELATIONS
 from tamiyo_jax.policy import GraphPolicy, PolicyOutputs, fold, init_params, policy_step
-from tamiyo_jax.policy._routes import LAYERS, plan
+from tamiyo_jax.policy.routes import LAYERS, plan
 
 CONFIG = PolicyConfig.small()
 step = jax.jit(policy_step, static_argnames=("layout", "rate"))
@@ -54,7 +54,10 @@ def run(params, layout: GraphLayout, raw: RawGraph) -> PolicyOutputs:
 
 
 def assert_close(one: PolicyOutputs, other: PolicyOutputs) -> None:
-    chex.assert_trees_all_close(one, other, rtol=0, atol=1e-5)
+    for name in PolicyOutputs._fields:
+        np.testing.assert_allclose(
+            getattr(one, name), getattr(other, name), rtol=0, atol=1e-5, err_msg=name
+        )
 
 
 def counts(full: dict[str, int]) -> st.SearchStrategy[dict[str, int]]:
@@ -175,7 +178,7 @@ def test_rows_of_a_batch_do_not_leak(folded):
     _, together = jax.device_get(many(folded[LAYOUT], init_normalizer(), batch))
     for row, raw in enumerate(graphs):
         alone = run(folded[LAYOUT], LAYOUT, raw)
-        assert_close(row_of(together, row), alone)
+        assert_close(PolicyOutputs(*(x[row] for x in together)), alone)
 
 
 def test_the_step_lowers_for_cpu_gpu_and_tpu(folded):
@@ -193,7 +196,7 @@ def test_a_policy_folds_once_for_its_parameters_and_again_for_new_ones(params, m
         folds.append(layout)
         return fold(params, layout)
 
-    monkeypatch.setattr("tamiyo_jax.policy._graph_policy.fold", counted)
+    monkeypatch.setattr("tamiyo_jax.policy.graph_policy.fold", counted)
     policy = GraphPolicy(GraphConfig())
     state, seen = policy.initial_state(), observation(packet(seed("s", SeedStage.DORMANT)))
     first = [policy.decide(params, state, seen)[1].value for _ in range(3)]

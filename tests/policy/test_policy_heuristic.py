@@ -10,7 +10,7 @@ import pytest
 from policy.worlds import ACTIVE, GROWN, OTHER, observation, packet, seed
 
 from tamiyo_jax.config import HeuristicConfig, PolicyConfig
-from tamiyo_jax.contracts import SeedStage
+from tamiyo_jax.contracts.packet import SeedStage
 from tamiyo_jax.policy import Action, HeuristicPolicy, HeuristicState, propose, select
 
 POLICY = PolicyConfig.small()
@@ -221,58 +221,3 @@ def test_a_huge_validation_loss_is_harm_and_does_not_stop_the_rules():
     run.step(0, -huge, blending)
     actions = run.steps(range(1, 4), huge, blending)
     assert actions[-1] is Action.CULL
-
-
-# What each rule says of its decision: a run, and the last reason and explanation.
-def grow(run: Run, *stages: dict[str, object]):
-    plateau(run, last=5)
-    return [run.step(6 + n, 1.0, seed("s0", **stage)) for n, stage in enumerate(stages)][-1]
-
-
-GERMINATED, TRAINING, BLENDING, PROBATIONARY = (
-    {"stage": SeedStage[name]} for name in ("GERMINATED", "TRAINING", "BLENDING", "PROBATIONARY")
-)
-
-
-@pytest.mark.parametrize(
-    ("story", "reason", "explanation"),
-    [
-        (lambda run: run.step(0, 0.966), "wait", "loss improved to 0.966, limit 3"),
-        (
-            lambda run: [run.step(e, 0.966) for e in range(3)][-1],
-            "wait",
-            "no improvement for 2 epochs (best 0.966), limit 3",
-        ),
-        (
-            lambda run: [run.step(e, 0.966) for e in range(4)][-1],
-            "wait",
-            "epoch 3 is before the first for germination, 5",
-        ),
-        (
-            lambda run: [run.step(e, 0.966) for e in range(6)][-1],
-            "plateau",
-            "no improvement for 5 epochs (best 0.966)",
-        ),
-        (lambda run: grow(run, GERMINATED), "germinated", "the seed germinated"),
-        (lambda run: grow(run, GERMINATED, TRAINING), "wait", "seed s0 is TRAINING"),
-        (
-            lambda run: grow(run, *[TRAINING] * 4),
-            "trained",
-            "the seed trained for 3 epochs, limit 3",
-        ),
-        (lambda run: grow(run, {**BLENDING, "alpha": 1.0}), "blended", "alpha is 1"),
-        (
-            lambda run: grow(run, {**PROBATIONARY, "contribution": 0.0125}),
-            "contribution",
-            "contribution to the validation loss 0.0125 is positive",
-        ),
-        (
-            lambda run: [run.step(e, 1.0 + e, optimizer_id="adam") for e in range(4)][-1],
-            "rising_loss",
-            "loss rose for 3 epochs (now 4), limit 3",
-        ),
-    ],
-)
-def test_each_rule_explains_its_decision_with_its_numbers(story, reason, explanation):
-    proposal = story(Run())
-    assert (proposal.reason, proposal.explanation) == (f"heuristic:{reason}", explanation)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +13,11 @@ from hypothesis import strategies as st
 from policy.worlds import FULL, LAYOUT, observation, packet, raw_graph, seed, written_out
 
 from tamiyo_jax.config import GraphConfig, PolicyConfig
-from tamiyo_jax.conformance._policy import compare_policy
-from tamiyo_jax.contracts import SeedStage
+from tamiyo_jax.conformance.policy import compare_policy
+from tamiyo_jax.contracts.packet import SeedStage
 from tamiyo_jax.errors import GraphSchemaError
-from tamiyo_jax.graph import RELATIONS, GraphLayout, RawGraph, build, init_normalizer
+from tamiyo_jax.graph import GraphLayout, RawGraph, build, init_normalizer
+from tamiyo_jax.graph.schema import RELATIONS
 from tamiyo_jax.policy import (
     GraphPolicy,
     PolicyNetwork,
@@ -47,7 +47,10 @@ def run(params, layout: GraphLayout, raw: RawGraph) -> PolicyOutputs:
 
 
 def assert_close(one: PolicyOutputs, other: PolicyOutputs, tolerance: float) -> None:
-    chex.assert_trees_all_close(one, other, rtol=0, atol=tolerance)
+    for name in PolicyOutputs._fields:
+        np.testing.assert_allclose(
+            getattr(one, name), getattr(other, name), rtol=0, atol=tolerance, err_msg=name
+        )
 
 
 @pytest.mark.parametrize(
@@ -60,7 +63,7 @@ def assert_close(one: PolicyOutputs, other: PolicyOutputs, tolerance: float) -> 
 )
 def test_golden_passes_are_reproduced_padded_and_unpadded(golden, name):
     errors = compare_policy(golden / f"policy_{name}.npz")
-    assert set(errors) == set(PolicyOutputs._fields) - {"rationale"}
+    assert len(errors) == len(PolicyOutputs._fields)
     assert max(errors.values()) <= 1e-5, errors
 
 
@@ -108,7 +111,7 @@ def test_scores_of_padding_are_minus_infinity_and_all_else_is_finite(params):
     outputs = run(params, LAYOUT, raw)
     np.testing.assert_array_equal(np.isneginf(outputs.seed_scores), [False, True, True])
     np.testing.assert_array_equal(np.isneginf(outputs.blueprint_scores), [False, False, True])
-    for name in outputs.named_arrays().keys() - {"seed_scores", "blueprint_scores"}:
+    for name in set(PolicyOutputs._fields) - {"seed_scores", "blueprint_scores"}:
         assert np.all(np.isfinite(getattr(outputs, name)))
 
 
@@ -239,15 +242,3 @@ def test_the_step_lowers_for_cpu_gpu_and_tpu(params):
         params, init_normalizer(), raw, layout=LAYOUT, rate=0.1
     )
     assert exported.platforms == ("cpu", "cuda", "tpu")
-
-
-def test_untrained_parameters_are_the_same_under_jit_and_vmap() -> None:
-    config = PolicyConfig.small()
-    keys = jax.random.split(jax.random.key(3), 2)
-    plain = [init_params(config, key) for key in keys]
-    jitted = jax.jit(init_params, static_argnums=0)(config, keys[0])
-    chex.assert_trees_all_equal(jitted, plain[0])
-    ensemble = jax.vmap(lambda key: init_params(config, key))(keys)
-    chex.assert_trees_all_equal(ensemble, jax.tree.map(lambda *leaves: jnp.stack(leaves), *plain))
-    both = jax.jit(jax.vmap(lambda key: init_params(config, key)))(keys)
-    chex.assert_trees_all_equal(both, ensemble)

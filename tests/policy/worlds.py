@@ -4,31 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import jax
 import numpy as np
 
-from tamiyo_jax.contracts import (
-    ActivationSpec,
-    Blueprint,
-    CircuitBreakerState,
-    LayerSpec,
-    ParameterSpec,
-    SeedStage,
-    SeedState,
-    SystemStatePacket,
-)
-from tamiyo_jax.graph import (
-    NODE_TYPES,
-    RELATIONS,
-    GraphLayout,
-    RawGraph,
-    complete_attributes,
-    complete_rows,
-    expand_layout,
-)
-from tamiyo_jax.graph._raw import blank
-from tamiyo_jax.graph._schema import find_node_type
-from tamiyo_jax.policy import Legality, Observation, PolicyOutputs, legality
+from tamiyo_jax.contracts.blueprint import ActivationSpec, Blueprint, LayerSpec, ParameterSpec
+from tamiyo_jax.contracts.command import CircuitBreakerState
+from tamiyo_jax.contracts.packet import SeedStage, SeedState, SystemStatePacket
+from tamiyo_jax.graph import GraphLayout, RawGraph, expanded
+from tamiyo_jax.graph.edges import complete_attributes, complete_rows
+from tamiyo_jax.graph.raw import blank
+from tamiyo_jax.graph.schema import NODE_TYPES, RELATIONS, node_type
+from tamiyo_jax.policy import Legality, Observation, legality
 
 MAX_SEEDS, MAX_BLUEPRINTS = 3, 3
 LAYOUT = GraphLayout.of(
@@ -48,7 +33,7 @@ def raw_graph(
     raw = blank(layout)
     for name, count in {"global": 1, **counts}.items():
         rows = slice(layout.nodes[name].start, layout.nodes[name].start + count)
-        width = find_node_type(name).width
+        width = node_type(name).width
         raw.values[rows, :width] = rng.normal(size=(count, width)).astype(np.float32)
         raw.present[rows, :width] = True
         raw.mask[rows] = True
@@ -68,9 +53,9 @@ def raw_graph(
 
 def written_out(raw: RawGraph) -> tuple[GraphLayout, RawGraph]:
     """The same graph with every complete relation listed edge by edge."""
-    layout = expand_layout(LAYOUT)
+    layout = expanded(LAYOUT)
     listed = blank(layout)
-    for name in ("values", "present", "reported", "mask", "attributes"):
+    for name in ("values", "present", "told", "mask", "attributes"):
         getattr(listed, name)[:] = getattr(raw, name)
     for one in RELATIONS:
         block = layout.edges[one.key]
@@ -145,8 +130,3 @@ def legal(
 
 def observation(of: SystemStatePacket, *candidates: Blueprint) -> Observation:
     return Observation(of, LAYOUT, blank(LAYOUT), legal(of, *candidates))
-
-
-def row_of(outputs: PolicyOutputs, row: int) -> PolicyOutputs:
-    """One decision of a batch."""
-    return jax.tree.map(lambda array: array[row], outputs)

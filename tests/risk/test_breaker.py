@@ -9,8 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tamiyo_jax.config import BreakerConfig
 from tamiyo_jax.contracts import CircuitBreakerState, TelemetryLevel
 from tamiyo_jax.errors import CircuitOpenError
-from tamiyo_jax.risk import BreakerState
-from tamiyo_jax.risk._breaker import admit, fail, succeed
+from tamiyo_jax.risk.breaker import BreakerState, admit, fail, succeed
 
 CONFIG = BreakerConfig(failures=3, cooldown_ms=1_000, max_cooldown_ms=6_000)
 MS = 1_000_000

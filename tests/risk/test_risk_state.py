@@ -24,7 +24,7 @@ from tamiyo_jax.risk import (
     Signals,
     Verdict,
     admit_call,
-    apply_verdict,
+    after_verdict,
     call_failed,
     call_succeeded,
     enter_by_hand,
@@ -44,9 +44,7 @@ SECOND = 1_000_000_000
 def verdict(
     command_type: CommandType | None = None, *, star: str | None = None, brakes: bool = False
 ) -> Verdict:
-    return Verdict(
-        command_type, "mine:plateau", "no improvement", (), Priority.NORMAL, star, brakes=brakes
-    )
+    return Verdict(command_type, "policy", (), Priority.NORMAL, star, brakes=brakes)
 
 
 CALM, SPIKE, PAUSE = verdict(), verdict(star="loss_spike"), verdict(CommandType.PAUSE)
@@ -56,7 +54,7 @@ def step_through(state, verdicts, *, config=CONFIG, shadow=False, first=0):
     """The state after the verdicts, and the names of each step's events."""
     names, escalations = [], []
     for step, one in enumerate(verdicts, start=first):
-        state, events, escalate = apply_verdict(state, one, step, shadow=shadow, config=config)
+        state, events, escalate = after_verdict(state, one, step, shadow=shadow, config=config)
         names.append([event.name for event in events])
         escalations.append(escalate)
     return state, names, escalations
@@ -88,10 +86,10 @@ def test_another_star_row_starts_the_count_anew():
 
 
 def test_the_events_tell_the_reason_and_how_long_it_lasted():
-    state, (entered,), _ = apply_verdict(RiskState(), SPIKE, 7, shadow=False, config=CONFIG)
+    state, (entered,), _ = after_verdict(RiskState(), SPIKE, 7, shadow=False, config=CONFIG)
     assert (entered.level, entered.attributes) == (TelemetryLevel.WARNING, {"reason": "loss_spike"})
     config = RiskConfig(calm_steps=1)
-    _, (exited,), _ = apply_verdict(state, CALM, 12, shadow=False, config=config)
+    _, (exited,), _ = after_verdict(state, CALM, 12, shadow=False, config=config)
     assert exited.level is TelemetryLevel.INFO
     assert exited.attributes == {"reason": "loss_spike", "steps": "5"}
 
@@ -103,7 +101,7 @@ def test_conservative_mode_is_never_entered_and_left_in_one_step(stars, calm_ste
     entered, calm = None, 0
     for step, star in enumerate(stars):
         was_on = state.conservative is not None
-        state, events, _ = apply_verdict(
+        state, events, _ = after_verdict(
             state, SPIKE if star else CALM, step, shadow=False, config=config
         )
         assert len(events) <= 1
@@ -194,7 +192,7 @@ def test_pauses_beyond_the_budget_are_told_and_escalated():
     assert escalations == [False] * 100 + [True] * 2
     assert names[99:] == [[], ["pause_budget_exhausted"], ["pause_budget_exhausted"]]
     assert state.pause_runs == ((0, 101),)
-    _, (event,), _ = apply_verdict(state, PAUSE, 102, shadow=False, config=CONFIG)
+    _, (event,), _ = after_verdict(state, PAUSE, 102, shadow=False, config=CONFIG)
     assert event.level is TelemetryLevel.CRITICAL
     assert event.attributes == {"pauses": "103", "pauses_limit": "100", "window_steps": "1000"}
 
@@ -217,7 +215,7 @@ def test_the_window_slides_over_steps(steps, window, budget):
     for gap, pauses_now in steps:
         step += gap
         one = PAUSE if pauses_now else CALM
-        state, _, escalate = apply_verdict(state, one, step, shadow=False, config=config)
+        state, _, escalate = after_verdict(state, one, step, shadow=False, config=config)
         if pauses_now:
             pauses.append(step)
         within = [one for one in pauses if one > step - window]
@@ -263,7 +261,7 @@ def test_guard_mode_brakes_at_most_once_in_the_cooldown():
     state, brakes = RiskState(), []
     for step in range(120):
         one = guard(told, CONFIG, may_brake=may_brake(state, step, guard_config))
-        state, _, _ = apply_verdict(state, one, step, shadow=False, config=CONFIG)
+        state, _, _ = after_verdict(state, one, step, shadow=False, config=CONFIG)
         if one.brakes:
             brakes.append(step)
     assert brakes == [0, 50, 100]

@@ -1,0 +1,60 @@
+"""`tamiyo-jax config`: the settings as a controller would resolve them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from tamiyo_jax.cli.output import Json, console, print_json
+from tamiyo_jax.config import TamiyoConfig, resolve
+
+__all__ = ["ConfigFile", "app"]
+
+app = typer.Typer(no_args_is_help=True, help="Settings, and where they come from.")
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--file", exists=True, dir_okay=False, help="A TOML file of settings."),
+]
+
+
+@app.callback()
+def _group() -> None:
+    """Settings, and where they come from."""
+
+
+@app.command()
+def show(file: ConfigFile = None, as_json: Json = False) -> None:
+    """Print every setting, its value, and the file or variable that it comes from.
+
+    Of the signing secret it says whether its variable is set, never what it holds.
+
+    Example: tamiyo-jax config show --file tamiyo.toml
+    """
+    config, origins = resolve(file)
+    values = config.model_dump()
+    secret = config.security.secret_env
+    held = "set" if os.environ.get(secret) else "not set"
+    if as_json:
+        settings = {
+            section: {
+                field: {"value": value, "from": str(origins[f"{section}.{field}"])}
+                for field, value in values[section].items()
+            }
+            for section in TamiyoConfig.model_fields
+        }
+        print_json({"settings": settings, "secrets": {secret: held}})
+        return
+    table = Table(Column("setting", no_wrap=True), "value", Column("from", overflow="fold"))
+    for name, origin in origins.items():
+        section, _, field = name.partition(".")
+        table.add_row(name, escape(json.dumps(values[section][field])), escape(str(origin)))
+    table.add_section()
+    table.add_row("(the secret)", held, f"variable {secret}")
+    console.print(table)

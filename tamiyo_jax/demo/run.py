@@ -1,0 +1,350 @@
+"""Running the demonstration: grown by Tamiyo, and beside it never grown and fully grown.
+
+The grown run is checkpointed every few epochs: training state, controller state and history
+in one Orbax tree. A run that was killed goes on from its last checkpoint, and the journal
+says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from tamiyo_jax.config import DeadlineConfig, TamiyoConfig
+from tamiyo_jax.contracts import AdaptationCommand, NonceLedger, Secret, Verifier
+from tamiyo_jax.controller import TamiyoState, state_from_json, state_to_json
+from tamiyo_jax.demo.begun import Begun, DemoPolicy, begun_with, write_result
+from tamiyo_jax.digits import digits_task
+from tamiyo_jax.errors import ConfigurationError, PersistenceError
+from tamiyo_jax.host import CommandApplier, HostCheckpoints, load_tree, save_tree
+from tamiyo_jax.loop import LoopState, Record, RunResult, Task, grow_all, init_loop, run
+from tamiyo_jax.policy import GraphPolicy, HeuristicPolicy, init_params
+from tamiyo_jax.runtime import Decision, JsonLinesSink, SqliteBlueprintLibrary, Tamiyo
+from tamiyo_jax.runtime.replay import ReplayedDecision
+
+__all__ = [
+    "CHECKPOINT_EPOCHS",
+    "DemoSettings",
+    "DemoSummary",
+    "Row",
+    "Variant",
+    "row_of",
+    "run_demo",
+]
+
+CHECKPOINT_EPOCHS = 5
+KEPT_CHECKPOINTS = 2
+UNHURRIED_MS = 600_000.0
+_NAMES = "epoch-" + 6 * "[0-9]"  # Orbax's unfinished directories have longer names
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSettings:
+    """What to run.
+
+    Attributes:
+      directory: the run directory.
+      steps: optimiser steps of each network.
+      seed: of the data split, the parameters and the order of the data.
+      policy: who decides.
+      resume: go on from the directory's last checkpoint.
+      deterministic: packets carry no measured times, and deadlines are out of reach, so that
+        equal runs make equal decisions.
+    """
+
+    directory: Path
+    steps: int
+    seed: int
+    policy: DemoPolicy
+    resume: bool
+    deterministic: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One epoch of a run, as it is drawn and counted.
+
+    Attributes:
+      epoch: epochs trained.
+      training_loss: mean over the epoch.
+      validation_loss: after it.
+      validation_accuracy: after it, in [0, 1].
+      live_parameters: parameters that take part in the output or learn to.
+      action: what was decided; the error's name where the step raised; empty without Tamiyo.
+      reason: why.
+      target: the seed acted upon, and what it grows; empty where none.
+      levels: levels of the step's events.
+      decision_ms: what the decision took; None without Tamiyo.
+    """
+
+    epoch: int
+    training_loss: float | None
+    validation_loss: float | None
+    validation_accuracy: float | None
+    live_parameters: int
+    action: str
+    reason: str
+    target: str
+    levels: tuple[str, ...]
+    decision_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One network at its end."""
+
+    name: str
+    rows: tuple[Row, ...]
+    test_accuracy: float
+    parameters_before: int
+    parameters_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSummary:
+    """Everything that the demonstration measured.
+
+    Attributes:
+      grown: grown by Tamiyo.
+      small: the same network, never grown.
+      full: the same network with every slot grown from the start.
+      actions: decisions by action.
+      levels: events by level.
+      decision_ms: latency of every decision, in milliseconds.
+      resumed_at: epoch that the run went on from; None for a new run.
+    """
+
+    grown: Variant
+    small: Variant
+    full: Variant
+    actions: dict[str, int]
+    levels: dict[str, int]
+    decision_ms: tuple[float, ...]
+    resumed_at: int | None
+
+
+Progress = Callable[[str, Row, int], None]
+
+
+def run_demo(settings: DemoSettings, on_row: Progress) -> DemoSummary:
+    """Run the three networks; `on_row` is told the variant, each epoch, and how many there are.
+
+    Raises:
+      ConfigurationError: scikit-learn is missing, the directory holds a run already or one that
+        was begun otherwise, or the steps are too few.
+      PersistenceError: there is nothing to resume.
+    """
+    begun = begun_with(
+        settings.directory,
+        resume=settings.resume,
+        seed=settings.seed,
+        policy=settings.policy,
+        deterministic=settings.deterministic,
+    )
+    task = digits_task(settings.seed)
+    _check_steps(settings.steps, task.steps_per_epoch, "one epoch")
+    start = init_loop(task, settings.seed)
+    rows, resumed_at, grown = _grow(task, start, settings, begun, on_row)
+    write_result(settings.directory, begun, steps=settings.steps, test_accuracy=grown.test_accuracy)
+    fully = grow_all(start, task.candidates[0].blueprint_id)
+    counted = Counter(row.action for row in rows)
+    levels = Counter(level for row in rows for level in row.levels)
+    return DemoSummary(
+        grown=_variant("grown by Tamiyo", rows, grown),
+        small=_compare("not grown", task, start, settings, on_row),
+        full=_compare("grown from the start", task, fully, settings, on_row),
+        actions=dict(counted.most_common()),
+        levels=dict(levels.most_common()),
+        decision_ms=tuple(row.decision_ms for row in rows if row.decision_ms is not None),
+        resumed_at=resumed_at,
+    )
+
+
+def _compare(
+    name: str, task: Task, state: LoopState, settings: DemoSettings, on_row: Progress
+) -> Variant:
+    rows: list[Row] = []
+
+    def keep(record: Record, _: LoopState) -> None:
+        rows.append(row_of(record))
+        on_row(name, rows[-1], settings.steps // task.steps_per_epoch)
+
+    result = run(task, None, steps=settings.steps, state=state, run_id=name, on_step=keep)
+    return _variant(name, rows, result)
+
+
+def _grow(
+    task: Task, start: LoopState, settings: DemoSettings, begun: Begun, on_row: Progress
+) -> tuple[list[Row], int | None, RunResult]:
+    root = settings.directory
+    config = TamiyoConfig()
+    if settings.deterministic:
+        config = TamiyoConfig(
+            deadlines=DeadlineConfig(inference_ms=UNHURRIED_MS, metadata_ms=UNHURRIED_MS)
+        )
+    secret = os.urandom(32)
+    verifier = Verifier((Secret(secret),), NonceLedger(time.time_ns()), config.security)
+    keeper = HostCheckpoints(root / "host")
+    rows, state, restored = _begin(task, start, settings, config, keeper)
+    write_result(root, begun)
+    params = (
+        init_params(config.policy, jax.random.key(settings.seed))
+        if settings.policy == "graph"
+        else None
+    )
+    library = SqliteBlueprintLibrary(root / "blueprints.db")
+    for blueprint in (task.blueprint, *task.candidates):
+        if library.get(blueprint.blueprint_id) is None:
+            library.put(blueprint)
+    with Tamiyo.open(
+        config,
+        directory=root / "tamiyo",
+        library=library,
+        params=params,
+        policy=settings.policy,
+        secret=secret,
+        sinks=(JsonLinesSink(root / "telemetry.jsonl"),),
+        state=restored,
+    ) as tamiyo:
+
+        def keep(record: Record, state: LoopState) -> None:
+            rows.append(row_of(record))
+            on_row("grown by Tamiyo", rows[-1], settings.steps // task.steps_per_epoch)
+            if rows[-1].epoch % CHECKPOINT_EPOCHS == 0:
+                _save(root, rows, state, record.packet.restorable_checkpoint, tamiyo.state, keeper)
+
+        result = run(
+            task,
+            tamiyo,
+            steps=settings.steps,
+            state=state,
+            run_id=f"digits-{settings.seed}",
+            applier=CommandApplier(
+                verifier,
+                clock=time.time_ns,
+                optimizer_id=task.optimizer_id,
+                checkpointer=keeper,
+            ),
+            deterministic=settings.deterministic,
+            checkpoints=keeper,
+            on_step=keep,
+        )
+    return rows, int(state.epochs) if settings.resume else None, result
+
+
+def _check_steps(steps: int, least: int, what: str) -> None:
+    if steps < least:
+        raise ConfigurationError(
+            f"steps is {steps}, and {what} takes {least}; give --steps {least} or more",
+            field="steps",
+            value=steps,
+            limit=least,
+        )
+
+
+def _begin(
+    task: Task,
+    start: LoopState,
+    settings: DemoSettings,
+    config: TamiyoConfig,
+    keeper: HostCheckpoints,
+) -> tuple[list[Row], LoopState, TamiyoState[Any] | None]:
+    """A new run, or the last checkpoint of the directory's."""
+    home = settings.directory / "checkpoints"
+    if not settings.resume:
+        return [], start, None
+    found = sorted(path for path in home.glob(_NAMES) if ocp.is_orbax_checkpoint(str(path)))
+    if not found:
+        raise PersistenceError(
+            f"{home} holds no checkpoint; one is written every {CHECKPOINT_EPOCHS} epochs. "
+            "Start afresh in another --directory",
+            path=str(home),
+        )
+    like = {"loop": start, "tamiyo": str, "rows": str, "good": start.host, "good_name": str}
+    tree = load_tree(found[-1], like)
+    trained = int(tree["loop"].epochs) * task.steps_per_epoch
+    _check_steps(settings.steps, trained, f"the checkpoint {found[-1]}")
+    if tree["good_name"]:
+        keeper.rewind(tree["good_name"], tree["good"])
+    policy = (
+        GraphPolicy(config.graph)
+        if settings.policy == "graph"
+        else HeuristicPolicy(config.heuristic, config.policy)
+    )
+    rows = [Row(**{**row, "levels": tuple(row["levels"])}) for row in json.loads(tree["rows"])]
+    return rows, tree["loop"], state_from_json(tree["tamiyo"], policy.initial_state())
+
+
+def _save(
+    root: Path,
+    rows: Sequence[Row],
+    state: LoopState,
+    good: str | None,
+    tamiyo: TamiyoState[Any],
+    keeper: HostCheckpoints,
+) -> None:
+    """Write everything that a resumed run needs, what it could roll back to included."""
+    home = root / "checkpoints"
+    tree = {
+        "loop": state,
+        "tamiyo": state_to_json(tamiyo),
+        "rows": json.dumps([asdict(row) for row in rows]),
+        "good": state.host if good is None else keeper.restore(good, state.host),
+        "good_name": good or "",
+    }
+    path = home / f"epoch-{rows[-1].epoch:06d}"
+    shutil.rmtree(path, ignore_errors=True)  # written by a run that this one goes on from
+    save_tree(path, tree)
+    for old in sorted(home.glob(_NAMES))[:-KEPT_CHECKPOINTS]:
+        shutil.rmtree(old)
+
+
+def row_of(record: Record) -> Row:
+    """A decision boundary as it is drawn and counted."""
+    packet, decision = record.packet, record.decision
+    action, reason, target, levels = "", "", "", ()
+    if record.error is not None:
+        action, reason, levels = type(record.error).__name__, str(record.error), ("CRITICAL",)
+    elif isinstance(decision, Decision | ReplayedDecision):
+        action, reason, target = decision.action, decision.reason, _target(decision.command)
+        if isinstance(decision, Decision):
+            levels = tuple(event.level.name for event in decision.events)
+    return Row(
+        epoch=packet.current_epoch,
+        training_loss=packet.training_loss,
+        validation_loss=packet.validation_loss,
+        validation_accuracy=packet.validation_accuracy,
+        live_parameters=record.live_parameters,
+        action=action,
+        reason=reason,
+        target=target,
+        levels=levels,
+        decision_ms=record.decision_ms,
+    )
+
+
+def _target(command: AdaptationCommand | None) -> str:
+    if command is None or command.target_seed_id is None:
+        return ""
+    blueprint = getattr(command.payload, "blueprint_id", None)
+    return command.target_seed_id + (f" ← {blueprint}" if blueprint else "")
+
+
+def _variant(name: str, rows: Sequence[Row], result: RunResult) -> Variant:
+    return Variant(
+        name=name,
+        rows=tuple(rows),
+        test_accuracy=result.test_accuracy,
+        parameters_before=rows[0].live_parameters,
+        parameters_after=result.parameters_after,
+    )

@@ -1,0 +1,123 @@
+"""What the machine is doing, read from counters that the kernel and JAX's allocators keep.
+
+Nothing here waits for a device or its queue, so it may be read at every step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import psutil
+
+from tamiyo_jax.contracts import HardwareContext
+
+__all__ = ["Device", "Hardware", "HardwareMeter"]
+
+GB = 1e9
+WINDOW_S = 1.0
+
+
+class Device(Protocol):
+    """What is read of a `jax.Device`."""
+
+    @property
+    def platform(self) -> str:
+        """Its kind, such as ``cpu`` or ``gpu``."""
+        ...
+
+    @property
+    def id(self) -> int:
+        """Its number among all devices of the run."""
+        ...
+
+    def memory_stats(self) -> Mapping[str, int] | None:
+        """Its allocator's figures in bytes; None where the backend keeps none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """One reading.
+
+    Attributes:
+      context: the device that trains. Memory is the host's for a CPU, else the device's own,
+        absent where JAX's backend keeps no figures.
+      metrics: ``cpu_util_percent`` of the whole host, once it is known, and
+        ``gpu_mem_free_gb`` of a device with memory of its own. Gigabytes are 10⁹ bytes.
+    """
+
+    context: HardwareContext
+    metrics: Mapping[str, float]
+
+
+class HardwareMeter:
+    """Reads the figures of a device and of the host that it is in.
+
+    JAX does not know how busy a device is: send ``gpu_util_percent`` with a packet's other
+    metrics where something else does.
+
+    Args:
+      device: usually ``jax.local_devices()[0]``.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._idle, self._total = _cpu_seconds()
+        self._busy: float | None = None
+
+    def read(self) -> Hardware:
+        """The figures now; the use of the CPU is the mean over at least a second."""
+        self._watch_cpu()
+        on_cpu = self._device.platform == "cpu"
+        total, free = _host_memory() if on_cpu else _device_memory(self._device)
+        metrics: dict[str, float] = {}
+        if self._busy is not None:
+            metrics["cpu_util_percent"] = self._busy
+        if free is not None and not on_cpu:
+            metrics["gpu_mem_free_gb"] = free
+        context = HardwareContext(
+            device_type=self._device.platform,
+            device_id=str(self._device.id),
+            total_memory_gb=total,
+            available_memory_gb=free,
+            utilization_percent=self._busy if on_cpu else None,
+        )
+        return Hardware(context, metrics)
+
+    def _watch_cpu(self) -> None:
+        """Renew the use of the CPU; over less than `WINDOW_S` it would be noise.
+
+        The kernel counts in hundredths of a second, and short readings would be 0 or 100.
+        """
+        idle, total = _cpu_seconds()
+        passed = total - self._total
+        if passed < WINDOW_S * (os.cpu_count() or 1):
+            return
+        share = 1 - (idle - self._idle) / passed
+        self._busy = 100 * min(max(share, 0.0), 1.0)
+        self._idle, self._total = idle, total
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """Seconds that all cores were idle, and all their seconds, since the machine started."""
+    times = psutil.cpu_times()._asdict()  # which there are depends on the system
+    guests = times.get("guest", 0.0) + times.get("guest_nice", 0.0)  # in user and nice as well
+    return times["idle"] + times.get("iowait", 0.0), sum(times.values()) - guests
+
+
+def _host_memory() -> tuple[float, float]:
+    """Gigabytes in all, and what can be had without swapping."""
+    memory = psutil.virtual_memory()
+    return memory.total / GB, memory.available / GB
+
+
+def _device_memory(device: Device) -> tuple[float | None, float | None]:
+    """Gigabytes that JAX may use on the device, and those that it does not use yet."""
+    figures = device.memory_stats() or {}
+    limit, used = figures.get("bytes_limit"), figures.get("bytes_in_use")
+    if limit is None or used is None:
+        return None, None
+    return limit / GB, (limit - used) / GB

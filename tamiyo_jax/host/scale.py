@@ -1,0 +1,87 @@
+"""The one multiplier of the learning rate that Tamiyo owns."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tamiyo_jax.errors import CommandRejectedError
+
+__all__ = ["LIMITS", "ScaleState", "scale_by", "scale_of", "tamiyo_scale"]
+
+State = TypeVar("State")
+
+LIMITS = (0.1, 10.0)
+"""Bounds of the multiplier after all commands together."""
+
+
+class ScaleState(NamedTuple):
+    """State of `tamiyo_scale`: f32[], the multiplier, 1 at the start."""
+
+    factor: jax.Array
+
+
+def tamiyo_scale() -> optax.GradientTransformation:
+    """Multiply updates by a factor that only commands change.
+
+    Put it last in the chain: then schedules and everything else stay the user's.
+    """
+
+    def init(params: Any) -> ScaleState:  # noqa: ANN401 - any pytree
+        del params
+        return ScaleState(jnp.float32(1))
+
+    def update(
+        updates: Any,  # noqa: ANN401
+        state: ScaleState,
+        params: Any = None,  # noqa: ANN401
+    ) -> tuple[Any, ScaleState]:
+        del params
+        return jax.tree.map(lambda u: u * state.factor.astype(u.dtype), updates), state
+
+    return optax.GradientTransformation(init, cast(optax.TransformUpdateFn, update))
+
+
+def scale_by(opt_state: State, factor: float, limits: tuple[float, float]) -> State:
+    """Multiply the multiplier by `factor`, and keep it within `limits`.
+
+    Args:
+      opt_state: an optimiser state that holds a `tamiyo_scale`, or any pytree around one.
+      factor: greater than 0.
+      limits: the least and the greatest multiplier.
+
+    Raises:
+      CommandRejectedError: the optimiser has no `tamiyo_scale`.
+    """
+    scale_of(opt_state)
+
+    def moved(node: object) -> object:
+        if not isinstance(node, ScaleState):
+            return node
+        least, greatest = map(jnp.float32, limits)
+        # A map over its one array, for NNX boxes an optimiser's arrays.
+        return jax.tree.map(lambda old: jnp.clip(old * jnp.float32(factor), least, greatest), node)
+
+    return jax.tree.map(moved, opt_state, is_leaf=_is_scale)
+
+
+def scale_of(opt_state: object) -> jax.Array:
+    """f32[], the multiplier in an optimiser state, or in any pytree around one.
+
+    Raises:
+      CommandRejectedError: the optimiser has no `tamiyo_scale`.
+    """
+    nodes = jax.tree.leaves(opt_state, is_leaf=_is_scale)
+    found = [array for node in nodes if _is_scale(node) for array in jax.tree.leaves(node)]
+    if not found:
+        raise CommandRejectedError(
+            "the optimiser has no multiplier for Tamiyo; put tamiyo_scale() last in its chain"
+        )
+    return found[0]
+
+
+def _is_scale(node: object) -> bool:
+    return isinstance(node, ScaleState)
