@@ -4,6 +4,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 NOTEBOOK_ARGS ?=
+DETECTORS_ARGS ?=
 
 BIN := .venv/bin
 # By file, so that the tests of a file share what they compiled.
@@ -14,11 +15,11 @@ CLI := $(BIN)/tamiyo-jax
 DEV := .venv/.installed-dev
 PROTOS := tamiyo_jax/contracts/leyline.proto tamiyo_jax/storage/records.proto
 
-.PHONY: help demo test test-fast lint docs bench peer examples examples-fresh growth guard crash-campaign soak notebooks proto lock clean
+.PHONY: help demo test test-fast lint docs bench peer examples examples-fresh growth guard detectors crash-campaign soak notebooks proto lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "targets: demo test test-fast lint docs bench peer examples examples-fresh growth guard crash-campaign soak notebooks proto lock clean"
+	@echo "targets: demo test test-fast lint docs bench peer examples examples-fresh growth guard detectors crash-campaign soak notebooks proto lock clean"
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -101,6 +102,11 @@ examples-fresh:
 
 guard: .venv/.installed-demo
 	$(BIN)/python benchmarks/guard.py --plot docs/guard.png
+	$(BIN)/python benchmarks/guard_faults.py
+
+# On public training logs, which the project does not contain; without them it says so.
+detectors: $(DEV)
+	$(BIN)/python benchmarks/detectors.py $(DETECTORS_ARGS)
 
 soak: $(DEV)
 	$(BIN)/python benchmarks/soak.py

@@ -144,7 +144,7 @@ class Growing:
 
     host: host.Host
     state: host.HostState
-    step: Callable[..., Any]
+    step: jax.stages.Wrapped
 
     @classmethod
     def make(cls, slots: int, built_in: str | None = None) -> Growing:

@@ -2,10 +2,9 @@
 
     python examples/two_processes.py
 
-Starts itself twice; each process holds half of the digits. At step 200 the half of process 1
-is broken, and the shared gradient turns the parameters NaN. Process 0 decides on a rollback;
-both check its signature and restore their last good state. On two hosts, start the script on
-each, with the same TAMIYO_SECRET, the address of process 0 and the number of the process.
+Starts itself twice; each process holds half of the digits. At step 200 the half of process 1 is
+broken, and the parameters turn NaN. Process 0 decides on a rollback; both verify it and restore
+their last good state. On two hosts, start the script on each, with one TAMIYO_SECRET.
 """
 
 from __future__ import annotations

@@ -70,6 +70,8 @@ class Decision:
       latency: where the time went.
       shadow: the command is only what would have been done.
       escalate: a person must look.
+      restorable: the state that the packet describes may be kept for a later ROLLBACK: the
+        controller has no objection to it, and its losses are like those before.
       ticket: the durability of the decision's record; a `RemoteTicket` on a process that
         does not keep the journal (`tamiyo_jax.service.MultihostTamiyo`).
     """
@@ -87,12 +89,14 @@ class Decision:
     latency: Latency
     shadow: bool
     escalate: bool
+    restorable: bool
     ticket: Ticket | RemoteTicket
 
     def _repr_html_(self) -> str:
         """What a notebook shows: what was decided, why, and what happened on the way."""
         rows = {
             "reason": self.reason,
+            "why": self.explanation,
             "command": "none" if self.command is None else self.command.command_type.name,
             "seed": "none" if self.command is None else self.command.target_seed_id or "none",
             "events": ", ".join(f"{one.level.name} {one.name}" for one in self.events) or "none",

@@ -8,7 +8,8 @@ from sklearn.datasets import load_digits
 
 from tamiyo_jax import Plug, growth, host
 
-bank, candidates = host.seed_bank("convolution", jax.ShapeDtypeStruct((1, 4, 4, 8), np.float32))
+example = np.zeros((1, 4, 4, 8), np.float32)
+bank, candidates = host.seed_bank("convolution", example)
 
 
 class CNN(nnx.Module):
@@ -42,9 +43,7 @@ grown = host.Host(
     loss=loss_fn,
     optimizer=host.monitor(optax.chain(optax.adam(1e-2), host.tamiyo_scale())),
     seed_optimizer=optax.adam(1e-2),
-    init_seeds=lambda key: {
-        "seed": growth.slot_init(bank, key, np.zeros((1, 4, 4, 8), np.float32))
-    },
+    init_seeds=lambda key: {"seed": growth.slot_init(bank, key, example)},
     timing=growth.Timing(blend_steps=30, embargo_steps=30),
 )
 state = host.init_host(grown, params, jax.random.PRNGKey(0))

@@ -14,13 +14,13 @@ from tamiyo_jax.cli._output import Json, console, print_json, print_lines
 from tamiyo_jax.report import (
     RunReader,
     Urgency,
-    findings,
+    find_runs,
     follow,
+    list_findings,
     read_run,
-    runs_below,
-    runs_table,
-    status_facts,
-    status_view,
+    render_status,
+    summarise_status,
+    tabulate_runs,
     write_report,
 )
 
@@ -55,9 +55,9 @@ def report(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a page on a run, or one that compares several: open it in a browser.
+    """Write a page on a run, or a page that compares several: open it in a browser.
 
-    The page is one file that needs no network: what needs attention, what happened, and
+    The page is a single file that needs no network: what needs attention, what happened, and
     figures of losses, decisions, seeds, gradients, signals and latency. The journals are
     only read; a run may go on meanwhile.
 
@@ -79,10 +79,10 @@ def status(directory: RunDirectory, last: Last = _LAST, as_json: Json = False) -
     """
     run = read_run(directory)
     if as_json:
-        print_json(status_facts(run, last))
+        print_json(summarise_status(run, last))
     else:
-        console.print(status_view(run, last))
-    if any(one.urgency is Urgency.CRITICAL for one in findings(run)):
+        console.print(render_status(run, last))
+    if any(finding.urgency is Urgency.CRITICAL for finding in list_findings(run)):
         raise typer.Exit(1)
 
 
@@ -109,11 +109,11 @@ def watch(
     with suppress(KeyboardInterrupt):
         if as_json:
             for run in looks:
-                print_json(status_facts(run, last), indent=None)
+                print_json(summarise_status(run, last), indent=None)
             return
         with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
             for run in looks:
-                live.update(status_view(run, last), refresh=True)
+                live.update(render_status(run, last), refresh=True)
 
 
 def runs(
@@ -128,8 +128,8 @@ def runs(
 
     Example: tamiyo-jax runs runs
     """
-    found = [read_run(one) for one in runs_below(directory)]
-    table, facts = runs_table(found, directory)
+    found = [read_run(path) for path in find_runs(directory)]
+    table, facts = tabulate_runs(found, directory)
     if as_json:
         print_json(facts)
     elif found:

@@ -81,6 +81,7 @@ class HeuristicDict(TypedDict, total=False):
 class RiskDict(TypedDict, total=False):
     """Settings of `RiskConfig`."""
 
+    detection: Literal["absolute", "relative"]
     policy_risk_critical: float
     policy_risk_elevated: float
     blueprint_quarantine: float
@@ -102,6 +103,16 @@ class RiskDict(TypedDict, total=False):
     calm_steps: int
     pause_budget: int
     pause_window_steps: int
+    update_rise: float
+    update_outliers_in_row: int
+    ruinous_in_row: int
+    divergence: float
+    sustained_rise: float
+    sustained_z: float
+    high_gradients: int
+    plateau_steps: int
+    latency_ratio: float
+    loader_ratio: float
 
 
 class GuardDict(TypedDict, total=False):
@@ -109,6 +120,9 @@ class GuardDict(TypedDict, total=False):
 
     brake: float
     cooldown_steps: int
+    release_steps: int
+    rollback_budget: int
+    rollback_calm_steps: int
 
 
 class BreakerDict(TypedDict, total=False):

@@ -250,6 +250,15 @@ class GuardConfig(Section, frozen=True):
         default=0.3, gt=0, lt=1, description="share of the learning rate taken off"
     )
     cooldown_steps: int = Field(default=50, ge=1, description="steps between two brakes")
+    release_steps: int = Field(
+        default=50, ge=1, description="calm steps after which a brake is released"
+    )
+    rollback_budget: int = Field(
+        default=3, ge=1, description="rollbacks without calm in between, beyond which to escalate"
+    )
+    rollback_calm_steps: int = Field(
+        default=50, ge=1, description="calm steps after which rollbacks are counted anew"
+    )
 
 
 class BreakerConfig(Section, frozen=True):

@@ -20,7 +20,7 @@ from tamiyo_jax.controller._blend_mode import blend_annotations
 from tamiyo_jax.controller._observe import Situation
 from tamiyo_jax.errors import NoLegalActionError
 from tamiyo_jax.policy import Action, Proposal
-from tamiyo_jax.risk import Verdict, clip_lr_delta
+from tamiyo_jax.risk import Rung, clip_lr_delta
 
 __all__ = ["find_evaluated_blueprint", "make_command"]
 
@@ -38,7 +38,7 @@ def make_command(
     config: TamiyoConfig,
     situation: Situation,
     proposal: Proposal | None,
-    verdict: Verdict,
+    rung: Rung,
     *,
     policy_version: str,
     command_id: str,
@@ -51,9 +51,10 @@ def make_command(
     Raises:
       NoLegalActionError: the verdict asks for what the packet does not offer.
     """
+    verdict = rung.verdict
     if verdict.command_type is None:
         return None
-    payload = _payload(config, situation, proposal, verdict)
+    payload = _payload(config, situation, proposal, rung)
     seed = _target(situation, proposal) if isinstance(payload, SeedAdjustment) else None
     blueprint = find_evaluated_blueprint(situation, proposal)
     return AdaptationCommand(
@@ -67,6 +68,7 @@ def make_command(
             "risk_reason": verdict.reason,
             "policy_version": policy_version,
             "feature_coverage": f"{situation.total_coverage:.6f}",
+            **_rollback_annotations(rung),
             "coverage_types": json.dumps(dict(situation.coverage), sort_keys=True),
             **_proposal_annotations(proposal),
             **_blueprint_annotations(blueprint),
@@ -83,19 +85,19 @@ def _target(situation: Situation, proposal: Proposal | None) -> SeedState | None
 
 
 def _payload(
-    config: TamiyoConfig, situation: Situation, proposal: Proposal | None, verdict: Verdict
+    config: TamiyoConfig, situation: Situation, proposal: Proposal | None, rung: Rung
 ) -> Payload | None:
-    packet = situation.packet
+    packet, verdict = situation.packet, rung.verdict
     match verdict.command_type:
         case CommandType.SEED if proposal is not None and proposal.operation is not None:
             return SeedAdjustment(proposal.operation, proposal.blueprint_id, proposal.parameters)
         case CommandType.OPTIMIZER if packet.optimizer_id is not None:
-            delta = _lr_delta(config, proposal, verdict)
+            delta = _lr_delta(config, proposal, rung)
             return OptimizerAdjustment(packet.optimizer_id, {"lr_delta": delta})
         case CommandType.CIRCUIT_BREAKER if proposal is not None and proposal.breaker:
             return CircuitBreakerAdjustment(proposal.breaker, verdict.reason)
-        case CommandType.ROLLBACK if packet.restorable_checkpoint is not None:
-            return Rollback(packet.restorable_checkpoint)
+        case CommandType.ROLLBACK if rung.checkpoint is not None:
+            return Rollback(rung.checkpoint)
         case CommandType.PAUSE:
             return None
         case kind:
@@ -107,11 +109,24 @@ def _payload(
             )
 
 
-def _lr_delta(config: TamiyoConfig, proposal: Proposal | None, verdict: Verdict) -> float:
-    """The guard's brake; or the policy's own change, under a downgrade never an increase."""
+def _lr_delta(config: TamiyoConfig, proposal: Proposal | None, rung: Rung) -> float:
+    """The guard's brake or its release; or the policy's own change, never up under a downgrade."""
+    verdict = rung.verdict
+    if rung.lr_delta is not None:
+        return rung.lr_delta
     if verdict.brakes or proposal is None:
         return -config.guard.brake
     return clip_lr_delta(proposal.lr_delta) if verdict.downgraded else proposal.lr_delta
+
+
+def _rollback_annotations(rung: Rung) -> dict[str, str]:
+    """What a host does besides restoring: skip the data in between, and brake."""
+    if rung.verdict.command_type is not CommandType.ROLLBACK:
+        return {}
+    annotations = {"skip_data": "true"} if rung.skip_data else {}
+    if rung.lr_delta is not None:
+        annotations["lr_delta"] = _number(rung.lr_delta)
+    return annotations
 
 
 def _number(value: float) -> str:

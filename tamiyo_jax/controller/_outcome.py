@@ -38,6 +38,7 @@ class Outcome:
       health: health of the controller after the step.
       loss_delta: change of the validation loss.
       escalate: a person must look.
+      restorable: the state that the packet describes may be kept for a later ROLLBACK.
     """
 
     situation: Situation
@@ -52,6 +53,7 @@ class Outcome:
     health: SystemHealth
     loss_delta: float
     escalate: bool
+    restorable: bool
 
     @property
     def action(self) -> str:

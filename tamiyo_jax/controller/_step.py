@@ -35,6 +35,7 @@ from tamiyo_jax.risk import (
     Stage,
     apply_verdict,
     call_failed,
+    climb,
     gate,
     guard,
     health,
@@ -82,7 +83,10 @@ def conclude(
       NoLegalActionError: the policy's choice is not legal.
     """
     packet = situation.packet
-    proposal = None if answer is None else _propose(config, situation, answer)
+    shadow = mode is Mode.SHADOW
+    # Where there is nothing to grow, shadow previews the guard: its rules, and its answers.
+    previews = shadow and config.packet.seedless
+    proposal = None if answer is None or previews else _propose(config, situation, answer)
     evaluated = find_evaluated_blueprint(situation, proposal)
     delta, risk = loss_delta(state.risk, packet)
     signals = read_signals(
@@ -93,8 +97,8 @@ def conclude(
         policy_risk_score=None if proposal is None else proposal.risk_score,
         coverage=situation.total_coverage,
     )
+    free = may_brake(risk, state.run_steps, config.guard)
     if proposal is None:
-        free = may_brake(risk, state.run_steps, config.guard)
         verdict = guard(signals, config.risk, may_brake=free)
     else:
         verdict = gate(
@@ -105,20 +109,29 @@ def conclude(
             reason=proposal.reason,
             explanation=proposal.explanation,
         )
+    ladder, rung = climb(
+        risk.ladder,
+        verdict,
+        packet,
+        config.guard,
+        guards=proposal is None,
+        seedless=config.packet.seedless,
+        may_brake=free,
+    )
+    risk, verdict = replace(risk, ladder=ladder), rung.verdict
     command = make_command(
         config,
         situation,
         proposal,
-        verdict,
+        rung,
         policy_version=policy_version,
         command_id=command_id,
         now_ns=now_ns,
     )
-    shadow = mode is Mode.SHADOW
     risk, risk_events, escalate = apply_verdict(
         risk, verdict, state.run_steps, shadow=shadow, config=config.risk
     )
-    events = (*situation.events, *verdict.events, *risk_events)
+    events = (*situation.events, *verdict.events, *rung.events, *risk_events)
     condition = health(events, verdict.command_type, verdict.reason)
     report = step_report(
         packet,
@@ -165,7 +178,8 @@ def conclude(
         priority=priority(events, verdict),
         health=condition,
         loss_delta=delta,
-        escalate=escalate,
+        escalate=escalate or rung.escalate,
+        restorable=rung.restorable,
     )
 
 

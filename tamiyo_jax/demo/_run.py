@@ -177,7 +177,8 @@ def _grow(
             rows.append(row_of(record))
             on_row("grown by Tamiyo", rows[-1], settings.steps // task.steps_per_epoch)
             if rows[-1].epoch % CHECKPOINT_EPOCHS == 0:
-                _save(root, rows, state, record.packet.restorable_checkpoint, tamiyo.state, keeper)
+                newest = max(keeper.names(), default=None)
+                _save(root, rows, state, newest, tamiyo.state, keeper)
 
         result = run(
             task,

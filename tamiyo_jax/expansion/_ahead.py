@@ -8,10 +8,10 @@
             state = grow(state)
         state, loss = step(state, batch)
 
-The first run of a program takes several steps' time by itself, so let what builds it run it once, on
-zeros. XLA compiles outside Python's lock, so training goes on meanwhile, slower where it has the same
-cores. With ``jax_compilation_cache_dir`` set, programs come from and go to JAX's persistent
-cache as always.
+The first run of a program takes several steps' time by itself, so let what builds it run it
+once, on zeros. XLA compiles outside Python's lock, so training goes on meanwhile, slower where
+it has the same cores. With ``jax_compilation_cache_dir`` set, programs come from and go to
+JAX's persistent cache as always.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from tamiyo_jax.host._reading import LateReader
 from tamiyo_jax.host._scale import LIMITS, scale_by, scale_of, tamiyo_scale
 from tamiyo_jax.host._seed_library import FAMILIES, SeedBank, seed_bank
 from tamiyo_jax.host._seeding import banks_of, operate
+from tamiyo_jax.host._several import all_statistics
 from tamiyo_jax.host._training import (
     Host,
     HostState,
@@ -58,6 +59,7 @@ __all__ = [
     "Slot",
     "Statistics",
     "StepMetrics",
+    "all_statistics",
     "banks_of",
     "blueprint_of",
     "contribution",

@@ -1,4 +1,4 @@
-"""Doing what a command says, after making sure who says it."""
+"""Verify commands and apply them to a train state."""
 
 from __future__ import annotations
 
@@ -31,23 +31,25 @@ __all__ = ["Checkpointer", "CommandApplier", "DecisionLike"]
 
 State = TypeVar("State")
 
+LR_DELTA = "lr_delta"
+
 
 class DecisionLike(Protocol):
-    """What the applier reads of a decision."""
+    """The part of a decision that the applier reads."""
 
     @property
     def command(self) -> AdaptationCommand | None:
-        """What to do; None for WAIT."""
+        """The command to apply; None for WAIT."""
         ...
 
     @property
     def shadow(self) -> bool:
-        """Whether the command is only what would have been done."""
+        """Whether the command is a preview that must not be applied."""
         ...
 
 
 class Checkpointer(Protocol):
-    """Where ROLLBACK finds what it restores."""
+    """Restores the states that ROLLBACK returns to."""
 
     def restore(self, name: str, train_state: Any) -> Any:  # noqa: ANN401 - the host's own
         """The checkpoint `name`, in the shape of `train_state`."""
@@ -57,15 +59,15 @@ class Checkpointer(Protocol):
 class CommandApplier:
     """Applies decisions to a host, in the order in which they are made.
 
-    A train state is a `HostState`, or for a host without slots any pytree that holds its
-    optimiser's state. The latter takes OPTIMIZER and ROLLBACK; PAUSE and CIRCUIT_BREAKER ask
-    for nothing that it could stop, and SEED is rejected.
+    A train state is a `HostState`, or for a host without slots any pytree that holds the state
+    of its optimiser. Such a pytree takes OPTIMIZER and ROLLBACK; PAUSE and CIRCUIT_BREAKER have
+    no effect on it, and SEED is rejected.
 
-    The only state that it holds is the verifier's memory of the commands it has seen.
+    The applier remembers nothing but the commands that its verifier has seen.
 
     Args:
       verifier: checks signature, age and novelty of every command.
-      clock: gives the time, nanoseconds since the epoch.
+      clock: returns the time in nanoseconds since the epoch.
       optimizer_id: the optimiser that OPTIMIZER commands may name.
       checkpointer: restores for ROLLBACK; without one, ROLLBACK is rejected.
       limits: bounds of the learning-rate multiplier after all commands together.
@@ -92,10 +94,11 @@ class CommandApplier:
     def __call__(self, train_state: State, decision: DecisionLike) -> State:
         """The train state after the decision.
 
-        A pause lasts until the next decision that is no pause and no shadow; apart from
-        that, WAIT leaves the state as it is. ROLLBACK brings everything back as it was, with
-        the one exception of the breaker: who commanded it does not forget that either. Arrays
-        stay where the state has them, so a jitted step is compiled for no command.
+        A pause lasts until the next decision that is neither a pause nor a shadow; apart from
+        that, WAIT leaves the state as it is. ROLLBACK restores everything but the breaker,
+        which the controller still takes for what it last commanded; the annotation ``lr_delta``
+        of a ROLLBACK then changes the restored multiplier. Arrays stay on the devices where the
+        state has them, so no command makes a jitted step compile again.
 
         Raises:
           SignatureError: the command is unsigned or was changed.
@@ -103,9 +106,9 @@ class CommandApplier:
           StaleMessageError: the command is too old, or from the future.
           IllegalTransitionError: the seed's stage does not take the operation.
           CommandRejectedError: the command names something that this host does not have,
-            or holds numbers that it cannot use.
-          PersistenceError: the checkpoint of a ROLLBACK is not there.
-          CheckpointMismatchError: it is of another host.
+            or holds numbers that cannot be used.
+          PersistenceError: the checkpoint of a ROLLBACK does not exist.
+          CheckpointMismatchError: the checkpoint is of another host.
         """
         if decision.shadow:
             return train_state
@@ -124,7 +127,7 @@ class CommandApplier:
             case CommandType.OPTIMIZER, OptimizerAdjustment() as adjustment:
                 return self._apply_optimizer(state, command, adjustment)
             case CommandType.CIRCUIT_BREAKER, CircuitBreakerAdjustment() as adjustment:
-                return _set(state, breaker_open=_says_open(command, adjustment))
+                return _set(state, breaker_open=_wants_open(command, adjustment))
             case CommandType.ROLLBACK, Rollback(checkpoint):
                 return self._roll_back(state, command, checkpoint)
             case kind, payload:
@@ -139,22 +142,28 @@ class CommandApplier:
                 f"optimizer_id is {adjustment.optimizer_id!r}; this host's is "
                 f"{self._optimizer_id!r}",
             )
-        if set(adjustment.hyperparameters) != {"lr_delta"}:
+        if set(adjustment.hyperparameters) != {LR_DELTA}:
             names = sorted(adjustment.hyperparameters)
             _reject(command, f"hyperparameters are {names}; this host adjusts lr_delta alone")
-        factor = 1 + _number(command, adjustment.hyperparameters, "lr_delta")
-        if isinstance(state, HostState):  # and not what its seeds' optimisers may hold
-            opt_state = scale_by(state.opt_state, factor, self._limits)
-            return state._replace(opt_state=opt_state)
-        return scale_by(state, factor, self._limits)
+        factor = 1 + _number(command, adjustment.hyperparameters, LR_DELTA)
+        return _scale(state, factor, self._limits)
 
     def _roll_back(self, state: State, command: AdaptationCommand, checkpoint: str) -> State:
         if self._checkpointer is None:
             _reject(command, "this host keeps no checkpoints; give CommandApplier a checkpointer")
         restored = self._checkpointer.restore(checkpoint, state)
+        if LR_DELTA in command.annotations:  # a brake that goes with the rollback
+            restored = _scale(restored, 1 + _annotated(command, LR_DELTA), self._limits)
         if isinstance(state, HostState):
             return _set(restored, breaker_open=bool(state.breaker_open))
         return restored
+
+
+def _scale(state: State, factor: float, limits: tuple[float, float]) -> State:
+    """The state with its multiplier scaled; of a `HostState` the host's alone, not the seeds'."""
+    if isinstance(state, HostState):
+        return state._replace(opt_state=scale_by(state.opt_state, factor, limits))
+    return scale_by(state, factor, limits)
 
 
 def _set(state: State, **flags: bool) -> State:
@@ -220,10 +229,17 @@ def _schedule(command: AdaptationCommand, adjustment: SeedAdjustment) -> BlendSc
     return BlendSchedule(jnp.int32(method), jnp.float32(start), jnp.float32(end))
 
 
-def _says_open(command: AdaptationCommand, adjustment: CircuitBreakerAdjustment) -> bool:
+def _wants_open(command: AdaptationCommand, adjustment: CircuitBreakerAdjustment) -> bool:
     if adjustment.desired_state not in (CircuitBreakerState.OPEN, CircuitBreakerState.CLOSED):
         _reject(command, f"desired_state is {adjustment.desired_state.name}; say OPEN or CLOSED")
     return adjustment.desired_state is CircuitBreakerState.OPEN
+
+
+def _annotated(command: AdaptationCommand, name: str) -> float:
+    try:
+        return _number(command, {name: float(command.annotations[name])}, name)
+    except ValueError:
+        _reject(command, f"annotation {name} is {command.annotations[name]!r}; send a number")
 
 
 def _number(command: AdaptationCommand, numbers: Mapping[str, float], name: str) -> float:

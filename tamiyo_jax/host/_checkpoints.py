@@ -1,4 +1,4 @@
-"""Keeping a run's state on disk, with Orbax."""
+"""Kept states on disk, with Orbax."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from orbax.checkpoint import v1 as ocp
 from tamiyo_jax._digests import DIGESTS, check_digests, make_damage_error, write_digests
 from tamiyo_jax.errors import CheckpointMismatchError, PersistenceError
 from tamiyo_jax.host._placement import place_like
+from tamiyo_jax.host._retention import Retention
 from tamiyo_jax.host._seeding import banks_of, seed_shapes
 from tamiyo_jax.host._training import Host, HostState, Slot
 
@@ -134,30 +135,35 @@ def _check_equal(source: Path, stored: dict[str, str], wanted: dict[str, str]) -
 class HostCheckpoints:
     """Host states in a directory, by name: what ROLLBACK restores from.
 
-    Only the newest few are kept: the one that a decision names was the newest when it was asked
-    for, and one before it stands while the next is being written.
+    Up to three are kept: the newest, and an older one that a slow divergence has not reached,
+    between 8 and 17 saves old once there have been so many.
 
     Args:
       directory: made if it does not exist.
       host: of the states.
     """
 
-    _KEPT = 2
-
     def __init__(self, directory: str | os.PathLike[str], host: Host) -> None:
         self._host = host
         self._directory = Path(directory).absolute()
         self._directory.mkdir(parents=True, exist_ok=True)
+        self._retention = Retention(tuple(sorted(self.names())))
 
     def save(self, name: str, train_state: HostState) -> None:
         """Write `train_state` under `name`, in place of what stood there.
 
-        Names sort by age: the first in order are deleted when there are more than are kept.
+        Names sort by age: when the directory is opened again, the last in order is the newest.
         """
         shutil.rmtree(self._directory / name, ignore_errors=True)
         save_tree(self._directory / name, train_state)
-        for old in sorted(self.names())[: -self._KEPT]:
-            shutil.rmtree(self._directory / old)
+        dropped = self._retention.add(name)
+        if dropped is not None:
+            shutil.rmtree(self._directory / dropped, ignore_errors=True)
+
+    def forget_after(self, name: str) -> None:
+        """Forget what is newer than `name`: a rollback undid it."""
+        for newer in self._retention.rewind(name):
+            shutil.rmtree(self._directory / newer, ignore_errors=True)
 
     def rewind(self, name: str, train_state: HostState) -> None:
         """Forget what is newer than `name`, and hold `train_state` under it.
@@ -166,6 +172,7 @@ class HostCheckpoints:
         """
         for newer in sorted(self.names()):
             if newer > name:
+                self._retention.remove(newer)
                 shutil.rmtree(self._directory / newer)
         self.save(name, train_state)
 

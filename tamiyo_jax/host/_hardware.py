@@ -1,6 +1,6 @@
-"""What the machine is doing, read from counters that the kernel and JAX's allocators keep.
+"""Readings of the hardware, from counters of the kernel and of JAX's allocators.
 
-Nothing here waits for a device or its queue, so it may be read at every step.
+No reading waits for a device or its queue, so it can be taken at every step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WINDOW_S = 1.0
 
 
 class Device(Protocol):
-    """What is read of a `jax.Device`."""
+    """The part of a `jax.Device` that is read."""
 
     @property
     def platform(self) -> str:
@@ -34,13 +34,13 @@ class Device(Protocol):
         ...
 
     def memory_stats(self) -> Mapping[str, int] | None:
-        """Its allocator's figures in bytes; None where the backend keeps none."""
+        """Statistics of its allocator in bytes; None if the backend keeps none."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """One reading.
+    """A reading of the hardware.
 
     Attributes:
       context: the device that trains. Memory is the host's for a CPU, else the device's own,
@@ -54,10 +54,10 @@ class Hardware:
 
 
 class HardwareMeter:
-    """Reads the figures of a device and of the host that it is in.
+    """Reads the memory of a device and the use of the CPUs beside it.
 
-    JAX does not know how busy a device is: send ``gpu_util_percent`` with a packet's other
-    metrics where something else does.
+    JAX does not know how busy an accelerator is: if you do, send ``gpu_util_percent`` with the
+    other metrics of the packet.
 
     Args:
       device: usually ``jax.local_devices()[0]``.
@@ -69,8 +69,8 @@ class HardwareMeter:
         self._busy: float | None = None
 
     def read(self) -> Hardware:
-        """The figures now; the use of the CPU is the mean over at least a second."""
-        self._watch_cpu()
+        """Read now; the use of the CPUs is the mean over at least the last second."""
+        self._update_cpu()
         on_cpu = self._device.platform == "cpu"
         total, free = _host_memory() if on_cpu else _device_memory(self._device)
         metrics: dict[str, float] = {}
@@ -87,8 +87,8 @@ class HardwareMeter:
         )
         return Hardware(context, metrics)
 
-    def _watch_cpu(self) -> None:
-        """Renew the use of the CPU; over less than `WINDOW_S` it would be noise.
+    def _update_cpu(self) -> None:
+        """Update the use of the CPUs if at least `WINDOW_S` has passed; below it is noise.
 
         The kernel counts in hundredths of a second, and short readings would be 0 or 100.
         """

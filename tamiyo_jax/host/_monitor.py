@@ -17,6 +17,7 @@ import optax
 from tamiyo_jax.errors import ConfigurationError
 from tamiyo_jax.host._detector import Detector, Signals, detect, new_detector, no_signals
 from tamiyo_jax.host._measuring import Measured, divide, layers_of, measure, sample
+from tamiyo_jax.host._naming import trained_part
 
 __all__ = [
     "MonitorState",
@@ -152,6 +153,7 @@ def _watched(
             raise ConfigurationError(
                 "monitor measures weights; call update(gradient, state, params)"
             )
+        params = trained_part(gradient, params)
         updates, inner_state = inner.update(gradient, state.inner, params, **extra)
         mean, measured = measure(
             gradient,

@@ -1,7 +1,7 @@
-"""The one rule by which the arrays of a parameter tree belong to layers.
+"""Which layer each array of a parameter tree belongs to.
 
 A layer is an inner node of the tree that holds arrays, named by its path. Boxes around an
-array, such as the variables of NNX, are no part of the tree.
+array, such as the variables of NNX, do not count as nodes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 from flax import nnx
 
-__all__ = ["leaf_layers"]
+__all__ = ["leaf_layers", "trained_part"]
 
 
 def leaf_layers(params: Any) -> tuple[str, ...]:  # noqa: ANN401
@@ -26,6 +26,18 @@ def leaf_layers(params: Any) -> tuple[str, ...]:  # noqa: ANN401
         name = jax.tree_util.keystr(path[:-1] or path, simple=True, separator="/")
         layers += [name] * len(jax.tree.leaves(node))
     return tuple(layers)
+
+
+def trained_part(gradient: Any, params: Any) -> Any:  # noqa: ANN401
+    """The leaves of a model that have a gradient; None in place of all others.
+
+    Equinox may give an optimiser the whole model, with its functions and integer arrays.
+    """
+
+    def take(gradient: object, param: object) -> object:
+        return None if gradient is None else param
+
+    return jax.tree.map(take, gradient, params, is_leaf=lambda node: node is None)
 
 
 def _is_box(node: object) -> bool:

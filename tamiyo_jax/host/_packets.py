@@ -1,4 +1,4 @@
-"""From measurements to the packet that Tamiyo is sent."""
+"""Make packets from measurements."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tamiyo_jax.host._monitor import Statistics
 
 __all__ = ["SeedMeasurements", "packet_from", "seed_state"]
 
-# Only a seed that has learned something has a worth.
+# Only a seed that has begun to learn has a contribution.
 _MEASURED = (
     SeedStage.TRAINING,
     SeedStage.BLENDING,
@@ -27,16 +27,15 @@ _MEASURED = (
 
 @dataclass(frozen=True, slots=True)
 class SeedMeasurements:
-    """What a host knows about a seed besides its state.
+    """Measurements of a seed, besides the state of its slot.
 
     Attributes:
       gradient_norm: norm of the seed's own gradient, 0 where it does not learn; NaN or infinite
         after a broken batch.
-      contribution: loss with the seed off minus on.
-      learning_rate: of its optimiser; None where nobody knows it.
-      layer_depth: index of the layer that its slot follows; likewise.
-      probe: what `host.probe` found for the candidates of a dormant slot; empty where it was not
-        asked.
+      contribution: validation loss without the seed minus with it.
+      learning_rate: of its optimiser; None if unknown.
+      layer_depth: index of the layer that its slot follows; None if unknown.
+      probe: what `host.probe` found for the candidates of a dormant slot; empty if not measured.
     """
 
     gradient_norm: float
@@ -54,12 +53,17 @@ def seed_state(
     timing: Timing,
     steps_per_epoch: int,
 ) -> SeedState:
-    """A slot's state as the packet tells it.
+    """Make the packet's entry for a slot.
 
-    The contribution is told only of a seed that has learned, and the probe only of a slot that
-    may germinate, as ``probe/<blueprint id>``. A gradient norm that is not finite
-    is told as None: a packet may hold no such one, and it is the losses that say that a batch
-    was broken.
+    Args:
+      seed_id: id of the slot.
+      state: of the slot.
+      measured: of the seed. A gradient norm that is not finite becomes None, for a packet may
+        not hold one; a broken batch shows in the losses. The contribution is left out of a seed
+        that has not begun to learn; the probe is that of a dormant slot alone, and becomes
+        ``probe/<blueprint id>``.
+      timing: of the host.
+      steps_per_epoch: optimiser steps of an epoch, or between two packets.
     """
     stage = SeedStage(int(state.stage))
     blending = stage is SeedStage.BLENDING
@@ -99,10 +103,10 @@ def packet_from(
       identity: a packet with its ids, counters and validation results.
       layers: names of the layers, as `layer_names` gives them; the blueprint's layer ids.
       statistics: of the host's layers, fetched from the device.
-      training_loss: the newest.
-      seeds: the host's seeds.
-      metrics: further training metrics; they win over those made here.
-      hardware: from a `HardwareMeter`; None leaves what `identity` says of it.
+      training_loss: the newest, or the mean since the last packet.
+      seeds: the host's seeds, as `seed_state` makes them.
+      metrics: further training metrics; they replace those made here.
+      hardware: a reading of a `HardwareMeter`; None keeps the hardware of `identity`.
 
     Returns:
       The packet with ``loss`` and ``training_loss``, ``validation_loss`` where `identity` has

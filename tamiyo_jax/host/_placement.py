@@ -14,32 +14,35 @@ import jax
 import numpy as np
 from typing_extensions import TypeIs
 
+from tamiyo_jax.host._shared import split_shared
+
 __all__ = ["place_like"]
 
 Tree = TypeVar("Tree")
 
 
 def place_like(tree: Tree, like: object) -> Tree:
-    """The tree, each leaf where its counterpart in `like` is committed, and otherwise as it is.
-
-    An array that `like` has not, such as those of a seed that has just germinated, goes where the
-    scalars of `like` are committed: on a mesh, to every device.
+    """Place each leaf of a tree where its counterpart in `like` is committed.
 
     Args:
-      tree: arrays, of JAX or NumPy; other leaves are left alone.
-      like: a pytree whose counterparts have the same path.
+      tree: a pytree of JAX or NumPy arrays; other leaves stay as they are.
+      like: a pytree whose counterparts have the same path. An array that it has not, such as those
+        of a seed that has just germinated, goes where its scalars are: on a mesh, to every device.
     """
     if tree is like:
         return tree
-    leaves = jax.tree_util.tree_leaves_with_path(like)
+    plain, join = split_shared(tree)
+    leaves = jax.tree_util.tree_leaves_with_path(split_shared(like)[0])
     there = dict(leaves)
-    scalar = next((one for _, one in leaves if _is_placed(one) and one.ndim == 0), None)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _placed(leaf, there.get(path, scalar)), tree
+    scalar = next((leaf for _, leaf in leaves if _is_placed(leaf) and leaf.ndim == 0), None)
+    return join(
+        jax.tree_util.tree_map_with_path(
+            lambda path, leaf: _place(leaf, there.get(path, scalar)), plain
+        )
     )
 
 
-def _placed(leaf: object, like: object) -> object:
+def _place(leaf: object, like: object) -> object:
     if leaf is like or not isinstance(leaf, jax.Array | np.ndarray) or not _is_placed(like):
         return leaf
     return jax.device_put(leaf, like.sharding)

@@ -1,4 +1,4 @@
-"""Reading what a jitted step puts out, without holding up the device."""
+"""Reading the outputs of jitted steps without making the device wait."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ T = TypeVar("T")
 
 
 class LateReader(Generic[T]):
-    """Reads the outputs of steps, each when the next step is already on its way.
+    """Reads the outputs of each step after the next step has been dispatched.
 
-    The device then always has a step to work on while the host reads, decides and reports::
+    The device therefore always has a step to work on while the host reads them::
 
         read = LateReader()
         for batch in batches:
             state, metrics = train_step(state, batch)  # returns before the step is done
             late = read(metrics)                       # of the step before
 
-    Give it outputs of the step alone, never parts of a state that the next step is donated.
+    Pass outputs of the step only, never parts of a state that is donated to the next step.
     """
 
     def __init__(self) -> None:

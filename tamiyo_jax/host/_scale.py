@@ -1,14 +1,17 @@
-"""The one multiplier of the learning rate that Tamiyo owns."""
+"""The multiplier of the learning rate that Tamiyo changes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from tamiyo_jax.errors import CommandRejectedError
+from tamiyo_jax.host._shared import map_shared, split_shared
 
 __all__ = ["LIMITS", "ScaleState", "scale_by", "scale_of", "tamiyo_scale"]
 
@@ -27,7 +30,7 @@ class ScaleState(NamedTuple):
 def tamiyo_scale() -> optax.GradientTransformation:
     """Multiply updates by a factor that only commands change.
 
-    Put it last in the chain: then schedules and everything else stay the user's.
+    Put it last in the chain, so that it scales what the schedule and all else have made.
     """
 
     def init(params: Any) -> ScaleState:  # noqa: ANN401 - any pytree
@@ -46,7 +49,7 @@ def tamiyo_scale() -> optax.GradientTransformation:
 
 
 def scale_by(opt_state: State, factor: float, limits: tuple[float, float]) -> State:
-    """Multiply the multiplier by `factor`, and keep it within `limits`.
+    """Multiply the multipliers by `factor`, and keep them within `limits`.
 
     Args:
       opt_state: an optimiser state that holds a `tamiyo_scale`, or any pytree around one.
@@ -57,15 +60,26 @@ def scale_by(opt_state: State, factor: float, limits: tuple[float, float]) -> St
       CommandRejectedError: the optimiser has no `tamiyo_scale`.
     """
     scale_of(opt_state)
+    least, greatest = map(jnp.float32, limits)
 
-    def moved(node: object) -> object:
-        if not isinstance(node, ScaleState):
-            return node
-        least, greatest = map(jnp.float32, limits)
-        # A map over its one array, for NNX boxes an optimiser's arrays.
-        return jax.tree.map(lambda old: jnp.clip(old * jnp.float32(factor), least, greatest), node)
+    def scale(old: jax.Array) -> jax.Array:
+        return jnp.clip(old * jnp.float32(factor), least, greatest)
 
-    return jax.tree.map(moved, opt_state, is_leaf=_is_scale)
+    def change(node: object) -> object:
+        return jax.tree.map(scale, node) if _is_scale(node) else node
+
+    if isinstance(split_shared(opt_state)[0], nnx.State):
+        return _scale_boxed(map_shared(lambda leaf: leaf, opt_state), scale)
+    return jax.tree.map(change, opt_state, is_leaf=_is_scale)
+
+
+def _scale_boxed(copied: State, scale: Callable[[jax.Array], jax.Array]) -> State:
+    """Scale the multiplier of an NNX optimiser, which boxes its arrays, in a copy of its own."""
+    for node in jax.tree.leaves(copied, is_leaf=_is_scale):
+        if isinstance(node, ScaleState):
+            box = cast(nnx.Variable[jax.Array], node.factor)
+            box.set_value(scale(box.get_value()))
+    return copied
 
 
 def scale_of(opt_state: object) -> jax.Array:

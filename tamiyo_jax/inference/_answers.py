@@ -14,7 +14,7 @@ import numpy as np
 
 from tamiyo_jax.controller import Answer
 from tamiyo_jax.errors import PolicyFailureError
-from tamiyo_jax.policy import NUM_ACTIONS, Observation, PolicyOutputs
+from tamiyo_jax.policy import NUM_ACTIONS, Observation, PolicyOutputs, Rationale
 
 __all__ = ["check_answer"]
 
@@ -69,7 +69,10 @@ def _find_output_problems(outputs: object, sizes: dict[str, int]) -> Iterator[st
     if not isinstance(outputs, PolicyOutputs):
         yield f"the outputs are {type(outputs).__name__}, not PolicyOutputs"
         return
-    values: dict[str, Any] = outputs._asdict()
+    rationale = cast(object, outputs.rationale)  # a custom policy may put anything there
+    if rationale is not None and not isinstance(rationale, Rationale):
+        yield f"rationale is {type(rationale).__name__}, neither a Rationale nor None"
+    values: dict[str, Any] = outputs.named_arrays()
     for name, value in values.items():
         if not isinstance(value, np.ndarray | np.generic):
             yield f"{name} is {type(value).__name__}, not an array"

@@ -29,6 +29,7 @@ from tamiyo_jax.contracts import (
 )
 from tamiyo_jax.errors import ReplayDivergedError, TamiyoError
 from tamiyo_jax.replay._history import read_history
+from tamiyo_jax.risk import is_restorable
 from tamiyo_jax.storage import StepRecord
 
 __all__ = ["REPLAY_OF", "Replay", "ReplayedDecision", "packet_differences"]
@@ -206,7 +207,7 @@ def _find_misfits(
             found.append(f"blueprint {grown} is no candidate")
         case OptimizerAdjustment(optimizer_id=adjusted) if adjusted != packet.optimizer_id:
             found.append(f"optimizer_id is {packet.optimizer_id}, on record {adjusted}")
-        case Rollback(checkpoint) if checkpoint != packet.restorable_checkpoint:
+        case Rollback(checkpoint) if not is_restorable(packet, checkpoint):
             offered = packet.restorable_checkpoint
             found.append(f"restorable_checkpoint is {offered}, on record {checkpoint}")
         case _:

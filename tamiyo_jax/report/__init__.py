@@ -1,12 +1,12 @@
 """What a run did and why, for people: from its journal alone."""
 
-from tamiyo_jax.report._attention import Finding, Urgency, findings
-from tamiyo_jax.report._finding_runs import runs_below
-from tamiyo_jax.report._page import page
+from tamiyo_jax.report._attention import Finding, Urgency, list_findings
+from tamiyo_jax.report._finding import find_runs
+from tamiyo_jax.report._page import render_page
 from tamiyo_jax.report._reading import RunReader, frame, read_run
 from tamiyo_jax.report._run import Happening, Run
-from tamiyo_jax.report._summary import sentences
-from tamiyo_jax.report._terminal import runs_table, status_facts, status_view
+from tamiyo_jax.report._summary import describe_run
+from tamiyo_jax.report._terminal import render_status, summarise_status, tabulate_runs
 from tamiyo_jax.report._watch import follow
 from tamiyo_jax.report._writing import write_report
 
@@ -16,15 +16,15 @@ __all__ = [
     "Run",
     "RunReader",
     "Urgency",
-    "findings",
+    "describe_run",
+    "find_runs",
     "follow",
     "frame",
-    "page",
+    "list_findings",
     "read_run",
-    "runs_below",
-    "runs_table",
-    "sentences",
-    "status_facts",
-    "status_view",
+    "render_page",
+    "render_status",
+    "summarise_status",
+    "tabulate_runs",
     "write_report",
 ]

@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tamiyo_jax.contracts import CircuitBreakerState
-from tamiyo_jax.report._signals import limits_of
-from tamiyo_jax.report._words import counted, moment, number, plural, size, span, times
+from tamiyo_jax.report._signals import read_limits
+from tamiyo_jax.report._words import (
+    count_names,
+    count_phrases,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_number,
+    format_time,
+)
 
 if TYPE_CHECKING:
     from tamiyo_jax.report._run import Run
 
-__all__ = ["Finding", "Urgency", "findings"]
+__all__ = ["Finding", "Urgency", "list_findings"]
 
 _LOW_DISK_BYTES = 64 * 2**20  # sixteen segments
 _SILENT_S, _SILENT_STEPS = 60.0, 10.0
@@ -29,7 +37,7 @@ _GO_ON = (
 
 
 class Urgency(IntEnum):
-    """How soon someone must look."""
+    """How soon somebody must look."""
 
     NOTE = 0
     WARNING = 1
@@ -53,10 +61,10 @@ class Finding:
     do: str
 
 
-def findings(run: Run) -> tuple[Finding, ...]:
-    """What needs attention, the most urgent first."""
-    found = [one for look in _LOOKS for one in look(run)]
-    return tuple(sorted(found, key=lambda one: -one.urgency))
+def list_findings(run: Run) -> tuple[Finding, ...]:
+    """List what needs attention, the most urgent first."""
+    found = [finding for look in _LOOKS for finding in look(run)]
+    return tuple(sorted(found, key=lambda finding: -finding.urgency))
 
 
 def _stopped(run: Run) -> Iterable[Finding]:
@@ -72,9 +80,9 @@ def _stopped(run: Run) -> Iterable[Finding]:
     elif run.free_bytes < _LOW_DISK_BYTES:
         yield Finding(
             Urgency.CRITICAL if run.holder is not None else Urgency.WARNING,
-            f"The disk that holds the journal is full: {size(run.free_bytes)} are free.",
+            f"The disk that holds the journal is full: {format_bytes(run.free_bytes)} are free.",
             "A journal that cannot write seals itself, and training goes on without Tamiyo. The "
-            f"last record is of {moment(int(run.frame['time_ns'][-1]))}."
+            f"last record is of {format_time(int(run.frame['time_ns'][-1]))}."
             if len(run)
             else "A journal that cannot write seals itself.",
             f"Free space on the disk of {run.directory}. {_GO_ON}",
@@ -86,7 +94,7 @@ def _damage(run: Run) -> Iterable[Finding]:
         rest = f", and {len(run.corrupt) - 3} more" if len(run.corrupt) > 3 else ""
         yield Finding(
             Urgency.CRITICAL,
-            f"The journal is corrupt in {plural(len(run.corrupt), 'place')}.",
+            f"The journal is corrupt in {format_count(len(run.corrupt), 'place')}.",
             "; ".join(run.corrupt[:3]) + rest + ".",
             "Look at the disk's health. All other records are intact and shown here. Opening the "
             "run moves the bad bytes to quarantine and goes on; "
@@ -113,11 +121,15 @@ def _nonfinite(run: Run) -> Iterable[Finding]:
     where = (
         f"at step {steps[first]:,}"
         if len(rows) == 1
-        else f"at {plural(len(rows), 'decision')} between steps {steps[first]:,} and "
+        else f"at {format_count(len(rows), 'decision')} between steps {steps[first]:,} and "
         f"{steps[last]:,}"
     )
     answers = [c for c, a in zip(frame["command"][rows], frame["action"][rows], strict=True) if a]
-    answered = f" Tamiyo answered: {times(one or 'WAIT' for one in answers)}." if answers else ""
+    answered = (
+        f" Tamiyo answered: {count_phrases(answer or 'WAIT' for answer in answers)}."
+        if answers
+        else ""
+    )
     finite_again = last < len(run) - 1
     since = (
         f" All losses have been finite again since step {steps[last + 1]:,}."
@@ -150,9 +162,9 @@ def _gradients(run: Run, row: int) -> str:
     if len(past) < 2:
         return "The gradient norms before it are not known."
     ratio = past[-1] / max(float(np.median(past)), 1e-30)
-    grew = f", {number(ratio)} times its median" if ratio > 2 else ", no more than usual"
+    grew = f", {format_number(ratio)} times its median" if ratio > 2 else ", no more than usual"
     hint = "the training diverged" if ratio > 10 else "it came at once"
-    return f"The gradient norm at the decision before was {number(past[-1])}{grew}: {hint}."
+    return f"The gradient norm at the decision before was {format_number(past[-1])}{grew}: {hint}."
 
 
 def _failures(run: Run) -> Iterable[Finding]:
@@ -165,9 +177,9 @@ def _failures(run: Run) -> Iterable[Finding]:
     still = f" The last {in_a_row:,} of them were the newest steps." if at_end else ""
     yield Finding(
         Urgency.CRITICAL if at_end else Urgency.WARNING,
-        f"{plural(len(rows), 'step')} failed: {counted(kinds)}; training went on without Tamiyo "
-        f"there.{still}",
-        f"The last one, at step {run.frame['step'][rows[-1]]:,}: {run.frame['reason'][rows[-1]]}",
+        f"{format_count(len(rows), 'step')} failed: {count_names(kinds)}; training went on without "
+        f"Tamiyo there.{still}",
+        f"The last, at step {run.frame['step'][rows[-1]]:,}: {run.frame['reason'][rows[-1]]}",
         "The message says what to change; the section Decisions lists every failure.",
     )
 
@@ -181,8 +193,8 @@ def _restricted(run: Run) -> Iterable[Finding]:
         first = len(run) if on.all() else int(np.argmin(on[::-1]))
         yield Finding(
             Urgency.WARNING,
-            f"Conservative mode is on, for {plural(first, 'decision')} now: Tamiyo pauses and "
-            "grows nothing.",
+            f"Conservative mode is on, for {format_count(first, 'decision')} now: Tamiyo pauses "
+            "and grows nothing.",
             f"It was entered because of {reason}.",
             "It ends by itself after calm steps; an operator who set it by hand ends it by hand.",
         )
@@ -194,12 +206,12 @@ def _restricted(run: Run) -> Iterable[Finding]:
                 "Its calls failed or were late several times in a row.",
                 "See the failures below; it tries again by itself after its cooldown.",
             )
-    pauses, budget = int(frame["pauses"].max()), limits_of(run).pause_budget
+    pauses, budget = int(frame["pauses"].max()), read_limits(run).pause_budget
     if pauses > budget:
         yield Finding(
             Urgency.CRITICAL,
-            f"Tamiyo paused {pauses:,} times within one window, beyond its budget of {budget:,}.",
-            f"Reasons: {counted(frame['reason'][frame['action'] == 'PAUSE'])}.",
+            f"Tamiyo paused {pauses:,} times within a window, beyond its budget of {budget:,}.",
+            f"Reasons: {count_names(frame['reason'][frame['action'] == 'PAUSE'])}.",
             "Pausing does not cure it: find the cause, or change the threshold of that rule.",
         )
 
@@ -214,8 +226,8 @@ def _silence(run: Run) -> Iterable[Finding]:
     if run.holder is not None and silent > limit:
         yield Finding(
             Urgency.CRITICAL,
-            f"No decision for {span(silent)}, while process {run.holder} holds the run; usually "
-            f"there is one every {span(usual)}.",
+            f"No decision for {format_duration(silent)}, while process {run.holder} holds the run; "
+            f"the usual interval is {format_duration(usual)}.",
             "The training hangs, is busy with something else, or goes on without calling Tamiyo.",
             f"Look at process {run.holder}: its output, its stack (py-spy dump), its devices.",
         )
@@ -224,8 +236,8 @@ def _silence(run: Run) -> Iterable[Finding]:
         start, end = run.frame["time_ns"][longest : longest + 2]
         yield Finding(
             Urgency.NOTE,
-            f"No decision between {moment(int(start))} and {moment(int(end))} "
-            f"({span(float(seconds[longest]))}).",
+            f"No decision between {format_time(int(start))} and {format_time(int(end))} "
+            f"({format_duration(float(seconds[longest]))}).",
             "The run was stopped or hung then, or its journal could not be written.",
             "Compare with the log of the training process at that time.",
         )
@@ -235,7 +247,7 @@ def _publishing(run: Run) -> Iterable[Finding]:
     if run.dropped:
         yield Finding(
             Urgency.WARNING,
-            f"{plural(run.dropped, 'report')} never reached the bus.",
+            f"{format_count(run.dropped, 'report')} never reached the bus.",
             "The bus was away for longer than the retries lasted.",
             f"Send them again: tamiyo-jax journal republish {run.directory} --bus URL.",
         )
@@ -251,7 +263,7 @@ def _losses(run: Run) -> Iterable[Finding]:
             Urgency.NOTE,
             "No packet brings a validation loss.",
             "The loop measures none, or does not send it.",
-            "Send one (Plug.open: validate=…): without it no rule sees a loss that rises but "
+            "Send it (Plug.open: validate=…): without it no rule sees a loss that rises but "
             "stays finite.",
         )
         return
@@ -262,8 +274,8 @@ def _losses(run: Run) -> Iterable[Finding]:
         )
         yield Finding(
             Urgency.WARNING,
-            f"The validation loss is {number(last)}, {100 * (last / best - 1):.0f} % above its "
-            f"best, {number(best)} at step {at:,}.",
+            f"The validation loss is {format_number(last)}, {100 * (last / best - 1):.0f} % above "
+            f"its best, {format_number(best)} at step {at:,}.",
             "",
             f"Compare with the training loss: if that falls, the network overfits; take a "
             f"checkpoint from near step {at:,}, or stop earlier.",
@@ -275,15 +287,15 @@ def _unapplied(run: Run) -> Iterable[Finding]:
     if shadowed:
         yield Finding(
             Urgency.NOTE,
-            f"{plural(shadowed, 'command')} in shadow mode: logged, not applied.",
+            f"{format_count(shadowed, 'command')} in shadow mode: logged, not applied.",
             "",
             "If they make sense, go on in mode guard or act.",
         )
-    for one in run.happenings:
-        if one.kind == "unreadable":
+    for happening in run.happenings:
+        if happening.kind == "unreadable":
             yield Finding(
                 Urgency.WARNING,
-                one.text,
+                happening.text,
                 "It is stored well, but says nothing that this version understands.",
                 "Read the run with the version that wrote it.",
             )

@@ -51,7 +51,7 @@ class Columns:
         return column[-1] if column and len(column) == self._rows else None
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The table: one array per column, [rows]; text as objects."""
+        """Return the table: an array [rows] for each column; text as objects."""
         for name, column in self._cells.items():
             self._fill(name, column)
         return {name: self._array(name) for name in self._cells}

@@ -1,4 +1,4 @@
-"""A run, or several, as one HTML file that needs nothing else."""
+"""A run, or several, as a single HTML file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from string import Template
 import numpy as np
 
 from tamiyo_jax.config import TamiyoConfig
-from tamiyo_jax.report._attention import Urgency, findings
-from tamiyo_jax.report._html import finding_html, name_of, story_html, table_html
-from tamiyo_jax.report._payload import payload_of
+from tamiyo_jax.report._attention import Urgency, list_findings
+from tamiyo_jax.report._html import get_name, render_finding, render_story, render_table
+from tamiyo_jax.report._payload import build_payload
 from tamiyo_jax.report._run import Run
-from tamiyo_jax.report._signals import limits_of
-from tamiyo_jax.report._summary import parameters_of, state_of
-from tamiyo_jax.report._words import counted, moment, number
+from tamiyo_jax.report._signals import read_limits
+from tamiyo_jax.report._summary import classify_state, read_parameters
+from tamiyo_jax.report._words import count_names, format_number, format_time
 
-__all__ = ["page"]
+__all__ = ["render_page"]
 
 _LAST = {
     "run_id": "run id",
@@ -46,8 +46,8 @@ _FIGURES = (
 )  # fmt: skip
 
 
-def page(runs: Sequence[Run], *, made_ns: int) -> str:
-    """The page: what needs attention, what happened, and the figures.
+def render_page(runs: Sequence[Run], *, made_ns: int) -> str:
+    """Render the page: what needs attention, what happened, and the figures.
 
     Several runs are compared first; then each has its part.
 
@@ -55,10 +55,10 @@ def page(runs: Sequence[Run], *, made_ns: int) -> str:
       runs: at least one.
       made_ns: when the page is made, nanoseconds since the epoch.
     """
-    names = [name_of(run) for run in runs]
+    names = [get_name(run) for run in runs]
     body = _part(runs[0], 0) if len(runs) == 1 else _compared(runs)
     data = json.dumps(
-        {"runs": [payload_of(run, limits_of(run)) for run in runs]},
+        {"runs": [build_payload(run, read_limits(run)) for run in runs]},
         separators=(",", ":"),
         allow_nan=False,
     )
@@ -68,7 +68,7 @@ def page(runs: Sequence[Run], *, made_ns: int) -> str:
         style=_text("uPlot.min.css") + _text("page.css"),
         body=body,
         version=escape(metadata.version("tamiyo_jax")),
-        made=moment(made_ns),
+        made=format_time(made_ns),
         note="It was running then; make the page again for what came later." if live else "",
         library=_text("uPlot.iife.min.js"),
         data=base64.b64encode(gzip.compress(data.encode(), 9, mtime=0)).decode("ascii"),
@@ -81,18 +81,18 @@ def _text(name: str) -> str:
 
 
 def _part(run: Run, index: int) -> str:
-    """All that is said and drawn of one run."""
+    """Render all that is said and drawn of a run."""
     return "\n".join(
         (
             _header(run),
             "<h2>What needs attention</h2>",
-            *map(finding_html, findings(run)),
-            "" if findings(run) else _fine(run),
+            *map(render_finding, list_findings(run)),
+            "" if list_findings(run) else _fine(run),
             "<h2>What happened</h2>",
-            story_html(run),
+            render_story(run),
             '<p class="hint screen">Drag across a figure to zoom into all of them; double-click '
             "to see all again. Click a name below a figure to hide its line.</p>",
-            *(_figure(index, *one) for one in _FIGURES),
+            *(_figure(index, *figure) for figure in _FIGURES),
             _decisions(index),
             _damage(run),
             _settings(run),
@@ -101,10 +101,10 @@ def _part(run: Run, index: int) -> str:
 
 
 def _header(run: Run) -> str:
-    state = state_of(run)
+    state = classify_state(run)
     words = f"running, process {run.holder}" if state == "running" else state
     return (
-        f"<header><h1>{escape(name_of(run))}</h1>"
+        f"<header><h1>{escape(get_name(run))}</h1>"
         f'<span class="state {state}">{words}</span></header>'
         f'<p class="where">{escape(str(run.directory))}</p>'
     )
@@ -133,7 +133,8 @@ def _decisions(index: int) -> str:
 
 
 def _damage(run: Run) -> str:
-    lines = [f"Corrupt: {one}." for one in run.corrupt] + [f"Torn: {one}." for one in run.torn]
+    lines = [f"Corrupt: {damage}." for damage in run.corrupt]
+    lines += [f"Torn: {damage}." for damage in run.torn]
     if not lines:
         return "<h2>Damage</h2><p>None: every byte of the journal was read.</p>"
     more = f"<li>and {len(lines) - 100} more</li>" if len(lines) > 100 else ""
@@ -145,7 +146,7 @@ def _settings(run: Run) -> str:
     """What the run is controlled with; settings that are not the default come first."""
     last = {name: run.frame[name][-1] for name in _LAST} if len(run) else {}
     rows = [(words, last[name] or "none") for name, words in _LAST.items() if name in last]
-    known = table_html((), [*rows, ("seeds", ", ".join(run.seed_ids) or "none")])
+    known = render_table((), [*rows, ("seeds", ", ".join(run.seed_ids) or "none")])
     if not run.settings:
         return f"<h2>Configuration</h2>{known}<p>The journal holds no settings.</p>"
     usual = TamiyoConfig().model_dump(mode="json")
@@ -154,12 +155,12 @@ def _settings(run: Run) -> str:
         for section, fields in run.settings.items()
         for field, value in fields.items()
     ]
-    changed = [one for one in settings if one[1] != one[2]]
+    changed = [row for row in settings if row[1] != row[2]]
     head = ("setting", "value", "default")
-    changes = table_html(head, changed) if changed else "<p>All settings are the defaults.</p>"
+    changes = render_table(head, changed) if changed else "<p>All settings are the defaults.</p>"
     return (
         f"<h2>Configuration</h2>{known}<h3>Settings that are not the default</h3>{changes}"
-        f"<details><summary>All settings</summary>{table_html(head, settings)}</details>"
+        f"<details><summary>All settings</summary>{render_table(head, settings)}</details>"
     )
 
 
@@ -167,7 +168,7 @@ def _compared(runs: Sequence[Run]) -> str:
     head = ("run", "state", "decisions", "step", "validation loss", "lowest", "accuracy",
             "live parameters", "actions", "needs attention")  # fmt: skip
     names = "".join(
-        f'<details class="run" data-run="{index}"><summary>{escape(name_of(run))}</summary>'
+        f'<details class="run" data-run="{index}"><summary>{escape(get_name(run))}</summary>'
         f"{_part(run, index)}</details>"
         for index, run in enumerate(runs)
     )
@@ -182,23 +183,23 @@ def _compared(runs: Sequence[Run]) -> str:
     )
     return (
         f"<header><h1>{len(runs)} runs compared</h1></header>"
-        f'<div class="scroll">{table_html(head, map(_row, runs))}</div>{figures}{names}'
+        f'<div class="scroll">{render_table(head, map(_row, runs))}</div>{figures}{names}'
     )
 
 
 def _row(run: Run) -> tuple[str, ...]:
-    urgent = [one.what for one in findings(run) if one.urgency > Urgency.NOTE]
-    losses, parameters = run.frame["validation_loss"], parameters_of(run)
+    urgent = [finding.what for finding in list_findings(run) if finding.urgency > Urgency.NOTE]
+    losses, parameters = run.frame["validation_loss"], read_parameters(run)
     finite = losses[np.isfinite(losses)]
     return (
-        name_of(run),
-        state_of(run),
+        get_name(run),
+        classify_state(run),
         f"{len(run):,}",
         f"{run.frame['step'][-1]:,}" if len(run) else "",
-        number(losses[-1]) if len(run) else "",
-        number(finite.min()) if len(finite) else "",
-        number(run.frame["validation_accuracy"][-1]) if len(run) else "",
-        "" if parameters is None else number(parameters[-1]),
-        counted(run.frame["action"][run.acted]),
+        format_number(losses[-1]) if len(run) else "",
+        format_number(finite.min()) if len(finite) else "",
+        format_number(run.frame["validation_accuracy"][-1]) if len(run) else "",
+        "" if parameters is None else format_number(parameters[-1]),
+        count_names(run.frame["action"][run.acted]),
         " ".join(urgent),
     )

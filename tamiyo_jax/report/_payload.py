@@ -10,11 +10,11 @@ import numpy as np
 from tamiyo_jax.config import RiskConfig
 from tamiyo_jax.contracts import SeedStage
 from tamiyo_jax.report._run import Run
-from tamiyo_jax.report._signals import share_of_limit
-from tamiyo_jax.report._summary import parameters_of, stages_of
-from tamiyo_jax.report._thin import bucket_maxima, bucket_starts, kept_rows
+from tamiyo_jax.report._signals import divide_by_limits
+from tamiyo_jax.report._summary import list_stages, read_parameters
+from tamiyo_jax.report._thin import choose_rows, reduce_maxima, split_rows
 
-__all__ = ["MAX_LAYERS", "payload_of", "x_of"]
+__all__ = ["MAX_LAYERS", "build_payload", "choose_x"]
 
 MAX_LAYERS = 200
 _BUCKETS, _CELLS = 1500, 600
@@ -24,14 +24,14 @@ _LAYER, _GRADIENT = "metrics/layer/", "/gradient_norm"
 Data = dict[str, Any]
 
 
-def payload_of(run: Run, risk: RiskConfig) -> Data:
-    """The figures of one run, for the page's script.
+def build_payload(run: Run, risk: RiskConfig) -> Data:
+    """Build the figures of a run, for the page's script.
 
     Args:
       run: what was read.
       risk: the limits to draw.
     """
-    x, unit = x_of(run)
+    x, unit = choose_x(run)
     frame = run.frame
     losses = {"training": frame["training_loss"], "validation": frame["validation_loss"]}
     latencies = {
@@ -39,19 +39,22 @@ def payload_of(run: Run, risk: RiskConfig) -> Data:
         "packet to decision": frame["decision_ms"],
         "hook": frame.get("metrics/hook_latency_ms"),
     }
-    parameters = parameters_of(run)
-    contributions = {one: frame.get(f"seeds/{one}/contribution") for one in run.seed_ids}
+    parameters = read_parameters(run)
+    contributions = {
+        seed_id: frame.get(f"seeds/{seed_id}/contribution") for seed_id in run.seed_ids
+    }
     lines = {
         "losses": losses,
         "accuracy": {"validation accuracy": frame["validation_accuracy"]},
         "parameters": {"live parameters": parameters},
         "contributions": dict(list(contributions.items())[:_MAX_SEEDS]),
-        "signals": share_of_limit(run, risk),
+        "signals": divide_by_limits(run, risk),
         "latency": latencies,
     }
     return {
         "name": run.directory.name or str(run.directory),
         "unit": unit,
+        "extent": _plain(x[[0, -1]] if len(x) else [0, 1]),
         "lines": {name: made for name, some in lines.items() if (made := _lines(x, some))},
         "lanes": _lanes(run, x),
         "heat": _heat(run, x),
@@ -60,7 +63,7 @@ def payload_of(run: Run, risk: RiskConfig) -> Data:
     }
 
 
-def x_of(run: Run) -> tuple[np.ndarray, str]:
+def choose_x(run: Run) -> tuple[np.ndarray, str]:
     """f64 [rows], ascending: the optimiser's steps, or decisions where steps went back."""
     steps = run.frame["step"]
     if len(steps) and steps[-1] > steps[0] and (np.diff(steps) >= 0).all():
@@ -69,11 +72,11 @@ def x_of(run: Run) -> tuple[np.ndarray, str]:
 
 
 def _lines(x: np.ndarray, some: Mapping[str, np.ndarray | None]) -> Data | None:
-    """Series over one x; None where nothing was measured."""
+    """Series over a common x; None where nothing was measured."""
     known = {k: v for k, v in some.items() if v is not None and np.isfinite(v).any()}
     if not known:
         return None
-    rows = kept_rows(list(known.values()), _BUCKETS)
+    rows = choose_rows(list(known.values()), _BUCKETS)
     return {
         "x": _plain(x[rows]),
         "labels": list(known),
@@ -87,32 +90,32 @@ def _lanes(run: Run, x: np.ndarray) -> Data | None:
     if not seeds:
         return None
     spans = [
-        [seeds.index(one.seed_id), int(one.stage), *_plain(x[[one.first, one.last]])]
-        for one in stages_of(run)
-        if one.seed_id in seeds
+        [seeds.index(stay.seed_id), int(stay.stage), *_plain(x[[stay.first, stay.last]])]
+        for stay in list_stages(run)
+        if stay.seed_id in seeds
     ]
     nothing = np.full(len(x), np.nan)
-    alphas = [run.frame.get(f"seeds/{one}/alpha", nothing) for one in seeds]
-    rows = kept_rows(alphas, _BUCKETS)
+    alphas = [run.frame.get(f"seeds/{seed_id}/alpha", nothing) for seed_id in seeds]
+    rows = choose_rows(alphas, _BUCKETS)
     return {
         "seeds": list(seeds),
         "hidden": len(run.seed_ids) - len(seeds),
         "stages": [stage.name for stage in SeedStage],
         "spans": spans,
         "x": _plain(x[rows]),
-        "alphas": [_plain(one[rows]) for one in alphas],
+        "alphas": [_plain(alpha[rows]) for alpha in alphas],
     }
 
 
 def _heat(run: Run, x: np.ndarray) -> Data | None:
-    """The largest gradient norm of each layer and run of rows; -1 where one was not finite."""
+    """The largest gradient norm of each layer and run of rows; -1 where a norm was not finite."""
     names = [n for n in run.frame if n.startswith(_LAYER) and n.endswith(_GRADIENT)]
     if not names:
         return None
     norms = np.stack([run.frame[name] for name in names[:MAX_LAYERS]])
-    starts = bucket_starts(len(x), _CELLS)
+    starts = split_rows(len(x), _CELLS)
     broken = np.maximum.reduceat(_measured_but_broken(run, norms), starts, axis=-1)
-    cells = np.where(broken, -1.0, bucket_maxima(np.where(np.isinf(norms), np.nan, norms), starts))
+    cells = np.where(broken, -1.0, reduce_maxima(np.where(np.isinf(norms), np.nan, norms), starts))
     return {
         "layers": [n.removeprefix(_LAYER).removesuffix(_GRADIENT) for n in names[:MAX_LAYERS]],
         "hidden": max(len(names) - MAX_LAYERS, 0),
@@ -137,22 +140,29 @@ def _broken(run: Run, x: np.ndarray) -> list[list[float]]:
 
 
 def _decisions(run: Run, x: np.ndarray) -> Data:
-    """All decisions that did something, and all failures; text by number into one list."""
+    """All decisions that did something, and all failures; text by number into a list.
+
+    Every column is stored as differences, see `_differences`.
+    """
     rows = np.flatnonzero(run.acted | run.failed)
     frame = run.frame
     texts = _Texts()
     actions = [action or "FAILED" for action in frame["action"][rows]]
-    return {
-        "x": _plain(x[rows]),
-        "time": (frame["time_ns"][rows] // 1_000_000).tolist(),
+    columns = {
+        "x": x[rows],
+        "time": frame["time_ns"][rows] // 1_000_000,
         "action": texts.of(actions),
         "command": texts.of(frame["command"][rows]),
         "reason": texts.of(_short(frame["reason"][rows], frame["action"][rows])),
         "why": texts.of(frame["explanation"][rows]),
         "mode": texts.of(frame["mode"][rows]),
-        "outcome": texts.of(frame["outcome"][rows]),
-        "texts": texts.all,
     }
+    return {name: _differences(column) for name, column in columns.items()} | {"texts": texts.all}
+
+
+def _differences(column: np.ndarray | Sequence[int]) -> list[int]:
+    """Whole numbers as the difference of each from its predecessor: those compress better."""
+    return np.diff(np.asarray(column, np.int64), prepend=0).tolist()
 
 
 def _short(reasons: Iterable[str], actions: Iterable[str]) -> list[str]:
@@ -164,7 +174,7 @@ def _short(reasons: Iterable[str], actions: Iterable[str]) -> list[str]:
 
 
 class _Texts:
-    """Texts that occur often, by their number in one list."""
+    """Texts that occur often, by their number in a list."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}

@@ -15,19 +15,19 @@ import numpy as np
 from tamiyo_jax.errors import PersistenceError
 from tamiyo_jax.journal import JournalReader
 from tamiyo_jax.report._run import Run, RunBuilder
-from tamiyo_jax.storage import lock_state, read_entries
+from tamiyo_jax.storage import read_entries, read_lock
 
-__all__ = ["RunReader", "frame", "journal_home", "read_run"]
+__all__ = ["RunReader", "find_home", "frame", "read_run"]
 
 
-def journal_home(directory: Path) -> Path | None:
-    """The directory that holds a run's journal: the one named, or ``tamiyo`` in it."""
+def find_home(directory: Path) -> Path | None:
+    """Find the directory that holds a run's journal: `directory`, or ``tamiyo`` in it."""
     homes = (directory, directory / "tamiyo")
     return next((home for home in homes if (home / "journal").is_dir()), None)
 
 
 def read_run(directory: str | os.PathLike[str]) -> Run:
-    """A run as its journal tells it; nothing is changed, and its owner may be using it.
+    """Read a run from its journal; nothing is changed, and its owner may be using it.
 
     Raises:
       PersistenceError: there is no journal, or a newer version wrote it.
@@ -36,7 +36,7 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
 
 
 def frame(directory: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The steps of a run as a table: one array [steps] per column, oldest step first.
+    """Read the steps of a run as a table: an array [steps] for each column, oldest step first.
 
     ``pandas.DataFrame(frame(directory))`` and ``pyarrow.table(frame(directory))`` take it as it
     is. Steps that a run undid by resuming from a checkpoint are left out.
@@ -67,7 +67,7 @@ class RunReader:
     Segments that did not change are not read again, and no record is decoded twice.
 
     Args:
-      directory: a run directory, or the one above it.
+      directory: a run directory, or its parent.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -81,13 +81,13 @@ class RunReader:
         Raises:
           PersistenceError: there is no journal, or a newer version wrote it.
         """
-        home = journal_home(self._directory)
+        home = find_home(self._directory)
         if home is None:
             raise PersistenceError(
                 f"{self._directory} holds no journal; name a run directory",
                 path=str(self._directory),
             )
-        lock = lock_state(home)  # before the records: an owner that leaves has written them all
+        lock = read_lock(home)  # before the records: an owner that leaves has written them all
         self._journal = self._journal or JournalReader(home)
         found = self._journal.read()
         at = bisect_right(found.records, self._builder.sequence, key=attrgetter("sequence"))

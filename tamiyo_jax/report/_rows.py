@@ -1,4 +1,4 @@
-"""One step of a journal as one row of a table."""
+"""A step of a journal as a row of a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tamiyo_jax.contracts import (
 )
 from tamiyo_jax.storage import StepRecord
 
-__all__ = ["command_text", "row_of"]
+__all__ = ["describe_command", "make_row"]
 
 Row = dict[str, float | int | bool | str]
 
@@ -25,8 +25,8 @@ _REPORTED = ("loss_delta", "inference_ms", "blueprint_risk")
 _PROPOSED = {"value_estimate": "value", "risk_score": "risk_score"}
 
 
-def row_of(sequence: int, step: StepRecord) -> Row:
-    """What a step says, by column; what it does not say is left out.
+def make_row(sequence: int, step: StepRecord) -> Row:
+    """Make the row of a step, by column; what it does not say is left out.
 
     Args:
       sequence: of its record.
@@ -39,9 +39,9 @@ def row_of(sequence: int, step: StepRecord) -> Row:
         "time_ns": issued_ns,
         "action": step.action,
         "target": report.seed_id,
-        "command": "" if step.command is None else command_text(step.command),
+        "command": "" if step.command is None else describe_command(step.command),
         "reason": report.notes,
-        "explanation": getattr(step, "explanation", "") or report.notes,
+        "explanation": step.explanation or report.notes,
         "mode": step.mode,
         "outcome": report.outcome.name,
         "policy": report.tamiyo_policy_version,
@@ -59,8 +59,8 @@ def row_of(sequence: int, step: StepRecord) -> Row:
     return row
 
 
-def command_text(command: AdaptationCommand) -> str:
-    """A command in a few words: ``GERMINATE left as gated``, ``learning rate ×0.8``."""
+def describe_command(command: AdaptationCommand) -> str:
+    """Describe a command in a few words: ``GERMINATE left as gated``, ``learning rate ×0.8``."""
     match command.payload:
         case SeedAdjustment(operation, blueprint_id):
             grown = "" if blueprint_id is None else f" as {blueprint_id}"

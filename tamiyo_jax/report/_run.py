@@ -12,8 +12,8 @@ import numpy as np
 
 from tamiyo_jax.journal import RecordType, Recovered
 from tamiyo_jax.report._columns import Columns
-from tamiyo_jax.report._html import brief_html
-from tamiyo_jax.report._rows import row_of
+from tamiyo_jax.report._html import render_brief
+from tamiyo_jax.report._rows import make_row
 from tamiyo_jax.storage import (
     Entry,
     OperatorRecord,
@@ -106,7 +106,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        return brief_html(self)
+        return render_brief(self)
 
 
 class RunBuilder:
@@ -125,7 +125,7 @@ class RunBuilder:
         self.sequence = 0
 
     def add(self, entry: Entry) -> None:
-        """Take in one record."""
+        """Take in a record."""
         self.sequence = entry.record.sequence
         match entry.content:
             case StepRecord() as step:
@@ -157,7 +157,7 @@ class RunBuilder:
         free_bytes: int,
         read_ns: int,
     ) -> Run:
-        """What was taken in so far, and how the journal was found."""
+        """Return what was taken in so far, and how the journal was found."""
         return Run(
             directory=directory,
             frame=self._columns.arrays(),
@@ -175,8 +175,8 @@ class RunBuilder:
         )
 
     def _add_step(self, step: StepRecord) -> None:
-        row = row_of(self.sequence, step)
-        if step.packet is None:  # an invalid packet, or none on record: where the last one was
+        row = make_row(self.sequence, step)
+        if step.packet is None:  # invalid, or not on record: where the last was
             for name in ("step", "epoch", "blueprint", "restorable"):
                 row[name] = self._columns.last(name) or _CORE[name]
         else:
@@ -187,7 +187,7 @@ class RunBuilder:
     def _return_to(self, restored: str, origin: str) -> None:
         """Forget the steps that the run did again after it was resumed from a checkpoint."""
         fields = json.loads(restored)
-        del fields["registries"]
+        fields = {k: v for k, v in fields.items() if k not in ("registries", "runs")}
         state = hash(json.dumps(fields, separators=(",", ":"), sort_keys=True))
         rows = len(self._states)
         kept = next((row for row in range(rows, 0, -1) if self._states[row - 1] == state), rows)

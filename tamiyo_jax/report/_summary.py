@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tamiyo_jax.contracts import SeedStage
-from tamiyo_jax.report._words import counted, moment, number, plural, span
+from tamiyo_jax.report._words import (
+    count_names,
+    format_count,
+    format_duration,
+    format_number,
+    format_time,
+)
 
 if TYPE_CHECKING:
     from tamiyo_jax.report._run import Run
 
-__all__ = ["Stage", "parameters_of", "sentences", "stages_of", "state_of"]
+__all__ = ["Stage", "classify_state", "describe_run", "list_stages", "read_parameters"]
 
 _PARAMETERS = "metrics/live_parameters"
 
@@ -29,7 +35,7 @@ class Stage:
     last: int
 
 
-def state_of(run: Run) -> str:
+def classify_state(run: Run) -> str:
     """``running``, ``stopped`` where its journal failed, ``ended``, or ``empty``."""
     if run.stopped:
         return "stopped"
@@ -38,8 +44,8 @@ def state_of(run: Run) -> str:
     return "ended" if len(run) else "empty"
 
 
-def sentences(run: Run) -> tuple[str, ...]:
-    """What happened, from the whole to the parts."""
+def describe_run(run: Run) -> tuple[str, ...]:
+    """Describe what happened, from the whole to the parts."""
     if not len(run):
         return ("No decision is on record yet.",)
     return (
@@ -48,17 +54,17 @@ def sentences(run: Run) -> tuple[str, ...]:
         *_size(run),
         _actions(run),
         *_seeds(run),
-        *(one.text for one in run.happenings),
+        *(happening.text for happening in run.happenings),
     )
 
 
-def parameters_of(run: Run) -> np.ndarray | None:
-    """f64 [rows]: live parameters; None where the packets do not say."""
+def read_parameters(run: Run) -> np.ndarray | None:
+    """Return the live parameters, f64 [rows]; None where the packets do not say."""
     return run.frame.get(_PARAMETERS)
 
 
-def stages_of(run: Run) -> tuple[Stage, ...]:
-    """Stages of all seeds, by seed and in order; a row without the seed ends a stage."""
+def list_stages(run: Run) -> tuple[Stage, ...]:
+    """List the stages of all seeds, by seed and in order; a row without the seed ends a stage."""
     found: list[Stage] = []
     with_packet = np.flatnonzero(run.frame["has_packet"])
     for seed_id in run.seed_ids:
@@ -78,8 +84,8 @@ def _extent(run: Run) -> str:
     first, last = int(frame["time_ns"][0]), int(frame["time_ns"][-1])
     modes = " then ".join(dict.fromkeys(frame["mode"]))
     return (
-        f"{plural(len(run), 'decision')} from {moment(first)} to {moment(last)} "
-        f"({span((last - first) / 1e9)}), up to step {frame['step'][-1]:,}, "
+        f"{format_count(len(run), 'decision')} from {format_time(first)} to {format_time(last)} "
+        f"({format_duration((last - first) / 1e9)}), up to step {frame['step'][-1]:,}, "
         f"epoch {frame['epoch'][-1]:,}; mode {modes}, policy {frame['policy'][-1] or 'unknown'}."
     )
 
@@ -97,42 +103,42 @@ def _losses(run: Run) -> Iterator[str]:
         at, first, last = int(best(values)), float(values[known[0]]), float(values[known[-1]])
         extreme = "highest" if best is np.nanargmax else "lowest"
         yield (
-            f"{words} {number(first)} at first, {number(last)} at last, "
-            f"{extreme} {number(values[at])} at step {run.frame['step'][at]:,}."
+            f"{words} {format_number(first)} at first, {format_number(last)} at last, "
+            f"{extreme} {format_number(values[at])} at step {run.frame['step'][at]:,}."
         )
 
 
 def _size(run: Run) -> Iterator[str]:
-    parameters = parameters_of(run)
+    parameters = read_parameters(run)
     if parameters is None:
         return
-    known = [float(one) for one in parameters[~np.isnan(parameters)]]
+    known = [float(count) for count in parameters[~np.isnan(parameters)]]
     if known[0] == known[-1]:
-        yield f"The network has {number(known[0])} live parameters."
+        yield f"The network has {format_number(known[0])} live parameters."
     else:
-        yield f"Live parameters went from {number(known[0])} to {number(known[-1])}."
+        yield f"Live parameters went from {format_number(known[0])} to {format_number(known[-1])}."
 
 
 def _actions(run: Run) -> str:
     acted, failed = run.frame["action"][run.acted], int(run.failed.sum())
-    failures = f" {plural(failed, 'step')} failed." if failed else ""
+    failures = f" {format_count(failed, 'step')} failed." if failed else ""
     if not len(acted):
         return f"Tamiyo never had to act.{failures}"
     would = "would have acted" if set(run.frame["mode"][run.acted]) == {"shadow"} else "acted"
     times = "once" if len(acted) == 1 else f"{len(acted):,} times"
-    reasons = counted(run.frame["reason"][run.acted])
-    return f"Tamiyo {would} {times}: {counted(acted)}; reasons: {reasons}.{failures}"
+    reasons = count_names(run.frame["reason"][run.acted])
+    return f"Tamiyo {would} {times}: {count_names(acted)}; reasons: {reasons}.{failures}"
 
 
 def _seeds(run: Run) -> Iterator[str]:
     """Seeds that grew, and what became of them; a seed that never left DORMANT is not named."""
-    stages = stages_of(run)
+    stages = list_stages(run)
     for seed_id in run.seed_ids:
-        own = [one for one in stages if one.seed_id == seed_id]
+        own = [stay for stay in stages if stay.seed_id == seed_id]
         changes = [
-            f"{one.stage.name} from step {run.frame['step'][one.first]:,}"
-            for one in own
-            if not (one is own[0] and one.stage is SeedStage.DORMANT)
+            f"{stay.stage.name} from step {run.frame['step'][stay.first]:,}"
+            for stay in own
+            if not (stay is own[0] and stay.stage is SeedStage.DORMANT)
         ]
         if not changes:
             continue
@@ -140,5 +146,5 @@ def _seeds(run: Run) -> Iterator[str]:
             changes = [*changes[:3], f"{len(changes) - 6} more changes", *changes[-3:]]
         contribution = run.frame.get(f"seeds/{seed_id}/contribution")
         known = [] if contribution is None else contribution[~np.isnan(contribution)]
-        end = f"; contribution {number(known[-1])} at last" if len(known) else ""
+        end = f"; contribution {format_number(known[-1])} at last" if len(known) else ""
         yield f"Seed {seed_id}: {', '.join(changes)}{end}."

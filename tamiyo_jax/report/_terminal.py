@@ -1,4 +1,4 @@
-"""A run on one screen of a terminal, and several as a table."""
+"""A run on a screen of a terminal, and several as a table."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tamiyo_jax.report._attention import Urgency, findings
+from tamiyo_jax.report._attention import Urgency, list_findings
 from tamiyo_jax.report._run import Run
-from tamiyo_jax.report._summary import parameters_of, sentences, state_of
-from tamiyo_jax.report._words import moment, number, span
+from tamiyo_jax.report._summary import classify_state, describe_run, read_parameters
+from tamiyo_jax.report._words import format_duration, format_number, format_time
 
-__all__ = ["runs_table", "status_facts", "status_view"]
+__all__ = ["render_status", "summarise_status", "tabulate_runs"]
 
 _STYLES = {Urgency.CRITICAL: "bold red", Urgency.WARNING: "yellow", Urgency.NOTE: "cyan"}
 _STATES = {"running": "green", "stopped": "bold red"}
 
 
-def status_view(run: Run, decisions: int) -> RenderableType:
-    """What is going on, what needs attention, and the last decisions and why.
+def render_status(run: Run, decisions: int) -> RenderableType:
+    """Render what is going on, what needs attention, and the last decisions and why.
 
     Args:
       run: what was read.
@@ -37,34 +37,38 @@ def status_view(run: Run, decisions: int) -> RenderableType:
         Text(),
         *_attention(run),
         Text(),
-        *(_indented(line) for line in sentences(run)),
+        *(_indented(line) for line in describe_run(run)),
         Text(),
         _decisions(run, decisions),
     )
 
 
-def status_facts(run: Run, decisions: int) -> dict[str, Any]:
-    """The same for a program."""
+def summarise_status(run: Run, decisions: int) -> dict[str, Any]:
+    """Return the same for a program."""
     return {
         **_figures(run),
-        "happened": list(sentences(run)),
+        "happened": list(describe_run(run)),
         "attention": [
-            {"urgency": one.urgency, "what": one.what, "why": one.why, "do": one.do}
-            for one in findings(run)
+            {"urgency": finding.urgency, "what": finding.what, "why": finding.why, "do": finding.do}
+            for finding in list_findings(run)
         ],
         "last_decisions": [_decision(run, row) for row in _acted(run)[-decisions:]],
     }
 
 
-def runs_table(runs: Sequence[Run], below: Path) -> tuple[Table, list[dict[str, Any]]]:
-    """Runs for people and for a program: state, steps, last loss, actions, trouble.
+def tabulate_runs(runs: Sequence[Run], below: Path) -> tuple[Table, list[dict[str, Any]]]:
+    """Tabulate runs for people and for a program: state, steps, last loss, actions, trouble.
 
     Args:
       runs: what was read.
       below: directories are named from here.
     """
     facts = [
-        {**_figures(run), "actions": _counts(run), "trouble": [one.what for one in _urgent(run)]}
+        {
+            **_figures(run),
+            "actions": _counts(run),
+            "trouble": [finding.what for finding in _urgent(run)],
+        }
         for run in runs
     ]
     table = Table("run", "state", "decisions", "step", "loss", "acted", "last", "trouble")
@@ -76,9 +80,9 @@ def runs_table(runs: Sequence[Run], below: Path) -> tuple[Table, list[dict[str, 
             Text(fact["state"], _STATES.get(fact["state"], "")),
             f"{fact['decisions']:,}",
             "" if fact["step"] is None else f"{fact['step']:,}",
-            "" if loss is None else number(loss),
+            "" if loss is None else format_number(loss),
             f"{fact['acted']:,}",
-            "" if not len(run) else f"{span(_age_s(run))} ago",
+            "" if not len(run) else f"{format_duration(_age_s(run))} ago",
             Text(_safe(" ".join(fact["trouble"])), "yellow" if fact["trouble"] else ""),
         )
     return table, facts
@@ -86,7 +90,7 @@ def runs_table(runs: Sequence[Run], below: Path) -> tuple[Table, list[dict[str, 
 
 def _figures(run: Run) -> dict[str, Any]:
     """The numbers of the last decision; None where there is none."""
-    frame, parameters = run.frame, parameters_of(run)
+    frame, parameters = run.frame, read_parameters(run)
     known = len(run) > 0
 
     def newest(values: np.ndarray | None) -> float | None:
@@ -95,7 +99,7 @@ def _figures(run: Run) -> dict[str, Any]:
 
     return {
         "directory": str(run.directory),
-        "state": state_of(run),
+        "state": classify_state(run),
         "process": run.holder,
         "decisions": len(run),
         "acted": int(run.acted.sum()),
@@ -115,22 +119,24 @@ def _broken_now(run: Run) -> bool:
 
 
 def _title(run: Run) -> Text:
-    state = state_of(run)
+    state = classify_state(run)
     title = Text(_safe(str(run.directory)), "bold")
     title.append(f"  {state}", _STATES.get(state, "dim"))
     if run.holder is not None:
         title.append(f"  process {run.holder}", "dim")
     if len(run):
-        title.append(f"  last decision {span(_age_s(run))} ago", "dim")
+        title.append(f"  last decision {format_duration(_age_s(run))} ago", "dim")
     return title
 
 
 def _attention(run: Run) -> list[RenderableType]:
     lines: list[RenderableType] = []
-    for one in findings(run):
-        lines.append(Text(f"{one.urgency.name}  {_safe(one.what)}", _STYLES[one.urgency]))
-        lines += [_indented(f"Why: {one.why}")] if one.why else []
-        lines.append(_indented(f"What to do: {one.do}"))
+    for finding in list_findings(run):
+        lines.append(
+            Text(f"{finding.urgency.name}  {_safe(finding.what)}", _STYLES[finding.urgency])
+        )
+        lines += [_indented(f"Why: {finding.why}")] if finding.why else []
+        lines.append(_indented(f"What to do: {finding.do}"))
     return lines or [Text("Nothing needs attention.", "green")]
 
 
@@ -145,7 +151,7 @@ def _decisions(run: Run, count: int) -> RenderableType:
         fact = _decision(run, row)
         table.add_row(
             f"{fact['step']:,}",
-            moment(fact["time_ns"])[11:19],
+            format_time(fact["time_ns"])[11:19],
             Text(fact["action"]),
             Text(_safe(("would: " if fact["mode"] == "shadow" else "") + fact["command"])),
             Text(_safe(fact["explanation"])),
@@ -174,7 +180,7 @@ def _counts(run: Run) -> dict[str, int]:
 
 
 def _urgent(run: Run) -> list[Any]:
-    return [one for one in findings(run) if one.urgency > Urgency.NOTE]
+    return [finding for finding in list_findings(run) if finding.urgency > Urgency.NOTE]
 
 
 def _age_s(run: Run) -> float:
@@ -183,4 +189,4 @@ def _age_s(run: Run) -> float:
 
 def _safe(text: str) -> str:
     """Text that cannot drive a terminal: ids and messages are not ours."""
-    return "".join(one if one.isprintable() else "\ufffd" for one in text)
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["bucket_maxima", "bucket_starts", "kept_rows"]
+__all__ = ["choose_rows", "reduce_maxima", "split_rows"]
 
 
-def kept_rows(series: Sequence[np.ndarray], buckets: int) -> np.ndarray:
-    """i64 [kept]: rows that show what all rows show, ascending.
+def choose_rows(series: Sequence[np.ndarray], buckets: int) -> np.ndarray:
+    """Choose the rows that show what all rows show: i64 [kept], ascending.
 
     The rows are cut into `buckets` runs of equal length; of each run are kept its first and
     last row, the rows of the smallest and of the largest finite value of every series, and the
-    first row whose value is not finite while the one before is, and the other way round.
+    first row whose value is not finite after a row whose value is, and the other way round.
 
     Args:
       series: f64 [rows] each.
@@ -23,7 +23,7 @@ def kept_rows(series: Sequence[np.ndarray], buckets: int) -> np.ndarray:
     rows = len(series[0])
     if rows <= 2 * buckets:
         return np.arange(rows)
-    starts = bucket_starts(rows, buckets)
+    starts = split_rows(rows, buckets)
     kept = [starts, np.append(starts[1:], rows) - 1]
     for values in series:
         finite = np.isfinite(values)
@@ -33,13 +33,13 @@ def kept_rows(series: Sequence[np.ndarray], buckets: int) -> np.ndarray:
     return np.unique(np.concatenate(kept))
 
 
-def bucket_starts(rows: int, buckets: int) -> np.ndarray:
-    """i64 [at most buckets]: the first row of each run."""
+def split_rows(rows: int, buckets: int) -> np.ndarray:
+    """Split rows into runs of equal length: i64 [at most buckets], the first row of each."""
     return np.unique(np.linspace(0, rows, min(rows, buckets), endpoint=False).astype(np.int64))
 
 
-def bucket_maxima(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """f64 [..., len(starts)]: the largest value of each run, NaN where all are NaN."""
+def reduce_maxima(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Reduce runs to their largest value: f64 [..., len(starts)], NaN where all are NaN."""
     known = np.where(np.isnan(values), -np.inf, values)
     most = np.maximum.reduceat(known, starts, axis=-1)
     return np.where(most == -np.inf, np.nan, most)

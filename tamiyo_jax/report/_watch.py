@@ -14,11 +14,11 @@ __all__ = ["follow"]
 def follow(
     reader: RunReader, every_s: float, *, sleep: Callable[[float], object] = time.sleep
 ) -> Iterator[Run]:
-    """The run as it is now, and again every so often until no process holds it.
+    """Yield the run as it is now, and again every so often until no process holds it.
 
     Args:
       reader: of the run.
-      every_s: seconds from one reading to the next.
+      every_s: seconds between two readings.
       sleep: how to wait.
 
     Raises:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tamiyo_jax.errors import PersistenceError
-from tamiyo_jax.report._page import page
+from tamiyo_jax.report._page import render_page
 from tamiyo_jax.report._reading import read_run
 
 __all__ = ["write_report"]
 
 
 def write_report(directories: Sequence[Path], file: Path) -> Path:
-    """Write the page of a run, or one that compares several, and return its path.
+    """Write the page of a run, or a page that compares several, and return its path.
 
     Args:
       directories: of runs, at least one; their owners may be using them.
@@ -23,7 +23,9 @@ def write_report(directories: Sequence[Path], file: Path) -> Path:
     Raises:
       PersistenceError: a journal cannot be read, or the file cannot be written.
     """
-    content = page([read_run(one) for one in directories], made_ns=time.time_ns())
+    content = render_page(
+        [read_run(directory) for directory in directories], made_ns=time.time_ns()
+    )
     try:
         file.write_text(content, encoding="utf-8")
     except OSError as error:

@@ -12,6 +12,7 @@ from tamiyo_jax.risk._gate import (
     gate,
     guard,
 )
+from tamiyo_jax.risk._ladder import Ladder, Rung, climb, is_restorable
 from tamiyo_jax.risk._outcome import health, priority, report_outcome
 from tamiyo_jax.risk._rules import RULES, Effect, HeldRule, Rule, rules_markdown, rules_that_hold
 from tamiyo_jax.risk._signals import Signals, read_signals
@@ -38,8 +39,10 @@ __all__ = [
     "ConservativeMode",
     "Effect",
     "HeldRule",
+    "Ladder",
     "RiskState",
     "Rule",
+    "Rung",
     "Signals",
     "Stage",
     "Verdict",
@@ -47,12 +50,14 @@ __all__ = [
     "apply_verdict",
     "call_failed",
     "call_succeeded",
+    "climb",
     "clip_lr_delta",
     "enter_by_hand",
     "from_json",
     "gate",
     "guard",
     "health",
+    "is_restorable",
     "leave_by_hand",
     "loss_delta",
     "may_brake",

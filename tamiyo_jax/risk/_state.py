@@ -21,6 +21,7 @@ from tamiyo_jax.contracts import (
 )
 from tamiyo_jax.risk._breaker import BreakerState, Stage, admit, fail, succeed
 from tamiyo_jax.risk._gate import Verdict
+from tamiyo_jax.risk._ladder import Ladder
 
 __all__ = [
     "ConservativeMode",
@@ -66,6 +67,7 @@ class RiskState:
       pause_runs: first and last step of each run of PAUSE commands within the sliding window.
       last_validation_loss: the newest finite one.
       last_brake_step: guard mode's last brake.
+      ladder: rollbacks so far, and the losses that a state is compared with.
       inference: breaker of the inference stage.
       metadata: breaker of the blueprint fetches.
     """
@@ -74,6 +76,7 @@ class RiskState:
     pause_runs: tuple[tuple[int, int], ...] = ()
     last_validation_loss: float | None = None
     last_brake_step: int | None = None
+    ladder: Ladder = field(default_factory=Ladder)
     inference: BreakerState = field(default_factory=BreakerState)
     metadata: BreakerState = field(default_factory=BreakerState)
 
@@ -187,6 +190,7 @@ def to_json(state: RiskState) -> dict[str, Any]:
         "pause_runs": state.pause_runs,
         "last_validation_loss": state.last_validation_loss,
         "last_brake_step": state.last_brake_step,
+        "ladder": asdict(state.ladder),
         "inference": _breaker_to_json(state.inference),
         "metadata": _breaker_to_json(state.metadata),
     }
@@ -200,9 +204,16 @@ def from_json(fields: Mapping[str, Any]) -> RiskState:
         pause_runs=tuple((first, last) for first, last in fields["pause_runs"]),
         last_validation_loss=fields["last_validation_loss"],
         last_brake_step=fields["last_brake_step"],
+        ladder=_ladder_from_json(fields.get("ladder", {})),
         inference=_breaker_from_json(fields["inference"]),
         metadata=_breaker_from_json(fields["metadata"]),
     )
+
+
+def _ladder_from_json(fields: Mapping[str, Any]) -> Ladder:
+    """The ladder; the first rung where the state is of a build that had none."""
+    losses = tuple(fields.get("losses", ()))
+    return Ladder(losses, **{name: fields[name] for name in fields if name != "losses"})
 
 
 def _conservative_mode_after(

@@ -94,6 +94,7 @@ def make_decision(
         latency=latency,
         shadow=shadow,
         escalate=outcome.escalate,
+        restorable=outcome.restorable,
         ticket=ticket,
     )
 

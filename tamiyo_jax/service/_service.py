@@ -397,6 +397,7 @@ class Tamiyo:
         Raises:
           PersistenceError: the journal was sealed before that.
         """
+        self._process.check()
         if self._entrance.defer(self.flush):
             return
         with self._entrance.call():

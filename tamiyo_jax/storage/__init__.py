@@ -3,7 +3,7 @@
 from tamiyo_jax.storage._checkpoint import load_checkpoint, save_checkpoint
 from tamiyo_jax.storage._facts import Facts, Pending
 from tamiyo_jax.storage._fold import recover_facts, recover_state
-from tamiyo_jax.storage._lock import DirectoryLock, LockState, lock_state
+from tamiyo_jax.storage._lock import DirectoryLock, LockState, read_lock
 from tamiyo_jax.storage._manager import StorageManager
 from tamiyo_jax.storage._reading import Entry, Unreadable, read_entries
 from tamiyo_jax.storage._records import (
@@ -42,8 +42,8 @@ __all__ = [
     "encode_snapshot",
     "encode_step",
     "load_checkpoint",
-    "lock_state",
     "read_entries",
+    "read_lock",
     "recover_facts",
     "recover_state",
     "save_checkpoint",

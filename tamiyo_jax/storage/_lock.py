@@ -13,7 +13,7 @@ from weakref import WeakSet
 from tamiyo_jax.errors import DirectoryLockedError, PersistenceError
 from tamiyo_jax.journal import FileSystem, is_file_at
 
-__all__ = ["DirectoryLock", "LockState", "lock_state"]
+__all__ = ["DirectoryLock", "LockState", "read_lock"]
 
 _LOCKS = Path("/proc/locks")
 _SIZE = 1024  # of the lock file, taken when it is made
@@ -63,12 +63,12 @@ class DirectoryLock:
             ) from error
         self._write("")
 
-    def stopped(self, reason: str) -> None:
+    def note_stop(self, reason: str) -> None:
         """Leave a note for readers: why the journal takes no further record.
 
         It is written over what the file holds already, so a disk that is full has room for it.
         """
-        with suppress(OSError):  # whoever calls is about to raise the reason itself
+        with suppress(OSError):  # the caller raises the reason itself
             self._write(reason)
 
     def _write(self, reason: str) -> None:
@@ -109,8 +109,8 @@ class LockState:
     stopped: str
 
 
-def lock_state(directory: Path) -> LockState:
-    """Who owns a run directory, found without taking its lock.
+def read_lock(directory: Path) -> LockState:
+    """Read who owns a run directory, without taking its lock.
 
     The kernel's list of locks says it. Trying the lock would turn away an owner that opens the
     directory at that moment. In another process namespace the holder is not seen.
@@ -139,7 +139,7 @@ def _kernel_locks() -> list[str]:
 
 
 def _holds(line: Sequence[str], pid: str, inode: int) -> bool:
-    """Whether a line is of a process that holds a lock on a file; one that waits has an arrow."""
+    """Whether a line is of a process that holds a lock; a process that waits has an arrow."""
     match line:
         case [_, "FLOCK", _, _, owner, file, *_]:
             return owner == pid and file.endswith(f":{inode}")

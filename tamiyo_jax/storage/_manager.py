@@ -364,7 +364,7 @@ class StorageManager(Generic[PolicyState]):
     def _note_if_sealed(self) -> None:
         """Leave the reason where readers find it; the journal itself cannot take it."""
         if self._journal.failure is not None:
-            self._directory_lock.stopped(str(self._journal.failure))
+            self._directory_lock.note_stop(str(self._journal.failure))
 
     def _settle(self, record_type: RecordType, report_id: str) -> Ticket:
         payload = encode_publication(report_id)

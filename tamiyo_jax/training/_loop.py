@@ -1,17 +1,17 @@
-"""The reference training loop: train an epoch, measure, ask, apply, and again.
+"""The reference training loop: train an epoch, measure, ask the controller, apply its decision.
 
-One jitted call trains an epoch by `lax.scan`; one more measures the validation set and what
-each seed is worth. Both are compiled for what grows, ahead of time (`Programs`). Between two
-epochs the controller is sent a packet and its decision is applied: a *decision boundary*.
-The whole run is a pytree there (`LoopState`), all randomness is folded from its key and step,
-and the order of the data follows from the step, so that a run resumed at a boundary goes on
-bit for bit.
+One jitted call trains an epoch by `lax.scan`; a second one measures the validation loss and the
+contribution of each seed. Both are compiled for what grows, ahead of time (`Programs`). Between
+two epochs, at a *decision boundary*, the controller gets a packet and its decision is applied.
+There the whole run is a pytree (`LoopState`): randomness is folded from its key and step, and
+the order of the data follows from the step, so a run resumed at a boundary continues bit for
+bit.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -19,21 +19,19 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from tamiyo_jax.contracts import (
-    SeedOperation,
-    SeedStage,
-    SystemStatePacket,
-)
+from tamiyo_jax.contracts import SeedOperation, SeedStage, SystemStatePacket
 from tamiyo_jax.errors import CompilationError, ConfigurationError, TamiyoError
 from tamiyo_jax.growth import enter
 from tamiyo_jax.host import (
     DecisionLike,
+    HardwareMeter,
     HostCheckpoints,
     HostState,
     StepMetrics,
     contribution,
     gates_of,
     init_host,
+    layer_names,
     live_parameters,
     loss_of,
     operate,
@@ -41,8 +39,9 @@ from tamiyo_jax.host import (
     seeds_of,
     train_step,
 )
-from tamiyo_jax.training._programs import Programs
-from tamiyo_jax.training._reporting import Measured, Reporter
+from tamiyo_jax.training._accumulator import summarize
+from tamiyo_jax.training._programs import Programs, may_grow
+from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts
 from tamiyo_jax.training._task import Data, Task
 
 __all__ = [
@@ -58,20 +57,14 @@ __all__ = [
 
 
 PROBE_BATCHES = 4
-_ON_THE_WAY = (
-    SeedStage.GERMINATED,
-    SeedStage.TRAINING,
-    SeedStage.BLENDING,
-    SeedStage.PROBATIONARY,
-)
 
 
 class LoopState(NamedTuple):
     """A run at a decision boundary; a pytree of arrays.
 
     Attributes:
-      host: what is trained. ROLLBACK replaces this and nothing else.
-      epochs: i32[], epochs trained so far, those that a rollback undid included.
+      host: the train state. ROLLBACK replaces this and nothing else.
+      epochs: i32[], epochs trained so far, including those that a rollback undid.
     """
 
     host: HostState
@@ -79,7 +72,7 @@ class LoopState(NamedTuple):
 
 
 class Controller(Protocol):
-    """What decides; `tamiyo_jax.Tamiyo` is one."""
+    """Makes decisions; `tamiyo_jax.Tamiyo` is a controller."""
 
     def step(self, packet: SystemStatePacket) -> DecisionLike:
         """Answer a packet, or raise a `TamiyoError`."""
@@ -91,12 +84,12 @@ class Record:
     """One decision boundary.
 
     Attributes:
-      packet: what was measured, and sent to the controller.
-      live_parameters: of the host and its grown seeds, before the decision.
-      decision: the answer; None without a controller, or where `error` says why.
-      error: what the controller raised; training goes on without it for this boundary. Or why
-        the programs with a seed could not be compiled; training goes on without the seed.
-      decision_ms: time that the controller took; None without one.
+      packet: the measurements that were sent to the controller.
+      live_parameters: parameters of the host and its grown seeds, before the decision.
+      decision: the controller's decision; None without a controller or if it raised.
+      error: what the controller raised; the run then continues without a decision. Or why the
+        programs with a seed could not be compiled; the run then continues without the seed.
+      decision_ms: milliseconds that the controller took; None without a controller.
     """
 
     packet: SystemStatePacket
@@ -108,12 +101,12 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What became of a run.
+    """The result of a run.
 
     Attributes:
       history: one record per decision boundary.
       state: the run at its end.
-      test_accuracy: in [0, 1].
+      test_accuracy: share of the test examples labelled correctly, in [0, 1].
       parameters_before: live parameters at the start.
       parameters_after: live parameters at the end.
     """
@@ -125,13 +118,31 @@ class RunResult:
     parameters_after: int
 
 
+class Measured(NamedTuple):
+    """Measurements after an epoch.
+
+    Attributes:
+      step: a step's metrics, averaged over the epoch.
+      validation_loss: f32[].
+      validation_accuracy: f32[] in [0, 1].
+      contributions: f32[] by slot id: validation loss without the seed minus with it.
+      probe: f32[] by slot id and blueprint id; empty while a seed is on its way.
+    """
+
+    step: StepMetrics
+    validation_loss: jax.Array
+    validation_accuracy: jax.Array
+    contributions: dict[str, jax.Array]
+    probe: dict[str, dict[str, jax.Array]]
+
+
 def init_loop(task: Task, seed: int) -> LoopState:
-    """A run before its first step, all slots dormant; `seed` also orders the data."""
+    """A run before its first step, all slots dormant; `seed` also determines the data order."""
     return LoopState(_init_host(task, jax.random.PRNGKey(seed)), jnp.int32(0))
 
 
 def grow_all(task: Task, state: LoopState, blueprint_id: str) -> LoopState:
-    """The run with that seed fossilised in every slot: a larger network from the start."""
+    """The run with that blueprint fossilised in every slot: a larger network from the start."""
     host = state.host
     for name in host.slots:
         host = operate(task.host, host, name, SeedOperation.GERMINATE, blueprint_id=blueprint_id)
@@ -155,23 +166,22 @@ def run(
 ) -> RunResult:
     """Train a task, with or without a controller.
 
-    An epoch that a rollback undoes is not given back, so runs of equal `steps` have done
-    equal work.
+    Epochs that a rollback undoes still count, so runs of equal `steps` have done equal work.
 
     Args:
-      task: what to train.
-      controller: what decides; None trains the host as it is.
-      steps: optimiser steps to do in all, rounded down to whole epochs.
-      state: where to start or to go on, from `init_loop` or a checkpoint.
-      run_id: of the run, in its packets.
+      task: the network, its data and its blueprints.
+      controller: makes the decisions; None trains the host as it is.
+      steps: total number of optimiser steps, rounded down to whole epochs.
+      state: the state to start or continue from, from `init_loop` or a checkpoint.
+      run_id: identity of the run in its packets.
       applier: applies decisions; required with a controller.
-      deterministic: packets carry no measured times, and the run waits for its programs, so
-        equal runs send equal packets.
-      checkpoints: keeps the host of the last epoch in which all was finite: validation loss,
-        training loss, and the statistics of the host and of its seeds. Packets name it as the
-        one to roll back to.
+      deterministic: packets carry no times and no readings of the hardware, and the run waits
+        for its programs, so that equal runs send equal packets.
+      checkpoints: keeps the host after an epoch if validation loss, training loss and the
+        statistics of host and seeds were finite and the controller did not object. Packets name
+        the newest.
       on_step: called with every record and the run after its decision was applied. The
-        history holds no such states, so their memory is free again unless this keeps them.
+        history does not hold these states, so their memory is freed unless `on_step` keeps them.
 
     Returns:
       The history from `state` on, the final state and its test accuracy.
@@ -183,24 +193,36 @@ def run(
     if controller is not None and applier is None:
         raise ConfigurationError("a controller needs an applier; give run() a CommandApplier")
     before = live_parameters(state.host)
-    reporter = Reporter(task, run_id, steps // task.steps_per_epoch, deterministic, checkpoints)
+    epochs = steps // task.steps_per_epoch
+    reporter = Reporter(
+        _run_facts(task, state, run_id),
+        kept=checkpoints,
+        meter=None if deterministic else HardwareMeter(jax.local_devices()[0]),
+        clock=(lambda: 0) if deterministic else time.time_ns,
+    )
     programs = Programs(partial(_compile, task), wait=deterministic)
     history: list[Record] = []
-    while int(state.epochs) < steps // task.steps_per_epoch:
+    while int(state.epochs) < epochs:
         started = time.perf_counter()
         inside, failed = _inside(programs, state.host)
         host, trained = _train_epoch(task, inside)
-        probed = {} if controller is None or _is_growing(host) else _probe(task, host)
+        probed = _probe(task, host) if controller is not None and may_grow(host) else {}
         measured = jax.device_get(Measured(trained, *_measure(task, host), probe=probed))
         host = programs.rejoined(host, state.host)
         seconds = time.perf_counter() - started
         state = LoopState(host, state.epochs + 1)
-        packet = reporter.packet(host, int(state.epochs), measured, seconds)
+        metrics = {"epochs_total": float(epochs)}
+        if not deterministic:
+            metrics["samples_per_s"] = task.steps_per_epoch * task.batch_size / seconds
+        boundary = _boundary(state, measured, metrics)
+        packet = reporter.packet(host, boundary)
         live = live_parameters(host)
         decision, error, decision_ms = _ask(controller, packet)
+        if error is None:
+            reporter.settle(host, boundary, decision)
         error = error or failed
         if decision is not None and applier is not None:
-            state = state._replace(host=applier(host, decision))
+            state = _skip_data(state._replace(host=applier(host, decision)), decision)
         history.append(Record(packet, live, decision, error, decision_ms))
         if on_step is not None:
             on_step(history[-1], state)
@@ -213,9 +235,18 @@ def run(
     )
 
 
+def _skip_data(state: LoopState, decision: DecisionLike) -> LoopState:
+    """The run with another order of the data, after a rollback that leaves out what led to it."""
+    command = decision.command
+    if decision.shadow or command is None or "skip_data" not in command.annotations:
+        return state
+    rng = jax.random.fold_in(state.host.rng, state.epochs)
+    return state._replace(host=state.host._replace(rng=rng))
+
+
 @partial(jax.jit, static_argnums=0)
 def accuracy(task: Task, host: HostState, data: Data) -> jax.Array:
-    """f32[]: the share of `data` that the network as it is now labels right."""
+    """f32[]: the share of `data` that the network with its grown seeds labels correctly."""
     logits = task.logits(host.params, seeds_of(host.slots), gates_of(host.slots), data.inputs)
     return jnp.mean((jnp.argmax(logits, axis=-1) == data.labels).astype(jnp.float32))
 
@@ -233,32 +264,26 @@ def _train_epoch(task: Task, host: HostState) -> tuple[HostState, StepMetrics]:
     order = jax.random.permutation(key, len(task.train.labels))
     batches = order[: steps * task.batch_size].reshape(steps, task.batch_size)
 
-    def one(host: HostState, rows: jax.Array) -> tuple[HostState, StepMetrics]:
+    def train_batch(host: HostState, rows: jax.Array) -> tuple[HostState, StepMetrics]:
         return train_step(task.host, host, jax.tree.map(lambda x: x[rows], task.train))
 
-    host, metrics = jax.lax.scan(one, host, batches)
-    return host, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
+    host, metrics = jax.lax.scan(train_batch, host, batches)
+    return host, summarize(metrics)
 
 
 @partial(jax.jit, static_argnums=0)
 def _measure(task: Task, host: HostState) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """Validation loss and accuracy, and what each seed is worth."""
+    """Validation loss and accuracy, and the contribution of each seed."""
     loss = loss_of(task.host, host, task.validation)
-    worth = contribution(task.host.loss, host.params, host.slots, task.validation)
-    return loss, accuracy(task, host, task.validation), worth
+    contributions = contribution(task.host.loss, host.params, host.slots, task.validation)
+    return loss, accuracy(task, host, task.validation), contributions
 
 
 @partial(jax.jit, static_argnums=0)
 def _probe(task: Task, host: HostState) -> dict[str, dict[str, jax.Array]]:
-    """What the candidates of dormant slots would learn, by some of the training examples."""
+    """The gradients of the candidates of dormant slots, by some of the training examples."""
     some = jax.tree.map(lambda x: x[: PROBE_BATCHES * task.batch_size], task.train)
     return probe(task.host, host, some)
-
-
-def _is_growing(host: HostState) -> bool:
-    """Whether a seed is on its way, or there is no slot for one: then no candidate is asked."""
-    stages = {int(slot.state.stage) for slot in host.slots.values()}
-    return SeedStage.DORMANT not in stages or bool(stages & set(_ON_THE_WAY))
 
 
 def _compile(task: Task, host: HostState) -> None:
@@ -277,7 +302,7 @@ def _inside(programs: Programs, host: HostState) -> tuple[HostState, TamiyoError
 def _ask(
     controller: Controller | None, packet: SystemStatePacket
 ) -> tuple[DecisionLike | None, TamiyoError | None, float | None]:
-    """The controller's answer or its error, and how long it took in milliseconds."""
+    """The controller's decision or its error, and the milliseconds that it took."""
     if controller is None:
         return None, None, None
     started = time.perf_counter()
@@ -286,3 +311,32 @@ def _ask(
     except TamiyoError as raised:
         decision, error = None, raised
     return decision, error, 1e3 * (time.perf_counter() - started)
+
+
+def _run_facts(task: Task, state: LoopState, run_id: str) -> RunFacts:
+    return RunFacts(
+        run_id=run_id,
+        blueprint_id=task.blueprint.blueprint_id,
+        candidates=tuple(blueprint.blueprint_id for blueprint in task.candidates),
+        optimizer_id=task.optimizer_id,
+        source="tamiyo_jax.loop",
+        layers=layer_names(state.host.params),
+        parameters=sum(layer.parameter_count or 0 for layer in task.blueprint.layers),
+        host=task.host,
+        interval=task.steps_per_epoch,
+        seed_learning_rate=task.seed_learning_rate,
+        slot_depths=task.slot_depths,
+    )
+
+
+def _boundary(state: LoopState, measured: Measured, metrics: Mapping[str, float]) -> Boundary:
+    return Boundary(
+        number=int(state.epochs),
+        global_step=int(state.host.step),
+        mean=measured.step,
+        validation_loss=float(measured.validation_loss),
+        validation_accuracy=float(measured.validation_accuracy),
+        contributions=measured.contributions,
+        probe=measured.probe,
+        metrics=metrics,
+    )

@@ -6,14 +6,13 @@
         state = tamiyo(state, loss)
     tamiyo.close()
 
-Each call adds what the step measured to a sum on the device, and waits for nothing. Every
-so many calls it reads the means, keeps the state if it is a good one, asks the controller and
-applies the answer. A controller that cannot answer leaves the state as it is.
+Each call adds the step's measurements to a sum on the device and waits for nothing. After every
+`every` calls the means are read, the state is kept if it is sound, the controller is asked and
+its command is applied. If the controller cannot answer, the state stays as it is.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,69 +20,55 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from tamiyo_jax.clock import steady_time_ns
-from tamiyo_jax.config import TamiyoConfig
-from tamiyo_jax.contracts import (
-    Blueprint,
-    NonceLedger,
-    Secret,
-    SeedState,
-    SystemStatePacket,
-    Verifier,
-)
+from tamiyo_jax.contracts import Blueprint, Rollback, TelemetryLevel
 from tamiyo_jax.decision import Decision
-from tamiyo_jax.errors import ConfigurationError, PersistenceError, TamiyoError
+from tamiyo_jax.errors import TamiyoError
 from tamiyo_jax.host import (
-    CommandApplier,
     HardwareMeter,
     Host,
     HostState,
     MemoryCheckpoints,
-    SeedMeasurements,
-    StepMetrics,
     blueprint_of,
     contribution,
     layer_names,
-    live_parameters,
     loss_of,
-    packet_from,
     scale_of,
-    seed_state,
-    statistics,
-    within_budget,
-    worst,
 )
-from tamiyo_jax.library import MemoryBlueprintLibrary, SqliteBlueprintLibrary
-from tamiyo_jax.service import Tamiyo
+from tamiyo_jax.training._accumulator import Accumulated, accumulate, mean_of, restart
+from tamiyo_jax.training._inputs import count_steps, read_steps, split_model
+from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts, step_of
+from tamiyo_jax.training._run_directory import new_run_directory
+from tamiyo_jax.training._settings import check_options, load_settings
+from tamiyo_jax.training._wiring import open_controller
 
 __all__ = ["Plug"]
 
 HOST_ID = "host"
 OPTIMIZER_ID = "optimizer"
 OWN_RISK = 0.0  # the network is there with Tamiyo or without
-SECRET_BYTES = 32
 
 Batch = Any
-Params = Any
 State = TypeVar("State")
 Evaluate = Callable[[Any], tuple[jax.Array | None, Mapping[str, jax.Array]]]
-"""The validation loss of a train state, and what each of its seeds is contributions."""
+"""The validation loss of a train state, and the contribution of each of its seeds."""
 
 
 class Plug:
     """Tamiyo's place in a training loop; made by `Plug.open` or `Plug.grow`.
 
-    It tells packets from what the steps measured, keeps the last good state in memory, and
-    verifies and applies commands. Settings come from `TamiyoConfig.load`, and the heuristic
-    is the policy. Controller and loop are in one process, so the key that signs commands is
-    made here and nobody else has it.
+    It makes packets from the measurements of the steps, keeps sound states in memory, and
+    verifies and applies commands. Settings come from `TamiyoConfig.load`, and the policy is the
+    heuristic.
 
     Attributes:
       directory: of this run: its blueprints in ``blueprints.db``, the controller in ``tamiyo``.
       tamiyo: the controller, for instance to switch its mode.
+      undone_steps: steps that the last call rolled back; a loop that can read its data again goes
+        back by as many batches, unless `skips_data`.
+      skips_data: these batches are to be left out, because the fault came again.
+      escalated: the controller cannot help, and asks for someone to look.
     """
 
     def __init__(
@@ -91,7 +76,7 @@ class Plug:
         directory: str | os.PathLike[str],
         blueprint: Blueprint,
         *,
-        layers: Sequence[str],
+        layers: tuple[str, ...],
         evaluate: Evaluate,
         mode: Literal["act", "shadow", "guard"],
         every: int,
@@ -99,43 +84,40 @@ class Plug:
         host: Host | None = None,
         candidates: Sequence[Blueprint] = (),
     ) -> None:
-        if every < 1:
-            raise ConfigurationError(f"every is {every}; ask after each so many steps, at least 1")
-        self._layers = layers
-        self._parameters = sum(layer.parameter_count or 0 for layer in blueprint.layers)
+        check_options(mode, every)
         self._evaluate = evaluate
         self._every = every
         self._log = log
-        self._host = host
-        self._candidates = tuple(one.blueprint_id for one in candidates)
-        self._checkpoints = MemoryCheckpoints()
-        self._restorable: str | None = None
-        self._meter = HardwareMeter(jax.local_devices()[0])
-        self._calls = 0
-        self._sum: StepMetrics | None = None
-        config = TamiyoConfig.load(packet={"seedless": host is None})
-        secret = os.urandom(SECRET_BYTES)
-        self._applier = CommandApplier(
-            Verifier((Secret(secret),), NonceLedger(steady_time_ns()), config.security),
-            clock=steady_time_ns,
+        self._steps = self._asked = self._boundaries = self.undone_steps = 0
+        self.skips_data = self.escalated = False
+        self._accumulated: Accumulated | None = None
+        config = load_settings(blueprint, candidates, seedless=host is None)
+        self._kept = MemoryCheckpoints()
+        self.directory = new_run_directory(Path(directory))
+        facts = RunFacts(
+            run_id=self.directory.name,
+            blueprint_id=HOST_ID,
+            candidates=tuple(candidate.blueprint_id for candidate in candidates),
             optimizer_id=OPTIMIZER_ID,
-            checkpointer=self._checkpoints,
+            source="tamiyo_jax.plug",
+            layers=layers,
+            parameters=sum(layer.parameter_count or 0 for layer in blueprint.layers),
             host=host,
+            interval=every,
+            seed_learning_rate=None,
+            slot_depths={},
         )
-        self.directory = _new_run(Path(directory))
-        # Nothing is put later, so no worker need watch the file; `tamiyo-jax` reads it.
-        library = MemoryBlueprintLibrary(config.graph)
-        kept = SqliteBlueprintLibrary(self.directory / "blueprints.db", config.graph)
-        for one in (blueprint, *candidates):
-            library.put(one)
-            kept.put(one)
-        self.tamiyo = Tamiyo.open(
+        meter = HardwareMeter(jax.local_devices()[0])
+        self._reporter = Reporter(facts, kept=self._kept, meter=meter, clock=time.time_ns)
+        self.tamiyo, self._applier = open_controller(
             config,
-            directory=self.directory / "tamiyo",
-            library=library,
-            policy="heuristic",
+            self.directory,
+            blueprint,
+            candidates,
+            host=host,
             mode=mode,
-            secret=secret,
+            optimizer_id=OPTIMIZER_ID,
+            checkpointer=self._kept,
         )
 
     @classmethod
@@ -151,33 +133,34 @@ class Plug:
         log: Callable[[str], object],
         validate: Callable[[Any], jax.Array] | None = None,
     ) -> Self:
-        """For a loop that does not grow its network.
+        """Plug Tamiyo into a loop that does not grow its network.
 
         Args:
-          directory: of runs; this one gets a directory of its own in it, named by the time, and
-            a number where others began in the same second.
+          directory: holds runs; this run gets a directory of its own in it, named by the time of
+            day, with a number where other runs began in the same second.
           model: the parameters that the monitored optimiser updates, or a model that is a
-            pytree of them, of JAX or NumPy; leaves that are no floating arrays are taken as they
-            are.
+            pytree of them, as JAX or NumPy arrays; leaves that are not floating arrays are left
+            as they are.
           forward: ``(model, example)``, the network or its loss; traced, never run.
-          example: an input of it.
+          example: an input of `forward`; shapes and dtypes are enough.
           mode: as for `Tamiyo.open`.
-          every: steps from one decision to the next; to the policy that is an epoch.
-          log: is told in a line what is done, and what cannot be.
-          validate: the validation loss f32[] of a train state, asked for at every decision.
-            Without it no rule sees a loss that rises but stays finite.
+          every: steps from one decision to the next; the policy takes them for an epoch.
+          log: called with one line of text for each command and for each error.
+          validate: the validation loss f32[] of a train state, computed at every decision; used
+            by the policy and, under ``risk.detection = "absolute"``, by the rules.
 
         Raises:
-          ConfigurationError: `every` is less than 1.
+          ConfigurationError: `every` is less than 1, or `mode` is not a mode.
           PersistenceError: `directory` cannot be made or written.
           TamiyoError: as `host.blueprint_of` and `Tamiyo.open` do.
         """
-        params, whole = _parts(model)
+        params, join = split_model(model)
+        check_options(mode, every)
         return cls(
             directory,
             blueprint_of(
                 params,
-                lambda params, example: forward(whole(params), example),
+                lambda params, example: forward(join(params), example),
                 example,
                 blueprint_id=HOST_ID,
                 risk=OWN_RISK,
@@ -202,20 +185,20 @@ class Plug:
         every: int,
         log: Callable[[str], object],
     ) -> Self:
-        """For a loop that trains a host with seed slots by `host.train_step`.
+        """Plug Tamiyo into a loop that trains a host with seed slots by `host.train_step`.
 
         Args:
-          directory: as for `open`, like all that is not said here.
+          directory: holds runs, as for `open`.
           state: of the host, before its first step.
-          host: what is trained.
-          candidates: what seeds may be grown into, as `host.seed_bank` gives them.
-          validation: a batch for `host.loss`, to evaluate the network and its seeds by.
+          host: the host that is trained.
+          candidates: blueprints that seeds may be grown into, as `host.seed_bank` gives them.
+          validation: a batch for `host.loss`, on which the network and its seeds are evaluated.
           mode: as for `Tamiyo.open`.
-          every: steps.
-          log: a line.
+          every: steps from one decision to the next.
+          log: called with one line of text for each command and for each error.
 
         Raises:
-          ConfigurationError: `every` is less than 1.
+          ConfigurationError: `every` is less than 1, or `mode` is not a mode.
           PersistenceError: `directory` cannot be made or written.
           TamiyoError: as `host.blueprint_of` and `Tamiyo.open` do.
         """
@@ -243,40 +226,89 @@ class Plug:
             candidates=candidates,
         )
 
-    def __call__(self, state: State, measured: jax.Array | StepMetrics) -> State:
-        """The train state after a step: `state` itself, or what a command made of it.
+    def __call__(self, state: State, measured: Any) -> State:  # noqa: ANN401 - see total_loss
+        """Take a train state after a step; return it, or what a command made of it.
 
         Args:
           state: a `HostState`, or any pytree that holds the state of an optimiser with
             `host.monitor` around it and `host.tamiyo_scale` in it.
-          measured: of this step: the training loss f32[], or what `host.train_step` returns.
+          measured: of this step: the training loss, or what `host.train_step` returns. A loss
+            may be a float or a floating array, whose mean is taken; a tuple that begins with
+            the loss; or a dict of losses, which are added up. Of the T steps of a
+            ``jax.lax.scan``, their `StepMetrics` as it stacks them: then the controller is asked
+            at most once, about the state after the last.
 
         Raises:
-          ConfigurationError: the optimiser is not monitored, or has other layers.
+          ConfigurationError: the optimiser is not monitored or has other layers, the loss is
+            not a number, or this is traced by ``jax.jit``.
           CommandRejectedError: the optimiser has no `tamiyo_scale`.
         """
-        if not isinstance(measured, StepMetrics):
-            measured = StepMetrics(measured, {}, statistics(state))
-        self._calls += 1
-        self._sum = _add(self._sum, measured)
-        if self._calls % self._every:
+        metrics = read_steps(state, measured)
+        self.undone_steps, self.skips_data = 0, False
+        before = self._steps
+        self._steps += count_steps(metrics)
+        self._accumulated = accumulate(self._accumulated, metrics)
+        if self._steps // self._every == before // self._every:
             return state
+        return self._decide(state, self._accumulated)
+
+    def _decide(self, state: State, accumulated: Accumulated) -> State:
+        """Ask the controller about a state, and return what its command makes of it."""
         scale_of(state)
-        total, self._sum = jax.device_get(self._sum), None
-        packet = self._packet(state, _mean(total, self._every))
+        boundary = self._measure(state, accumulated)
+        packet = self._reporter.packet(state, boundary)
         try:
             decision = self.tamiyo.step(packet)
+            self._reporter.settle(state, boundary, decision)
             after = self._applier(state, decision)
         except TamiyoError as error:
             problem = f"{type(error).__name__}: {error}"
-            self._log(f"step {self._calls}: goes on without Tamiyo: {problem}")
+            self._log(f"step {self._steps}: goes on without Tamiyo: {problem}")
             return state
-        if decision.command is not None:
-            self._log(f"step {self._calls}: {_line(decision)}")
+        self._note(decision)
         return after
 
+    def _note(self, decision: Decision) -> None:
+        """Log a decision, and keep what the loop may want to know of it."""
+        if decision.command is not None:
+            self._log(f"step {self._steps}: {_describe(decision)}")
+            if isinstance(decision.command.payload, Rollback) and not decision.shadow:
+                self.undone_steps = self._steps - step_of(decision.command.payload.checkpoint)
+                self.skips_data = "skip_data" in decision.command.annotations
+        if decision.escalate and not self.escalated:
+            worst = ", ".join(
+                sorted(
+                    {
+                        event.name
+                        for event in decision.events
+                        if event.level >= TelemetryLevel.CRITICAL
+                    }
+                )
+            )
+            self._log(f"step {self._steps}: escalates: {worst}; look at the run")
+        self.escalated = decision.escalate
+
+    def restore(self, state: State) -> State:
+        """The newest kept state, which is one like `state`; for a loop that ends on a bad step.
+
+        Raises:
+          PersistenceError: none is kept.
+        """
+        newest = max(self._kept.names(), default="none")
+        return self._kept.restore(newest, state)
+
     def close(self) -> None:
-        """Bring the journal to disk and end the workers; closing twice is harmless."""
+        """Bring the journal to disk and end the workers; closing twice is harmless.
+
+        Steps since the last decision are looked at, too: if they were not finite, `log` says so.
+        """
+        pending, self._accumulated = self._accumulated, None
+        if pending is not None and not _is_finite(pending):
+            newest = max(self._kept.names(), default="none")
+            self._log(
+                f"step {self._steps}: the steps since the last decision have a loss or a gradient "
+                f"that is not finite; restore(state) returns the newest kept state ({newest})"
+            )
         self.tamiyo.close()
 
     def __enter__(self) -> Self:
@@ -285,127 +317,29 @@ class Plug:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _packet(self, state: Any, mean: StepMetrics) -> SystemStatePacket:  # noqa: ANN401
-        """What the controller is sent; a state contributions going back to is kept first."""
+    def _measure(self, state: object, accumulated: Accumulated) -> Boundary:
+        """The means since the last boundary, and the validation loss of the state."""
+        self._accumulated = restart(accumulated)
+        steps, self._asked = self._steps - self._asked, self._steps
+        self._boundaries += 1
         validation_loss, contributions = jax.device_get(self._evaluate(state))
-        if all(np.isfinite(one).all() for one in jax.tree.leaves((mean, validation_loss))):
-            self._restorable = f"step-{self._calls}"
-            self._checkpoints.save(self._restorable, state)
-        epoch = self._calls // self._every
-        identity = SystemStatePacket(
-            packet_id=f"{self.directory.name}-{epoch}",
-            training_run_id=self.directory.name,
-            blueprint_id=HOST_ID,
-            candidate_blueprint_ids=self._candidates,
-            current_epoch=epoch,
-            global_step=self._calls,
+        return Boundary(
+            number=self._boundaries,
+            global_step=self._steps,
+            mean=mean_of(accumulated, steps),
             validation_loss=None if validation_loss is None else float(validation_loss),
-            optimizer_id=OPTIMIZER_ID,
-            restorable_checkpoint=self._restorable,
-            source_subsystem="tamiyo_jax.plug",
-            timestamp_ns=time.time_ns(),
+            validation_accuracy=None,
+            contributions=contributions,
+            probe={},
+            metrics={},
         )
-        packet = packet_from(
-            identity,
-            layers=self._layers,
-            statistics=mean.statistics,
-            training_loss=float(mean.loss),
-            seeds=self._seeds(state, mean, contributions),
-            metrics={"live_parameters": float(self._live_parameters(state))},
-            hardware=self._meter.read(),
-        )
-        return packet if self._host is None else within_budget(packet, state, self._host)
-
-    def _live_parameters(self, state: Any) -> int:  # noqa: ANN401
-        """Of the network as it is now; without seeds it is what its blueprint says."""
-        return self._parameters if self._host is None else live_parameters(state)
-
-    def _seeds(
-        self, state: HostState, mean: StepMetrics, contributions: Mapping[str, jax.Array]
-    ) -> list[SeedState]:
-        if self._host is None:
-            return []
-        return [
-            seed_state(
-                name,
-                state.slots[name].state,
-                SeedMeasurements(float(mean.seed_gradient_norms[name]), float(contributions[name])),
-                timing=self._host.timing,
-                steps_per_epoch=self._every,
-            )
-            for name in sorted(contributions)
-        ]
 
 
-def _new_run(directory: Path) -> Path:
-    """A new directory in `directory`: the time, with -2, -3, … where others began just then.
-
-    Making it claims the name, which no other thread, process or host can have then.
-
-    Raises:
-      PersistenceError: it cannot be made.
-    """
-    name = time.strftime("%Y%m%d-%H%M%S")
-    further = (f"{name}-{number}" for number in itertools.count(2))
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        return next(filter(_claimed, (directory / one for one in itertools.chain([name], further))))
-    except OSError as error:
-        raise PersistenceError(
-            f"directory {directory} cannot hold runs: {error.strerror}; name one that can be "
-            "made and written",
-            path=str(directory),
-            errno=error.errno,
-        ) from error
+def _is_finite(accumulated: Accumulated) -> bool:
+    return all(np.isfinite(figure).all() for figure in jax.tree.leaves(accumulated.total))
 
 
-def _claimed(path: Path) -> bool:
-    try:
-        path.mkdir()
-    except FileExistsError:
-        return False
-    return True
-
-
-def _parts(model: Any) -> tuple[Params, Callable[[Params], Any]]:  # noqa: ANN401
-    """A model's floating arrays, and what makes a model of such arrays again."""
-
-    def is_learned(leaf: object) -> bool:
-        is_array = isinstance(leaf, jax.Array | np.ndarray)
-        return is_array and jnp.issubdtype(leaf.dtype, jnp.inexact)
-
-    leaves, structure = jax.tree.flatten(model)
-    params = jax.tree.map(lambda leaf: leaf if is_learned(leaf) else None, model)
-
-    def whole(params: Params) -> Any:  # noqa: ANN401
-        learned = iter(jax.tree.leaves(params))
-        return structure.unflatten([next(learned) if is_learned(x) else x for x in leaves])
-
-    return params, whole
-
-
-@jax.jit
-def _add(total: StepMetrics | None, measured: StepMetrics) -> StepMetrics:
-    """The sum with one more step, in buffers of its own: the step's may be donated next.
-
-    Of the signals it is the worst, and of the refusals the newest.
-    """
-    wide = jax.tree.map(lambda one: jnp.asarray(one, jnp.float32), measured)
-    before = jax.tree.map(jnp.zeros_like, wide) if total is None else total
-    signals = worst(before.statistics.signals, wide.statistics.signals)
-    refusals = jax.tree.map(lambda one: one + 0, wide.statistics.refusals)
-    summed = jax.tree.map(jnp.add, before, wide)
-    statistics = summed.statistics._replace(signals=signals, refusals=refusals)
-    return summed._replace(statistics=statistics)
-
-
-def _mean(total: StepMetrics, steps: int) -> StepMetrics:
-    mean = jax.tree.map(lambda one: one / steps, total)
-    whole = {"signals": total.statistics.signals, "refusals": total.statistics.refusals}
-    return mean._replace(statistics=mean.statistics._replace(**whole))
-
-
-def _line(decision: Decision) -> str:
+def _describe(decision: Decision) -> str:
     target = "" if decision.command is None else decision.command.target_seed_id
     words = ("would" if decision.shadow else "", decision.action, target, f"({decision.reason})")
     return f"{' '.join(word for word in words if word)}: {decision.explanation}"

@@ -16,13 +16,15 @@ from tamiyo_jax.contracts import SeedStage
 from tamiyo_jax.expansion import CompileAhead
 from tamiyo_jax.host import HostState, Slot
 
-__all__ = ["Programs"]
+__all__ = ["Programs", "may_grow"]
 
 Structure = frozenset[tuple[str, str]]
 """The slots in which something grows, each with its blueprint id."""
 
 _SILENT = (SeedStage.GERMINATED, SeedStage.TRAINING)
 """Stages at alpha 0."""
+
+_ON_THE_WAY = (*_SILENT, SeedStage.BLENDING, SeedStage.PROBATIONARY)
 
 
 class Programs:
@@ -82,6 +84,12 @@ class Programs:
             for name, slot in host.slots.items()
         }
         return host._replace(slots=slots)
+
+
+def may_grow(host: HostState) -> bool:
+    """Whether a slot is free and no seed is on its way; else no candidate need be compared."""
+    stages = {int(slot.state.stage) for slot in host.slots.values()}
+    return SeedStage.DORMANT in stages and not stages & set(_ON_THE_WAY)
 
 
 def structure_of(host: HostState) -> Structure:

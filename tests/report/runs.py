@@ -119,8 +119,8 @@ def rollback(number: int, checkpoint: str = "step-10") -> AdaptationCommand:
     )
 
 
-def long_run(directory: Path, steps: int) -> Run:
-    """A run of many steps, a tenth of which acted and every one for a reason of its own.
+def long_run(directory: Path, steps: int, every: int) -> Run:
+    """A run of many steps; at each so many it acted, each time for a reason of its own.
 
     As `read_run` would return it; writing and reading that many records takes minutes.
     """
@@ -146,7 +146,7 @@ def long_run(directory: Path, steps: int) -> Run:
             seeds=(replace(packet.seeds[0], stage=stage), packet.seeds[1]),
         )
         step = record(number, made)
-        if number % 10 == 0:
+        if number % every == 0:
             reason = f"loss_spike: rose {loss:.6f} above its median"
             step = record(number, made, action="ROLLBACK", reason=reason, command=rollback(number))
         builder.add(Entry(Record(number, 0, RecordType.STEP, b""), step))

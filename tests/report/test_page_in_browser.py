@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from making import make_config
 from report.browser import CHROMIUM, Tab, browser
-from report.runs import decided, long_run, packets
+from report.runs import decided, long_run, packets, record, written
 
-from tamiyo_jax.report import page, read_run
+from tamiyo_jax.report import read_run, render_page
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
@@ -57,7 +58,7 @@ def a_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(file: Path, *directories: Path) -> Path:
     runs = [read_run(one) for one in directories]
-    file.write_text(page(runs, made_ns=time.time_ns()), encoding="utf-8")
+    file.write_text(render_page(runs, made_ns=time.time_ns()), encoding="utf-8")
     return file
 
 
@@ -194,15 +195,43 @@ def test_ids_that_are_markup_stay_text(tab: Tab, tmp_path: Path):
     assert tab.problems == []
 
 
+def test_runs_that_lack_something_have_the_figures_that_they_can_have(tab: Tab, tmp_path: Path):
+    some = packets(20)
+    config = make_config(storage={"record_packets": False})
+    steps = [record(n, replace(one, validation_loss=None)) for n, one in enumerate(some, start=1)]
+    runs = {
+        "empty": written(tmp_path / "empty", []),
+        "one": decided(tmp_path / "one", some[:1]),
+        "seedless": decided(tmp_path / "seedless", packets(20, seeds=False), mode="guard"),
+        "packetless": decided(tmp_path / "packetless", some, config=config),
+        "unvalidated": written(tmp_path / "unvalidated", steps),
+    }
+    tab.problems.clear()
+    figures = {}
+    for name, run in runs.items():
+        tab.open(write(tmp_path / "page.html", run))
+        figures[name] = {one.removeprefix("run-0-") for one, marks in tab.run(COLOURED) if marks}
+    assert tab.problems == []
+    assert figures["empty"] == set()
+    assert figures["one"] >= {"heat", "losses"}
+    assert figures["seedless"] == set(FIGURES) - {"lanes", "contributions"}
+    assert figures["packetless"] == {"signals", "latency"}
+    assert figures["unvalidated"] >= {"losses", "lanes"}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("every", [10, 1])
 def test_a_run_of_a_hundred_thousand_steps_is_a_page_of_less_than_five_megabytes(
-    tab: Tab, tmp_path: Path
+    tab: Tab, tmp_path: Path, every: int
 ):
     file = tmp_path / "page.html"
-    file.write_text(page([long_run(tmp_path, 100_000)], made_ns=time.time_ns()), encoding="utf-8")
+    run = long_run(tmp_path, 100_000, every)
+    file.write_text(render_page([run], made_ns=time.time_ns()), encoding="utf-8")
     assert file.stat().st_size < 5e6
     tab.problems.clear()
     tab.open(file)
-    assert tab.run("document.querySelector('.count').textContent").startswith("200 of 10,000")
+    assert tab.run("document.querySelector('.count').textContent").startswith(
+        f"200 of {100_000 // every:,}"
+    )
     assert all(coloured > 100 for _, coloured in tab.run(COLOURED))
     assert tab.problems == []

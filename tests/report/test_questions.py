@@ -27,8 +27,9 @@ from making import make_blueprint
 
 from tamiyo_jax import Plug, host
 from tamiyo_jax.errors import PersistenceError
-from tamiyo_jax.report import page, read_run
-from tamiyo_jax.storage import DirectoryLock, lock_state
+from tamiyo_jax.journal import PosixFileSystem
+from tamiyo_jax.report import read_run, render_page
+from tamiyo_jax.storage import DirectoryLock, read_lock
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("standard_promotion")]
 BROKEN, FULL, END = 152, 300, 400
@@ -76,7 +77,7 @@ def run(disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def said(run: Path) -> str:
     """What the page says above its figures, as text."""
-    content = page([read_run(run)], made_ns=time.time_ns())
+    content = render_page([read_run(run)], made_ns=time.time_ns())
     words = content[content.index("<main>") : content.index('<div class="figure"')]
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", words)))
 
@@ -125,7 +126,7 @@ def test_a_run_that_is_opened_again_goes_on_and_is_no_longer_stopped(
 ) -> None:
     home = tmp_path / "tamiyo"
     shutil.copytree(run / "tamiyo", home)
-    assert "disk is full" in lock_state(home).stopped
-    lock = DirectoryLock(home)
-    assert lock_state(home).stopped == ""
+    assert "disk is full" in read_lock(home).stopped
+    lock = DirectoryLock(home, PosixFileSystem())
+    assert read_lock(home).stopped == ""
     lock.release()

@@ -14,12 +14,12 @@ from rich.console import Console, RenderableType
 
 from tamiyo_jax.report import (
     RunReader,
+    find_runs,
     follow,
     read_run,
-    runs_below,
-    runs_table,
-    status_facts,
-    status_view,
+    render_status,
+    summarise_status,
+    tabulate_runs,
 )
 
 WRITER = Path(__file__).with_name("writing_process.py")
@@ -33,7 +33,7 @@ def text(view: RenderableType) -> str:
 
 def test_the_screen_says_what_goes_on_what_needs_attention_and_why_tamiyo_acted(tmp_path: Path):
     run = read_run(decided(tmp_path, packets(30, broken=[20])))
-    screen = text(status_view(run, 3))
+    screen = text(render_status(run, 3))
     assert "ended" in screen
     assert "WARNING  The training loss was NaN or infinite at step 200" in screen
     assert "What to do: Look at the batches of steps 191 to 200" in screen
@@ -44,7 +44,7 @@ def test_the_screen_says_what_goes_on_what_needs_attention_and_why_tamiyo_acted(
 
 def test_the_same_for_a_program_is_plain_json(tmp_path: Path):
     run = read_run(decided(tmp_path, packets(12, broken=[12])))
-    facts = status_facts(run, 1)
+    facts = summarise_status(run, 1)
     assert (facts["step"], facts["decisions"]) == (120, 12)
     assert facts["attention"][0]["urgency"].name == "CRITICAL"
     (last,) = facts["last_decisions"]
@@ -56,7 +56,7 @@ def test_control_characters_of_a_message_do_not_reach_the_terminal(tmp_path: Pat
     (packet,) = packets(1)
     note = "PolicyFailureError: \x1b[2J\x07gone"
     run = read_run(written(tmp_path, [record(1, packet, action="", reason=note)]))
-    screen = text(status_view(run, 1))
+    screen = text(render_status(run, 1))
     assert "\x1b" not in screen
     assert "\x07" not in screen
     assert "�[2J�gone" in screen
@@ -66,7 +66,7 @@ def test_ids_that_look_like_markup_are_shown_as_they_are(tmp_path: Path):
     (packet,) = packets(1)
     packet = replace(packet, seeds=(replace(packet.seeds[0], seed_id="[bold]s[/bold]"),))
     run = read_run(decided(tmp_path / "[red]", [packet]))
-    assert "[red]" in text(status_view(run, 1)).replace("\n", "")
+    assert "[red]" in text(render_status(run, 1)).replace("\n", "")
 
 
 def test_runs_below_a_directory_are_found_however_deep_and_named_once(tmp_path: Path):
@@ -74,14 +74,14 @@ def test_runs_below_a_directory_are_found_however_deep_and_named_once(tmp_path: 
     inner = decided(tmp_path / "demo" / "tamiyo", packets(2))
     deep = decided(tmp_path / "runs" / "monday", packets(3))
     (tmp_path / "other" / "journal").mkdir(parents=True)
-    assert runs_below(tmp_path) == sorted([plain, inner.parent, deep])
-    assert runs_below(plain) == [plain]
+    assert find_runs(tmp_path) == sorted([plain, inner.parent, deep])
+    assert find_runs(plain) == [plain]
 
 
 def test_the_table_of_runs_names_state_steps_loss_actions_and_trouble(tmp_path: Path):
     decided(tmp_path / "fine", packets(3))
     decided(tmp_path / "broken", packets(5, broken=[5]))
-    table, facts = runs_table([read_run(one) for one in runs_below(tmp_path)], tmp_path)
+    table, facts = tabulate_runs([read_run(one) for one in find_runs(tmp_path)], tmp_path)
     shown = text(table)
     assert [fact["decisions"] for fact in facts] == [5, 3]
     assert facts[0]["actions"] == {"ROLLBACK": 1}

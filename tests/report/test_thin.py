@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from tamiyo_jax.report._thin import bucket_maxima, bucket_starts, kept_rows
+from tamiyo_jax.report._thin import choose_rows, reduce_maxima, split_rows
 
 series = arrays.arrays(
     np.float64,
@@ -18,11 +18,11 @@ series = arrays.arrays(
 
 @given(series, st.integers(1, 20))
 def test_first_last_and_extremes_of_every_run_are_kept(values: np.ndarray, buckets: int):
-    kept = kept_rows([values], buckets)
+    kept = choose_rows([values], buckets)
     assert (np.diff(kept) > 0).all()
     assert kept[0] == 0
     assert kept[-1] == len(values) - 1
-    for part in np.split(np.arange(len(values)), bucket_starts(len(values), buckets)[1:]):
+    for part in np.split(np.arange(len(values)), split_rows(len(values), buckets)[1:]):
         finite = values[part][np.isfinite(values[part])]
         shown = values[np.intersect1d(part, kept)]
         assert {*finite[[finite.argmin(), finite.argmax()]]} <= set(shown) if len(finite) else True
@@ -31,14 +31,14 @@ def test_first_last_and_extremes_of_every_run_are_kept(values: np.ndarray, bucke
 
 @given(series, st.integers(1, 20))
 def test_a_thinned_series_is_not_longer_than_promised(values: np.ndarray, buckets: int):
-    assert len(kept_rows([values], buckets)) <= max(2 * buckets, 6 * buckets)
+    assert len(choose_rows([values], buckets)) <= max(2 * buckets, 6 * buckets)
 
 
 @given(series, st.integers(1, 20))
 def test_the_maximum_of_a_run_is_that_of_its_known_values(values: np.ndarray, buckets: int):
-    starts = bucket_starts(len(values), buckets)
+    starts = split_rows(len(values), buckets)
     known = np.where(np.isinf(values), np.nan, values)
-    for part, most in zip(np.split(known, starts[1:]), bucket_maxima(known, starts), strict=True):
+    for part, most in zip(np.split(known, starts[1:]), reduce_maxima(known, starts), strict=True):
         if np.isnan(part).all():
             assert np.isnan(most)
         else:

@@ -192,7 +192,7 @@ def test_packets_name_the_newest_good_checkpoint(task, tmp_path):
     assert last.restorable_checkpoint == f"step-{last.global_step:08d}"
     restored = checkpoints.restore(last.restorable_checkpoint, loop.init_loop(task, 0).host)
     assert int(restored.step) == last.global_step
-    assert len(checkpoints.names()) == 2
+    assert len(checkpoints.names()) == 3
 
 
 def test_a_state_with_a_broken_seed_is_no_checkpoint_though_the_network_is_sound(task, tmp_path):

@@ -15,9 +15,17 @@ function picked(lines, label) {
 }
 
 async function unpack() {
-  const packed = Uint8Array.from(atob(document.getElementById("data").textContent), (c) => c.charCodeAt(0));
+  const characters = atob(document.getElementById("data").textContent);
+  const packed = new Uint8Array(characters.length);
+  for (let i = 0; i < packed.length; i++) packed[i] = characters.charCodeAt(i);
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   return JSON.parse(await new Response(stream).text());
+}
+
+// Whole numbers are stored as differences, each from the one before.
+function summed(differences) {
+  let sum = 0;
+  return differences.map((one) => (sum += one));
 }
 
 function has(run, name) {
@@ -61,6 +69,7 @@ function listDecisions(run) {
   const list = () => {
     const wanted = search.value.toLowerCase(), found = [];
     for (let i = made.x.length - 1; i >= 0; i--) {
+      if (!wanted) { found.push(i); continue; }
       const line = `${made.x[i]} ${text("action", i)} ${text("command", i)} ${text("reason", i)} ${text("why", i)}`;
       if (line.toLowerCase().includes(wanted)) found.push(i);
     }
@@ -98,12 +107,12 @@ function listDecisions(run) {
 
 unpack().then(({ runs }) => {
   runs.forEach((run, index) => {
-    const made = run.decisions.x, losses = run.lines.losses ? run.lines.losses.x : made;
+    for (const [name, column] of Object.entries(run.decisions)) {
+      if (name !== "texts") run.decisions[name] = summed(column);
+    }
     run.index = index;
     run.group = `run-${index}`;
     run.ySize = roomForNames(run);
-    run.extent = [Math.min(losses[0], made.length ? made[0] : Infinity),
-                  Math.max(losses[losses.length - 1], made.length ? made[made.length - 1] : -Infinity)];
     listDecisions(run);
   });
   drawAll(runs);

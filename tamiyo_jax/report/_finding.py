@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["runs_below"]
+__all__ = ["find_runs"]
 
 
-def runs_below(directory: Path) -> list[Path]:
-    """Directories of runs, the one named included, by path.
+def find_runs(directory: Path) -> list[Path]:
+    """Find the directories of runs in and below a directory, by path.
 
     A controller's own directory ``tamiyo`` is named by the run that it is in.
     """
