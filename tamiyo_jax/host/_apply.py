@@ -176,12 +176,10 @@ def _set(state: State, **flags: bool) -> State:
 def _apply_seed(
     state: State, command: AdaptationCommand, adjustment: SeedAdjustment, host: Host | None
 ) -> State:
-    if not isinstance(state, HostState) or host is None:
-        _reject(
-            command,
-            f"there are no slots in a {type(state).__name__} alone; grow seeds in a HostState, "
-            "and give CommandApplier its host",
-        )
+    if not isinstance(state, HostState):
+        _reject(command, f"a {type(state).__name__} has no slots; grow seeds in a HostState")
+    if host is None:
+        _reject(command, "the applier does not know the host; give CommandApplier its host")
     name = command.target_seed_id
     if name is None or name not in state.slots:
         _reject(command, f"seed {name!r} is none of this host's: {sorted(state.slots)}")
