@@ -28,7 +28,7 @@ MAY_IMPORT = {
     },
     "replay": {
         *("report", "inference", "library", "storage", "journal", "controller", "policy"),
-        *("contracts", "clock"),
+        *("risk", "contracts", "clock"),
     },
     "report": {"storage", "journal", "contracts"},
     "telemetry": {"bus", "decision", "journal", "controller", "contracts"},

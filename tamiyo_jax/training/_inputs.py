@@ -106,7 +106,7 @@ def _too_many_axes(conflict: jax.Array) -> ConfigurationError:
         f"the monitor's statistics have the shape {conflict.shape} for each layer, as under "
         "jax.vmap or jax.pmap; give a Plug the state and the loss of one member, or put monitor "
         "around an optimiser of all members together",
-        shape=conflict.shape,
+        actual=conflict.shape,
     )
 
 

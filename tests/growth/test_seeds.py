@@ -68,7 +68,7 @@ def test_time_alone_moves_no_other_stage(stage):
 
 @given(
     method=st.integers(0, 2),
-    ends=st.tuples(st.floats(0, 1, width=32), st.floats(0, 1, width=32)),
+    ends=st.tuples(*[st.floats(0, 1, width=32, allow_subnormal=False)] * 2),
 )
 def test_alpha_rises_from_0_before_the_start_to_1_from_the_end_on(method, ends):
     start, end = sorted(ends)

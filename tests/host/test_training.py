@@ -30,7 +30,8 @@ def grown(stage: SeedStage, blueprint: int = 1) -> host.HostState:
 def assert_identical(left, right) -> None:
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(
-            np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32)
+            np.frombuffer(np.asarray(a).tobytes(), np.uint8),
+            np.frombuffer(np.asarray(b).tobytes(), np.uint8),
         ),
         left,
         right,

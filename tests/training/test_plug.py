@@ -236,7 +236,7 @@ def test_a_spiked_state_is_never_what_a_rollback_returns_to(tmp_path: Path):
                 state = ({"dense": {"kernel": spoilt}}, state[1])
             state = tamiyo(state, loss)
             losses.append(float(loss_fn(state[0], X)))
-    assert "step 55: ROLLBACK (nonfinite_loss)" in told
+    assert "step 55: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite" in told
     assert losses[48] > 100 * losses[39]  # finite, and no state to return to
     assert losses[54] == losses[39]
 
@@ -397,7 +397,7 @@ def test_tied_weights_of_an_nnx_model_survive_rollback_and_braking(tmp_path: Pat
             loss = tied_step(model, optimizer, letters, factor)
             model, optimizer = tamiyo((model, optimizer), loss)
             assert model.readout.embedding is model.embed.embedding
-    assert "step 6: ROLLBACK (nonfinite_loss)" in told
+    assert "step 6: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite" in told
     assert np.isfinite(model.embed.embedding[...]).all()
     slower, slowed = host.scale_by((model, optimizer), 0.5, host.LIMITS)
     assert slower.readout.embedding is slower.embed.embedding
@@ -430,7 +430,7 @@ def test_an_equinox_optimiser_may_be_given_the_whole_model(tmp_path: Path):
             x = X * (jnp.nan if index == 3 else 1.0)
             model, opt_state, loss = step(model, opt_state, x)
             model, opt_state = tamiyo((model, opt_state), loss)
-    assert told[0] == "step 4: ROLLBACK (nonfinite_loss)"
+    assert told[0] == "step 4: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite"
     assert np.isfinite(model.linear.weight).all()
 
 
@@ -496,7 +496,7 @@ def test_an_epoch_under_scan_is_handed_over_at_once(tmp_path: Path):
             state = tamiyo(state, metrics)
         first, *_ = read_history(tamiyo.directory / "tamiyo")
     assert first.packet.global_step == 10
-    assert told == ["step 30: ROLLBACK (nonfinite_loss)"]
+    assert told == ["step 30: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite"]
     assert np.isfinite(state[0]["dense"]["kernel"]).all()
 
 
