@@ -63,7 +63,7 @@ def total_loss(loss: Any) -> jax.Array:  # noqa: ANN401 - a number, an array, or
                 f"the loss is {type(loss).__name__} ({loss!r:.80}); give a floating number or "
                 "array, a tuple that begins with one, or a dict of them",
                 field="measured",
-                kind=type(loss).__name__,
+                actual=type(loss).__name__,
             )
 
 

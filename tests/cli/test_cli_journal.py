@@ -224,7 +224,7 @@ def test_compacting_keeps_the_state_and_lets_go_of_what_is_old(
                 tamiyo.step(packet)
             expected: TamiyoState[Any] = tamiyo.state
     before = len(segments(tmp_path))
-    monkeypatch.setenv("TAMIYO_STORAGE__RETENTION_HOURS", "24")
+    monkeypatch.setenv("TAMIYO__STORAGE__RETENTION_HOURS", "24")
     for _ in range(2):  # the first begins the segment that the second may keep alone
         result = invoke("journal", "compact", str(tmp_path), "--json")
         assert result.exit_code == 0, result.stderr
