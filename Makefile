@@ -75,7 +75,7 @@ docs: $(DEV)
 bench: $(DEV) .venv/.redis peer
 	$(BIN)/python benchmarks/deadlines.py --repeats 10
 	$(BIN)/python benchmarks/isolation.py
-	$(BIN)/python benchmarks/journal.py
+	$(BIN)/python benchmarks/appends.py
 	$(BIN)/python benchmarks/blueprint_cache.py
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/forward.py

@@ -40,13 +40,18 @@ def snippets() -> Iterator[str]:
 
 def test_the_documented_metrics_are_those_that_a_step_sends(tmp_path: Path) -> None:
     sink = MemorySink()
-    plateau = [make_packet(step, seeds=(make_seed(),)) for step in range(10)]
+    measured = {**make_packet().training_metrics, "live_parameters": 300.0}
+    seed = make_seed(metrics={"alpha": 0.0, "contribution": 0.1})
+    plateau = [
+        make_packet(step, seeds=(seed,), validation_accuracy=0.5, training_metrics=measured)
+        for step in range(10)
+    ]
     with open_tamiyo(tmp_path, sinks=(sink,), bus=MemoryBus()) as tamiyo:
         actions = {tamiyo.step(packet).action for packet in plateau}
     assert "GERMINATE" in actions  # which selects all that can be selected
     sent = {metric.name for packet in sink.packets for metric in packet.metrics}
     group = re.compile(r"(?<=feature_coverage\.)(node|edges)\.\w+")
-    sent = {group.sub("<group>", name) for name in sent}
+    sent = {group.sub("<group>", name).replace(".s0", ".<seed>") for name in sent}
     documented = first_cells("metric")
     assert sorted(documented) == sorted(sent | OF_WORKERS)
 

@@ -203,12 +203,15 @@ def _check_budget(started: float, budget_ms: float) -> float:
 
 @contextmanager
 def _policy_failures(packet_id: str) -> Generator[None]:
-    """Raise what a policy raises, of whatever kind, as a `PolicyFailureError`."""
+    """Raise an exception of the policy as a `PolicyFailureError`.
+
+    `SystemExit` goes on: in this process it may be the program's own, from a signal handler.
+    """
     try:
         yield
     except TamiyoError:
         raise
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         raise PolicyFailureError(
             f"the policy raised {type(error).__name__}: {error}", packet_id=packet_id
         ) from error

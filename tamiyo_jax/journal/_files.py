@@ -48,6 +48,10 @@ class FileSystem(Protocol):
         """Names of the entries of `directory`, in no particular order."""
         ...
 
+    def size(self, path: Path) -> int:
+        """The size of a file in bytes."""
+        ...
+
     def read(self, path: Path) -> bytes:
         """The whole content of a file."""
         ...
@@ -123,6 +127,10 @@ class PosixFileSystem:
     def list(self, directory: Path) -> list[str]:
         """Names of the entries of `directory`, in no particular order."""
         return os.listdir(directory)
+
+    def size(self, path: Path) -> int:
+        """The size of a file in bytes."""
+        return path.stat().st_size
 
     def read(self, path: Path) -> bytes:
         """The whole content of a file."""

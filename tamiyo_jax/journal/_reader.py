@@ -57,7 +57,7 @@ class JournalReader:
                     return merge(segments, anchor)
 
     def _segment(self, name: str) -> tuple[int, Segment]:
-        size = (self._home / name).stat().st_size
+        size = self._files.size(self._home / name)
         known = self._segments.get(name)
         if known is not None and known[0] == size:
             return known

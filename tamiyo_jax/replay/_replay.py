@@ -42,6 +42,8 @@ _OWN = frozenset(
     {
         *("packet_id", "training_run_id", "experiment_name", "source_subsystem", "timestamp_ns"),
         *("training_metrics.samples_per_s", "training_metrics.hook_latency_ms"),
+        *("training_metrics.cpu_util_percent", "training_metrics.gpu_util_percent"),
+        "training_metrics.gpu_mem_free_gb",
     }
 )
 

@@ -63,7 +63,7 @@ def total_loss(loss: Any) -> jax.Array:  # noqa: ANN401 - a number, an array, or
                 f"the loss is {type(loss).__name__} ({loss!r:.80}); give a floating number or "
                 "array, a tuple that begins with one, or a dict of them",
                 field="measured",
-                kind=type(loss).__name__,
+                actual=type(loss).__name__,
             )
 
 
@@ -106,7 +106,7 @@ def _too_many_axes(conflict: jax.Array) -> ConfigurationError:
         f"the monitor's statistics have the shape {conflict.shape} for each layer, as under "
         "jax.vmap or jax.pmap; give a Plug the state and the loss of one member, or put monitor "
         "around an optimiser of all members together",
-        shape=conflict.shape,
+        actual=conflict.shape,
     )
 
 

@@ -284,7 +284,12 @@ def test_ctrl_c_says_how_to_continue_and_a_resumed_run_keeps_its_steps(tmp_path:
     directory = tmp_path / "run"
     command = [sys.executable, "-m", "tamiyo_jax", "demo", "--directory", str(directory)]
     child = subprocess.Popen(
-        [*command, "--steps", "660"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--steps", "660"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what runs in the background with SIGINT ignored, and children inherit it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert child.stdout is not None
     first = child.stdout.readline()

@@ -213,7 +213,9 @@ def test_a_damaged_journal_is_dumped_as_far_as_it_reads_and_says_so(run: Path) -
     assert "corrupt" in result.stderr
 
 
-def test_compacting_keeps_the_state_and_lets_go_of_what_is_old(tmp_path: Path) -> None:
+def test_compacting_keeps_the_state_and_lets_go_of_what_is_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock(time.time_ns() - 48 * 3_600_000_000_000)
     config = make_config(storage={"retention_hours": 1_000.0})
     for start in range(0, 9, 3):
@@ -222,6 +224,7 @@ def test_compacting_keeps_the_state_and_lets_go_of_what_is_old(tmp_path: Path) -
                 tamiyo.step(packet)
             expected: TamiyoState[Any] = tamiyo.state
     before = len(segments(tmp_path))
+    monkeypatch.setenv("TAMIYO__STORAGE__RETENTION_HOURS", "24")
     for _ in range(2):  # the first begins the segment that the second may keep alone
         result = invoke("journal", "compact", str(tmp_path), "--json")
         assert result.exit_code == 0, result.stderr

@@ -128,7 +128,7 @@ def test_two_healthy_runs_with_different_losses_are_not_paused_in_turns() -> Non
         for run_id, loss in (("low", 0.5), ("high", 2.0))
     ]
     decided = decide_all(packets, Mode.GUARD)
-    assert {reason for own in decided.values() for _, reason, *_ in own} == {"policy"}
+    assert {reason for own in decided.values() for _, reason, *_ in own} == {"guard:wait"}
 
 
 def test_the_text_form_brings_every_run_back() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from making import make_blueprint, make_config, make_packet, make_seed, story
 
+from tamiyo_jax._digests import write_digests
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import (
     CircuitBreakerAdjustment,
@@ -116,7 +117,8 @@ def start(deciding: Deciding) -> TamiyoState:
 
 def said(outcome: Outcome) -> tuple:
     """All of an outcome that can be compared with ==, and the outputs bit by bit."""
-    outputs = () if outcome.outputs is None else jax.tree.map(np.asarray, outcome.outputs)
+    arrays = {} if outcome.outputs is None else outcome.outputs.named_arrays()
+    outputs = [np.asarray(array) for array in arrays.values()]
     return (
         *(outcome.action, outcome.command, outcome.report, outcome.events, outcome.verdict),
         *(outcome.proposal, outcome.priority, outcome.health, outcome.loss_delta),
@@ -277,6 +279,7 @@ def tamper(path: Path, name: str, value: str) -> None:
             file.write_text(json.dumps(tree))
             changed += 1
     assert changed, f"no metadata named {name}"
+    write_digests(path)  # what was tampered with is the content, not the file
 
 
 @pytest.mark.parametrize("name", ["schema", "schema_version", "registries", "parameters", "graph"])

@@ -83,17 +83,3 @@ def test_a_next_policy_state_of_another_kind_is_a_failure_of_the_policy(
         pytest.raises(PolicyFailureError, match="next policy state"),
     ):
         tamiyo.step(make_packet())
-
-
-def test_a_policy_that_exits_in_this_process_does_not_end_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def leave(_: object) -> None:
-        raise SystemExit(3)
-
-    monkeypatch.setattr(Wrong, "outputs", leave)
-    with (
-        open_tamiyo(tmp_path, policy=f"{__name__}:Wrong") as tamiyo,
-        pytest.raises(PolicyFailureError, match="SystemExit: 3"),
-    ):
-        tamiyo.step(make_packet())

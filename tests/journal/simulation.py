@@ -118,6 +118,10 @@ class SimulatedFileSystem:
         self._must_exist(directory)
         return [path.name for path in self.inodes if path.parent == directory]
 
+    def size(self, path: Path) -> int:
+        self._must_exist(path)
+        return len(self.inodes[path].data)
+
     def read(self, path: Path) -> bytes:
         self._must_exist(path)
         return bytes(self.inodes[path].data)

@@ -133,7 +133,7 @@ def test_logits_beyond_the_range_of_exp_stay_finite(params, folded):
     raw = raw_graph(np.random.default_rng(1), FULL)
     raw.values[~raw.mask] = 7.0
     outputs = run(fold(loud, LAYOUT), LAYOUT, raw)
-    assert all(np.isfinite(x).all() for x in outputs)
+    assert all(np.isfinite(array).all() for array in outputs.named_arrays().values())
 
 
 def test_what_stands_in_padding_rows_changes_nothing(folded):

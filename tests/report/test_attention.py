@@ -172,7 +172,7 @@ def test_the_story_names_losses_growth_actions_and_their_reasons(tmp_path: Path)
     assert "Training loss 1.5 at first, 0.54 at last" in told
     assert "Live parameters went from 300 to 900." in told
     assert "Seed s0: GERMINATED from step 50, TRAINING from step 100, BLENDING" in told
-    assert "reasons: policy" in told
+    assert "heuristic:" in told
 
 
 def test_an_empty_run_says_so(tmp_path: Path):

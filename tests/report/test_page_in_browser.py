@@ -119,7 +119,7 @@ def test_the_pointer_on_a_decision_shows_what_was_done_and_why(tab: Tab, a_page:
     tab.point(left + width * 29 / 59, y)  # step 300 of 10 to 600
     tip = tab.run("document.querySelector('#run-0-losses .tip').innerText")
     assert "ROLLBACK to step-10" in tip
-    assert "nonfinite_loss" in tip
+    assert "a loss in the packet is NaN or infinite" in tip
 
 
 def test_dragging_zooms_all_figures_and_a_double_click_zooms_out(tab: Tab, a_page: Path):

@@ -60,6 +60,7 @@ def run(disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {"mode": "act", "every": 5, "log": told.append}
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
         patch.setenv("TAMIYO__DEADLINES__INFERENCE_MS", "60000")
+        patch.setenv("TAMIYO__RISK__DETECTION", "absolute")  # the growth is told here to its end
         patch.setenv("TAMIYO__DEADLINES__METADATA_MS", "60000")
         tamiyo = Plug.grow(disk, state, made, candidates, (x, y), **settings)
         for number in range(END):
@@ -94,7 +95,7 @@ def test_the_page_says_that_the_disk_is_full_since_when_and_how_to_go_on(run: Pa
 def test_the_page_says_what_the_nan_was_what_was_done_and_where_to_look(run: Path) -> None:
     text = said(run)
     assert "The training loss was NaN or infinite at step 155." in text
-    assert "Tamiyo answered: ROLLBACK to step-150." in text
+    assert "Tamiyo answered: ROLLBACK to step-00000150." in text
     assert "All losses have been finite again since step 160." in text
     assert "Something in steps 151 to 155 broke it." in text
     assert "Look at the batches of steps 151 to 155" in text

@@ -14,10 +14,14 @@ from tamiyo_jax.contracts import CommandType, Priority, SystemStatePacket
 from tamiyo_jax.risk import Ladder, Rung, Verdict, climb
 
 CONFIG = GuardConfig(rollback_budget=4, rollback_calm_steps=6)
-CALM = Verdict(None, "policy", (), Priority.NORMAL, None)
-NAN = Verdict(CommandType.ROLLBACK, "nonfinite_loss", (), Priority.CRITICAL, "nonfinite_loss")
-RISE = Verdict(CommandType.ROLLBACK, "sustained_rise", (), Priority.HIGH, None)
-PAUSED = Verdict(CommandType.PAUSE, "conservative_mode", (), Priority.NORMAL, None)
+CALM = Verdict(None, "policy", "", (), Priority.NORMAL, None)
+NAN = Verdict(
+    CommandType.ROLLBACK, "nonfinite_loss", "a loss is NaN", (), Priority.CRITICAL, "nonfinite_loss"
+)
+RISE = Verdict(CommandType.ROLLBACK, "sustained_rise", "the loss rose", (), Priority.HIGH, None)
+PAUSED = Verdict(
+    CommandType.PAUSE, "conservative_mode", "the mode is on", (), Priority.NORMAL, None
+)
 
 
 def packet(step: int, loss: float = 1.0) -> SystemStatePacket:

@@ -87,5 +87,5 @@ def test_storage_alone_writes_to_the_run_directory(tmp_path: Path) -> None:
     assert {
         module for module in modules if not module.startswith(("storage/", "journal/"))
     } == set()
-    kept = {"LOCK", "journal", "policies", "quarantine", "cache"}
+    kept = {"LOCK", "SYNCED", "journal", "policies", "quarantine", "cache", "workers"}
     assert {path.name for path in run.iterdir()} == kept

@@ -25,7 +25,7 @@ def train(trouble: Trouble, directory: Path | None) -> Run:
 def said(run: Run) -> Counter[tuple[str, str]]:
     """How often each action was taken for each reason; a machine that is busy is no trouble."""
     counted = Counter((one.action, one.reason) for one in run.answers)
-    return counted - Counter({("PAUSE", "step_latency_high"): STEPS})
+    return counted - Counter({("WAIT", "step_latency_high"): STEPS})
 
 
 def test_a_healthy_run_is_left_alone(tmp_path: Path) -> None:
@@ -51,18 +51,17 @@ def test_after_a_nan_the_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None
     assert guarded.accuracy > 0.9
 
 
-def test_a_learning_rate_that_is_too_high_is_told_and_then_lowered(tmp_path: Path) -> None:
+def test_a_learning_rate_that_is_too_high_is_lowered_at_once(tmp_path: Path) -> None:
     guarded = train(HIGH_RATE, tmp_path)
-    assert guarded.answers[AT] == (AT, "PAUSE", "loss_spike")
-    assert "OPTIMIZER" in {one.action for one in guarded.answers[AT:]}
+    assert guarded.answers[AT] == (AT, "OPTIMIZER", "loss_spike")
     assert guarded.scale < 1
     assert guarded.accuracy > 0.9
 
 
-def test_late_input_pauses_until_it_is_in_time_again(tmp_path: Path) -> None:
+def test_late_input_is_reported_until_it_is_in_time_again(tmp_path: Path) -> None:
     guarded = train(SLOW_INPUT, tmp_path)
     late = guarded.answers[AT : AT + 10]
-    assert {(one.action, one.reason) for one in late} == {("PAUSE", "step_latency_high")}
+    assert {(one.action, one.reason) for one in late} == {("WAIT", "step_latency_high")}
     assert guarded.answers[-1].action == "WAIT"
 
 
@@ -70,9 +69,12 @@ def test_on_a_full_disk_training_goes_on_without_tamiyo(tmp_path: Path) -> None:
     alone = train(FULL_DISK, None)
     with guard_runs.small_disk(tmp_path, pytest.skip):
         guarded = train(FULL_DISK, tmp_path)
-    assert guarded.answers[AT].action == "PersistenceError"
-    assert "disk is full" in guarded.answers[AT].reason
-    assert {one.action for one in guarded.answers[AT + 1 :]} == {"JournalSealedError"}
+    failed = [answer for answer in guarded.answers if answer.action == "PersistenceError"]
+    assert len(failed) == 1
+    assert "disk is full" in failed[0].reason
+    first = failed[0].step  # some bytes of the page that was being written may have been left
+    assert AT <= first < AT + 20
+    assert {answer.action for answer in guarded.answers[first + 1 :]} == {"JournalSealedError"}
     jax.tree.map(np.testing.assert_array_equal, guarded.params, alone.params)
 
 

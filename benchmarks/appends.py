@@ -1,6 +1,6 @@
 """What keeping promises costs: the journal against raw writes on the same disk.
 
-    .venv/bin/python benchmarks/journal.py
+    .venv/bin/python benchmarks/appends.py
 
 Appends and durable appends are measured in turns with the raw system calls (A B A B) and
 compared by their medians, for small and for usual records. ``--json`` prints the figures.
