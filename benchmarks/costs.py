@@ -78,7 +78,7 @@ def story(layers: Sequence[str]) -> Iterator[SystemStatePacket]:
     """The packets of `benchmarks/isolation.py`, with statistics of these layers."""
     task = digits_task(seed=0)
     meter, generator = host.HardwareMeter(jax.local_devices()[0]), np.random.default_rng(0)
-    candidates = tuple(one.blueprint_id for one in task.candidates)
+    candidates = tuple(candidate.blueprint_id for candidate in task.candidates)
     still = host.statistics(host.monitor(optax.identity()).init(dict.fromkeys(layers, 0.0)))
     still = jax.device_get(still)
     for packet in packets(task.blueprint.blueprint_id, candidates):
@@ -155,11 +155,11 @@ def machine(root: Path) -> Found:
             for pool in (inference, tamiyo._parts.metadata):
                 while pool is not None and len(pool.pids()) < 2:
                     time.sleep(0.05)
-            workers = [one.memory_full_info() for one in here.children(recursive=True)]
+            workers = [child.memory_full_info() for child in here.children(recursive=True)]
             found[f"while open, {name}"] = {
                 "processes": len(workers),
-                "resident, MB": [round(one.rss / MB) for one in workers],
-                "of it its own, MB": [round(one.uss / MB) for one in workers],
+                "resident, MB": [round(worker.rss / MB) for worker in workers],
+                "of it its own, MB": [round(worker.uss / MB) for worker in workers],
                 "threads here": threading.active_count() - threads,
                 "open files here": here.num_fds() - files,
             }

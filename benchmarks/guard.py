@@ -35,8 +35,8 @@ def guarded(trouble: Trouble, steps: int, at: int) -> Run | None:
 
 def row_of(trouble: Trouble, alone: Run, guard: Run, at: int) -> dict[str, object]:
     """The figures of a trouble."""
-    told = [one for one in guard.answers if one.action != "WAIT"]
-    since = [one for one in told if one.step >= at]
+    told = [answer for answer in guard.answers if answer.action != "WAIT"]
+    since = [answer for answer in told if answer.step >= at]
     counted = Counter(
         f"{one.action} ({one.reason})" if "Error" not in one.action else one.action for one in since
     )

@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="beginnings of names; all examples without")
     names = tuple(parser.parse_args().names) or ("",)
     found = (ROOT / "examples").rglob("*.py")
-    chosen = sorted(one for one in found if one.name.startswith(names))
+    chosen = sorted(finding for finding in found if finding.name.startswith(names))
     chosen.sort(key=framework)
     if not chosen:
         parser.error(f"no example's name begins with {' or '.join(names)}")
@@ -109,7 +109,7 @@ def main() -> None:
             python = install(Path(home), packages)
             seconds = time.perf_counter() - started
             say(f"fresh  {seconds:5.1f} s  {' '.join(('tamiyo_jax[demo]', *packages))}")
-            results += [works(python, one, Path(home) / one.stem) for one in examples]
+            results += [works(python, example, Path(home) / example.stem) for example in examples]
     sys.exit(not all(results))
 
 

@@ -57,7 +57,9 @@ def within_budget(packet: SystemStatePacket, state: HostState, host: Host) -> Sy
     )
     opened = {seed_id for seed_id, fits in fitting.items() if commonest in fits}
     offered = tuple(
-        one for one in packet.candidates if all(one in fitting[seed_id] for seed_id in opened)
+        candidate
+        for candidate in packet.candidates
+        if all(candidate in fitting[seed_id] for seed_id in opened)
     )
 
     def told(seed: SeedState) -> SeedState:
@@ -73,7 +75,11 @@ def within_budget(packet: SystemStatePacket, state: HostState, host: Host) -> Sy
 
 def _fitting(bank: Mapping[str, Params], candidates: tuple[str, ...], room: int) -> frozenset[str]:
     """Which of the candidates are in the bank and have at most `room` parameters."""
-    return frozenset(one for one in candidates if one in bank and size_of(bank[one]) <= room)
+    return frozenset(
+        candidate
+        for candidate in candidates
+        if candidate in bank and size_of(bank[candidate]) <= room
+    )
 
 
 def size_of(tree: object) -> int:

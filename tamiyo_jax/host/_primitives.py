@@ -126,10 +126,10 @@ def activation_of(eqn: JaxprEqn, passed: list[Set[str]]) -> str | None:
         return eqn.params["name"] if eqn.params["name"] in _FUNCTIONS else None
     if name == "tanh" and "cube" in passed[0]:
         return "gelu"  # Hendrycks & Gimpel 2016, the approximation of section 2
-    if name == "div" and all("exp" in one for one in passed):
+    if name == "div" and all("exp" in names for names in passed):
         return "softmax"
     if name == "max" and any(isinstance(v, Literal) and v.val == 0 for v in eqn.invars):
-        return None if any("square" in one for one in passed) else "relu"
+        return None if any("square" in names for names in passed) else "relu"
     return _PRIMITIVES.get(name)
 
 

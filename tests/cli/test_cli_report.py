@@ -74,7 +74,10 @@ def test_the_runs_below_a_directory_are_a_table(run: Path, tmp_path: Path) -> No
     assert result.exit_code == 0
     assert "runs/firs" in result.stdout
     told = json.loads(invoke("runs", str(tmp_path), "--json").stdout)
-    assert [(one["state"], one["decisions"]) for one in told] == [("empty", 0), ("ended", STEPS)]
+    assert [(answer["state"], answer["decisions"]) for answer in told] == [
+        ("empty", 0),
+        ("ended", STEPS),
+    ]
 
 
 def test_a_directory_without_runs_is_a_no(tmp_path: Path) -> None:
@@ -98,7 +101,7 @@ def dumped(run: Path, *options: str) -> list[dict[str, object]]:
 
 
 def test_a_dump_can_be_of_the_steps_that_did_something(run: Path) -> None:
-    actions = {one["action"] for one in dumped(run, "--acted")}
+    actions = {row["action"] for row in dumped(run, "--acted")}
     assert "ROLLBACK" in actions
     assert "WAIT" not in actions
 

@@ -93,7 +93,7 @@ def decide(
         state,
         packet,
         LIBRARY[packet.blueprint_id],
-        tuple(LIBRARY[one] for one in packet.candidates),
+        tuple(LIBRARY[candidate] for candidate in packet.candidates),
         policy_version="a version",
         now_ns=1_700_000_000_000_000_000 + packet.global_step,
         command_id=f"command-{packet.packet_id}",
@@ -122,7 +122,7 @@ def said(outcome: Outcome) -> tuple:
     return (
         *(outcome.action, outcome.command, outcome.report, outcome.events, outcome.verdict),
         *(outcome.proposal, outcome.priority, outcome.health, outcome.loss_delta),
-        tuple((one.dtype, one.shape, one.tobytes()) for one in outputs),
+        tuple((output.dtype, output.shape, output.tobytes()) for output in outputs),
     )
 
 
@@ -197,7 +197,9 @@ def test_a_run_restored_in_the_middle_is_bit_identical_to_the_unbroken_one(
         params=deciding.params,
     )
     restored, rest = run(deciding._replace(params=params), state, packets[CUT:])
-    assert [said(one) for one in (*first, *rest)] == [said(one) for one in whole]
+    assert [said(decision) for decision in (*first, *rest)] == [
+        said(decision) for decision in whole
+    ]
     assert restored.registries == unbroken.registries
     assert restored.risk == unbroken.risk
     # The text holds arrays as their bytes, the normaliser's among them.

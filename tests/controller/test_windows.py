@@ -177,7 +177,7 @@ def test_the_hook_latency_is_averaged_over_the_steps_that_measured_it() -> None:
         return replace(shown, training_metrics=metrics)
 
     for latencies, average in (((2.0, None, None, 4.0, math.nan), 3.0), ((None,) * 5, None)):
-        followed = [measured(epoch, one) for epoch, one in enumerate(latencies, start=1)]
+        followed = [measured(epoch, latency) for epoch, latency in enumerate(latencies, start=1)]
         _, reports = run([packet(0, 1.0, **SLOW_HOOK), *followed])
         assert reports[0].metrics.get("avg_hook_latency_ms") == average
 
@@ -341,8 +341,8 @@ def test_every_window_says_what_its_steps_say_together(steps: list[Step], length
     state, reports = watched(steps, StorageConfig(observation_window_epochs=length))
     commanded = [index for index, step in enumerate(steps) if step.commanded]
     complete = [index for index in commanded if index + length < len(steps)]
-    assert [report.command_id for report in reports] == [f"command-{one}" for one in complete]
-    assert [one.command_id for one in state.windows] == [
+    assert [report.command_id for report in reports] == [f"command-{number}" for number in complete]
+    assert [window.command_id for window in state.windows] == [
         f"command-{one}" for one in commanded if one not in complete
     ]
     for index, report in zip(complete, reports, strict=True):

@@ -24,7 +24,7 @@ CONFIG = GraphConfig()
 
 
 def edges_of(layout, raw, key):
-    one = next(one for one in RELATIONS if one.key == key)
+    one = next(relation for relation in RELATIONS if relation.key == key)
     block = layout.edges[key].slice
     real = raw.edge_mask[block]
     ends = zip(
@@ -124,18 +124,18 @@ def test_expanding_writes_out_what_is_complete(make_packet, make_blueprint):
     _, raw = encoded(make_packet(), make_blueprint(), layout)
     ends, _ = edges_of(layout, raw, "activation__affects__layer")
     assert ends == [(a, layer) for a in range(2) for layer in range(3)]
-    assert all(not layout.is_complete(one) for one in RELATIONS)
+    assert all(not layout.is_complete(relation) for relation in RELATIONS)
 
 
 def test_padding_edges_point_at_the_padding_node_of_their_type(make_packet, make_blueprint):
     layout, raw = encoded(make_packet(), make_blueprint())
-    for one in RELATIONS:
-        if layout.is_complete(one):
+    for relation in RELATIONS:
+        if layout.is_complete(relation):
             continue
-        block = layout.edges[one.key].slice
+        block = layout.edges[relation.key].slice
         padding = ~raw.edge_mask[block]
-        assert set(raw.senders[block][padding]) <= {layout.nodes[one.source].padding}
-        assert set(raw.receivers[block][padding]) <= {layout.nodes[one.target].padding}
+        assert set(raw.senders[block][padding]) <= {layout.nodes[relation.source].padding}
+        assert set(raw.receivers[block][padding]) <= {layout.nodes[relation.target].padding}
         real = raw.edge_mask[block]
         assert raw.mask[raw.senders[block][real]].all()
         assert raw.mask[raw.receivers[block][real]].all()

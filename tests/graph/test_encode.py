@@ -304,8 +304,8 @@ def test_the_schema_holds_six_types_and_twenty_one_relations_with_names_of_their
     assert {kind.name: kind.width for kind in NODE_TYPES} == {
         "global": 16, "seed": 14, "blueprint": 14, "layer": 12, "activation": 8, "parameter": 10,
     }  # fmt: skip
-    assert len(RELATIONS) == len({one.key for one in RELATIONS}) == 21
-    assert len({relation_group(one) for one in RELATIONS}) == 21
+    assert len(RELATIONS) == len({relation.key for relation in RELATIONS}) == 21
+    assert len({relation_group(relation) for relation in RELATIONS}) == 21
 
 
 def test_similar_blueprints_share_a_layout_and_so_a_compiled_program(make_blueprint):

@@ -24,7 +24,7 @@ from tamiyo_jax.graph import (
 )
 
 CONFIG = GraphConfig(max_seeds=4, max_blueprints=2)
-NAMES = [one.name for one in STATISTICS]
+NAMES = [statistic.name for statistic in STATISTICS]
 step = functools.partial(jax.jit, static_argnums=0)(update_and_normalize)
 
 

@@ -304,8 +304,8 @@ def test_channels_are_those_of_one_position() -> None:
 def test_activations_know_whom_they_follow_and_whom_they_feed() -> None:
     blueprint = decoder().blueprint
     names = [layer.layer_id for layer in blueprint.layers]
-    ids = [one.activation_id for one in blueprint.activations]
-    assert [one.type for one in blueprint.activations] == ["softmax", "silu"] * 2
+    ids = [activation.activation_id for activation in blueprint.activations]
+    assert [activation.type for activation in blueprint.activations] == ["softmax", "silu"] * 2
     assert ids[:2] == ["block_0/attention/key/softmax", "block_0/gate/silu"]
     pairs = blueprint.relation_pairs
     follows = [(names[layer], ids[one]) for layer, one in pairs["layer__feeds__activation"]]

@@ -115,7 +115,7 @@ def test_whatever_is_offered_fits_and_nothing_is_offered_only_where_nothing_fits
     names = dict(zip("abcd", widths, strict=False))
     state = make_slots(names, dict(zip("abcd", stages, strict=True)))
     slots, candidates = offered(state, room)
-    assert all(SIZES[one] * names[name] <= room for name in slots for one in candidates)
+    assert all(SIZES[candidate] * names[name] <= room for name in slots for candidate in candidates)
     assert candidates
     slots_ = state.state.slots
     dormant = [name for name in names if int(slots_[name].state.stage) == SeedStage.DORMANT]
@@ -141,6 +141,8 @@ def test_a_controller_on_a_plateau_grows_what_fits_and_waits_where_nothing_does(
         for step in range(10)
     ]
     with open_tamiyo(tmp_path) as tamiyo:
-        decisions = [tamiyo.step(sized.within(one, room)) for one in plateau]
-    germinations = [one for one in decisions if one.action == "GERMINATE"]
-    assert {one.command.payload.blueprint_id for one in germinations} == ({grows} - {None})
+        decisions = [tamiyo.step(sized.within(packet, room)) for packet in plateau]
+    germinations = [decision for decision in decisions if decision.action == "GERMINATE"]
+    assert {germination.command.payload.blueprint_id for germination in germinations} == (
+        {grows} - {None}
+    )

@@ -61,7 +61,7 @@ def test_a_fresh_seed_can_learn(family):
 @pytest.mark.parametrize("family", host.FAMILIES)
 def test_the_blueprint_counts_what_the_module_has(family):
     made, params = grown(family, example(family))
-    assert [one.blueprint_id for one in made.blueprints] == list(made.bank)
+    assert [blueprint.blueprint_id for blueprint in made.blueprints] == list(made.bank)
     for blueprint in made.blueprints:
         validate_blueprint(
             blueprint,
@@ -84,14 +84,14 @@ def test_the_blueprint_of_a_wide_perceptron_in_full():
     wide = host.seed_bank("mlp", example("mlp")).blueprints[1]
     assert wide.blueprint_id == "wide-mlp-64"
     assert [
-        (one.layer_id, one.type, one.activation, one.parameter_count, one.input_channels)
-        for one in wide.layers
+        (layer.layer_id, layer.type, layer.activation, layer.parameter_count, layer.input_channels)
+        for layer in wide.layers
     ] == [
         ("hidden", "dense", "gelu", 64 * 256 + 256, 64),
         ("project", "dense", "identity", 256 * 64 + 64, 256),
     ]
     assert [(edge.source, edge.target) for edge in wide.layer_edges] == [(0, 1)]
-    assert [one.type for one in wide.activations] == ["gelu"]
+    assert [activation.type for activation in wide.activations] == ["gelu"]
     assert wide.allowed_blending_methods == growth.METHODS
 
 

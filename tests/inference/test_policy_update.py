@@ -193,7 +193,7 @@ def test_rolling_back_returns_to_the_policy_before(tmp_path: Path) -> None:
         tamiyo.update_policy(make_update("p1", SECOND))
         tamiyo.update_policy(make_update("p2", THIRD))
         tamiyo.rollback_policy()
-        assert [one.policy_id for one in tamiyo.state.policies] == ["p1"]
+        assert [policy.policy_id for policy in tamiyo.state.policies] == ["p1"]
         np.testing.assert_array_equal(
             *(jax.tree.leaves(tree)[0] for tree in (tamiyo.params, SECOND))
         )

@@ -198,7 +198,7 @@ def test_a_culled_blueprint_waits_until_its_penalty_has_faded():
 def test_a_rising_loss_brakes_the_optimizer_once():
     run = Run()
     proposals = [run.step(e, 1.0 + 0.1 * e) for e in range(5)]
-    assert [one.action for one in proposals[:4]] == [Action.WAIT] * 3 + [Action.OPTIMIZER]
+    assert [proposal.action for proposal in proposals[:4]] == [Action.WAIT] * 3 + [Action.OPTIMIZER]
     assert proposals[3].parameters == {"lr_delta": pytest.approx(-0.2)}
     assert proposals[4].action is Action.WAIT
 

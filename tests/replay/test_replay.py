@@ -62,7 +62,7 @@ def said(decision: Any) -> tuple[Any, ...]:
 
 def recorded(directory: Path, packets: list, **arguments: Any) -> list[Any]:
     with open_tamiyo(directory, **arguments) as tamiyo:
-        return [tamiyo.step(one) for one in packets]
+        return [tamiyo.step(packet) for packet in packets]
 
 
 def replay_of(directory: Path) -> Replay:
@@ -73,9 +73,9 @@ def test_decisions_come_again_as_they_were_and_signed_for_the_new_run(tmp_path: 
     packets = story(30)
     decided = recorded(tmp_path, packets)
     replay, verifier = replay_of(tmp_path), Verifier((Secret(OTHER),), NonceLedger(0), CHECKS)
-    again = [replay.step(one) for one in packets]
-    assert [said(one) for one in again] == [said(one) for one in decided]
-    assert {one.differences for one in again} == {()}
+    again = [replay.step(packet) for packet in packets]
+    assert [said(decision) for decision in again] == [said(decision) for decision in decided]
+    assert {decision.differences for decision in again} == {()}
     commands = [(a.command, b.command) for a, b in zip(again, decided, strict=True) if a.command]
     assert commands
     for renewed, original in commands:
@@ -118,10 +118,10 @@ def test_a_run_replayed_onto_the_same_seed_is_the_same_run_bit_for_bit(tmp_path:
     replay = Replay.open(tmp_path / "run", secret=OTHER)
     second = train(replay, OTHER, "second")
     decisions = [record.decision for record in first.history]
-    assert {said(one)[0] for one in decisions} >= {"GERMINATE", "ADVANCE", "WAIT"}
+    assert {said(decision)[0] for decision in decisions} >= {"GERMINATE", "ADVANCE", "WAIT"}
     again = [record.decision for record in second.history]
-    assert [said(one) for one in again] == [said(one) for one in decisions]
-    assert {one.differences for one in again} == {()}
+    assert [said(decision) for decision in again] == [said(decision) for decision in decisions]
+    assert {decision.differences for decision in again} == {()}
     assert second.test_accuracy == first.test_accuracy
     jax.tree.map(np.testing.assert_array_equal, second.state, first.state)
 
@@ -185,7 +185,7 @@ def test_a_run_at_another_place_is_an_error_and_the_next_packet_has_its_own_step
 def test_a_command_that_names_what_the_packet_does_not_offer_is_never_handed_out(
     tmp_path: Path, packets: list, arguments: dict, kind: str, change: dict, why: str
 ) -> None:
-    actions = [one.action for one in recorded(tmp_path, packets, **arguments)]
+    actions = [decision.action for decision in recorded(tmp_path, packets, **arguments)]
     assert kind in actions
     replay = replay_of(tmp_path)
     for packet, action in zip(packets, actions, strict=True):
@@ -234,33 +234,37 @@ def test_a_step_that_failed_on_record_fails_again_and_says_why(tmp_path: Path) -
 @pytest.mark.parametrize("cut", [0, 1, 12])
 def test_what_a_restored_run_had_done_in_vain_is_not_done_again(tmp_path: Path, cut: int) -> None:
     packets = story(24)
-    in_vain = [replace(one, packet_id="vain", current_epoch=900) for one in packets[cut:20]]
+    in_vain = [replace(packet, packet_id="vain", current_epoch=900) for packet in packets[cut:20]]
     with open_tamiyo(tmp_path) as tamiyo:
         saved = tamiyo.state
         decided = []
-        for one in packets[:cut]:
-            decided.append(tamiyo.step(one))
+        for packet in packets[:cut]:
+            decided.append(tamiyo.step(packet))
             saved = tamiyo.state
         tamiyo.set_mode("guard")
-        for one in in_vain:
-            tamiyo.step(one)
+        for packet in in_vain:
+            tamiyo.step(packet)
     with open_tamiyo(tmp_path, state=saved) as tamiyo:
-        decided += [tamiyo.step(one) for one in packets[cut:]]
+        decided += [tamiyo.step(packet) for packet in packets[cut:]]
     replay = replay_of(tmp_path)
-    assert [said(replay.step(one)) for one in packets] == [said(one) for one in decided]
+    assert [said(replay.step(packet)) for packet in packets] == [
+        said(decision) for decision in decided
+    ]
     assert replay.remaining == 0
 
 
 def test_a_state_of_another_run_begins_another_history(tmp_path: Path) -> None:
     with open_tamiyo(tmp_path / "other") as tamiyo:
-        for one in story(9):
-            tamiyo.step(one)
+        for packet in story(9):
+            tamiyo.step(packet)
         foreign = tamiyo.state
     recorded(tmp_path / "run", story(5))
     decided = recorded(tmp_path / "run", story(12)[9:], state=foreign)
     replay = replay_of(tmp_path / "run")
     assert replay.remaining == 3
-    assert [said(replay.step(one)) for one in story(12)[9:]] == [said(one) for one in decided]
+    assert [said(replay.step(packet)) for packet in story(12)[9:]] == [
+        said(decision) for decision in decided
+    ]
 
 
 def test_what_was_only_shadow_stays_shadow_and_unsigned(tmp_path: Path) -> None:

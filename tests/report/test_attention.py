@@ -14,7 +14,7 @@ from tamiyo_jax.report import Finding, Run, Urgency, describe_run, list_findings
 
 
 def only(found: tuple[Finding, ...], word: str) -> Finding:
-    (one,) = (one for one in found if word in one.what)
+    (one,) = (finding for finding in found if word in finding.what)
     return one
 
 

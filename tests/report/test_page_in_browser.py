@@ -57,7 +57,7 @@ def a_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(file: Path, *directories: Path) -> Path:
-    runs = [read_run(one) for one in directories]
+    runs = [read_run(directory) for directory in directories]
     file.write_text(render_page(runs, made_ns=time.time_ns()), encoding="utf-8")
     return file
 
@@ -81,7 +81,7 @@ def test_a_page_opens_without_a_word_in_the_console_and_every_figure_has_marks(
     tab.open(a_page)
     marks = dict(tab.run(COLOURED))
     assert tab.problems == []
-    assert sorted(marks) == sorted(f"run-0-{one}" for one in FIGURES)
+    assert sorted(marks) == sorted(f"run-0-{figure}" for figure in FIGURES)
     assert all(coloured > 100 for coloured in marks.values()), marks
 
 

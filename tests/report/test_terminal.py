@@ -81,7 +81,7 @@ def test_runs_below_a_directory_are_found_however_deep_and_named_once(tmp_path: 
 def test_the_table_of_runs_names_state_steps_loss_actions_and_trouble(tmp_path: Path):
     decided(tmp_path / "fine", packets(3))
     decided(tmp_path / "broken", packets(5, broken=[5]))
-    table, facts = tabulate_runs([read_run(one) for one in find_runs(tmp_path)], tmp_path)
+    table, facts = tabulate_runs([read_run(run) for run in find_runs(tmp_path)], tmp_path)
     shown = text(table)
     assert [fact["decisions"] for fact in facts] == [5, 3]
     assert facts[0]["actions"] == {"ROLLBACK": 1}

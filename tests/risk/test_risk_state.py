@@ -220,7 +220,7 @@ def test_the_window_slides_over_steps(steps, window, budget):
         state, _, escalate = apply_verdict(state, one, step, shadow=False, config=config)
         if pauses_now:
             pauses.append(step)
-        within = [one for one in pauses if one > step - window]
+        within = [pause for pause in pauses if pause > step - window]
         assert escalate == (pauses_now and len(within) > budget)
         assert len(state.pause_runs) <= window
 

@@ -118,8 +118,8 @@ def thousand(process: int, directory: Path) -> dict[str, Any]:
 def killed(
     tamiyo: MultihostTamiyo, owned: list[Tamiyo], packet: SystemStatePacket
 ) -> tuple[str, str, dict[str, object], bool]:
-    for one in owned:
-        (worker, *_) = one._steps.deployed.runner.pool.pids()  # type: ignore[attr-defined]
+    for owner in owned:
+        (worker, *_) = owner._steps.deployed.runner.pool.pids()  # type: ignore[attr-defined]
         threading.Timer(0.5, os.kill, (worker, signal.SIGKILL)).start()
     return told(lambda: tamiyo.step(replace(packet, training_metrics=trouble_metrics(sleep))))
 

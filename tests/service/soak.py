@@ -159,8 +159,10 @@ def _missing(directory: Path, reports: list[str]) -> Iterator[str]:
     found = read_journal(directory)
     if found.corrupt:
         yield f"{len(found.corrupt)} corrupt ranges in the journal"
-    steps = [decode_step(one.payload) for one in found.records if one.type is RecordType.STEP]
-    decided = [one.report.report_id for one in steps if one.action]
+    steps = [
+        decode_step(record.payload) for record in found.records if record.type is RecordType.STEP
+    ]
+    decided = [step.report.report_id for step in steps if step.action]
     if decided[-len(reports) :] != reports:
         yield f"the newest {len(reports)} reports are not those on record"
 

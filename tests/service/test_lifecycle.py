@@ -41,8 +41,8 @@ def reader_of(seen: list[FieldReport]) -> ReportReader:
 
 
 def synthesised(directory: Path) -> list[FieldReport]:
-    steps = [one for one in read_journal(directory).records if one.type is RecordType.STEP]
-    return [report for one in steps for report in decode_step(one.payload).closed_windows]
+    steps = [record for record in read_journal(directory).records if record.type is RecordType.STEP]
+    return [report for step in steps for report in decode_step(step.payload).closed_windows]
 
 
 def test_a_window_with_a_restart_in_its_middle_yields_one_report(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_window_with_a_restart_in_its_middle_yields_one_report(tmp_path: Path)
     packets = story(40)
     with open_tamiyo(tmp_path / "whole", config=config) as tamiyo:
         decisions = [tamiyo.step(packet) for packet in packets]
-    commands = [one.command.command_id for one in decisions if one.command]
+    commands = [decision.command.command_id for decision in decisions if decision.command]
     assert commands, "the story has commands to observe"
     whole = synthesised(tmp_path / "whole")
     assert {report.command_id for report in whole} <= set(commands)
@@ -63,8 +63,12 @@ def test_a_window_with_a_restart_in_its_middle_yields_one_report(tmp_path: Path)
         reports = synthesised(directory)
         assert len({report.report_id for report in reports}) == len(reports)
         assert [
-            (one.outcome, dict(one.metrics), one.observation_window_epochs) for one in reports
-        ] == [(one.outcome, dict(one.metrics), one.observation_window_epochs) for one in whole]
+            (report.outcome, dict(report.metrics), report.observation_window_epochs)
+            for report in reports
+        ] == [
+            (decision.outcome, dict(decision.metrics), decision.observation_window_epochs)
+            for decision in whole
+        ]
 
 
 def test_a_bus_that_fails_three_times_gets_each_report_and_the_consumer_each_once(
@@ -115,8 +119,8 @@ def test_a_bus_that_never_works_loses_no_report_from_the_journal(tmp_path: Path)
             time.sleep(0.01)
     events = [event.name for packet in sink.packets for event in packet.events]
     assert "field_report_drop" in events
-    steps = [one for one in read_journal(tmp_path).records if one.type is RecordType.STEP]
-    assert [decode_step(one.payload).report.report_id for one in steps] == [decided.report_id]
+    steps = [record for record in read_journal(tmp_path).records if record.type is RecordType.STEP]
+    assert [decode_step(step.payload).report.report_id for step in steps] == [decided.report_id]
 
 
 def test_publishing_without_a_bus_is_a_mistake_that_is_named(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ from tamiyo_jax.telemetry import MemorySink
 
 def steps_on_record(directory: Path) -> list[StepRecord]:
     records = read_journal(directory).records
-    return [decode_step(one.payload) for one in records if one.type is RecordType.STEP]
+    return [decode_step(record.payload) for record in records if record.type is RecordType.STEP]
 
 
 def without_failures(state: TamiyoState) -> TamiyoState:
@@ -313,7 +313,7 @@ def test_an_explicit_state_wins_over_the_directory_and_is_on_record(tmp_path: Pa
     with open_tamiyo(tmp_path, state=saved) as tamiyo:
         assert run(tamiyo, packets[10:20]) == expected
         final = state_to_json(tamiyo.state)
-    assert RecordType.RESTORE in {one.type for one in read_journal(tmp_path).records}
+    assert RecordType.RESTORE in {record.type for record in read_journal(tmp_path).records}
     with open_tamiyo(tmp_path) as tamiyo:
         assert state_to_json(tamiyo.state) == final
 
@@ -385,5 +385,5 @@ def test_every_decision_says_why_and_the_journal_keeps_it(tmp_path: Path) -> Non
     assert all("limit 0.15" in decision.explanation for decision in spikes)
     assert spikes
     records = read_journal(tmp_path).records
-    steps = [decode_step(one.payload) for one in records if one.type is RecordType.STEP]
-    assert [step.explanation for step in steps] == [one.explanation for one in decisions]
+    steps = [decode_step(record.payload) for record in records if record.type is RecordType.STEP]
+    assert [step.explanation for step in steps] == [decision.explanation for decision in decisions]

@@ -77,7 +77,7 @@ def test_the_critical_overtakes_the_rest() -> None:
     sink.emit(packet("a rule's", TelemetryLevel.WARNING, priority="HIGH"))
     sink.emit(packet("decided", TelemetryLevel.WARNING, priority="NORMAL"))
     sink.emit(packet("failed", TelemetryLevel.CRITICAL))
-    order = [one.packet_id for one in received(bus)]
+    order = [packet.packet_id for packet in received(bus)]
     assert order == ["a rule's", "failed", "ordinary", "decided"]
 
 

@@ -113,14 +113,14 @@ def test_attributes_of_metrics_have_few_values(run: Exported) -> None:
 
 def test_every_event_is_a_log_record(run: Exported) -> None:
     told = [(packet, event) for packet in run.packets for event in packet.events]
-    records = [one.log_record for one in run.logs]
+    records = [log.log_record for log in run.logs]
     assert [record.body for record in records] == [event.name for _, event in told]
     assert [record.timestamp for record in records] == [p.timestamp_ns for p, _ in told]
     assert [record.severity_text for record in records] == [e.level.name for _, e in told]
 
 
 def test_a_failed_step_is_a_fatal_event_that_says_where_and_why(run: Exported) -> None:
-    (failed,) = (one.log_record for one in run.logs if one.log_record.body == "step_failed")
+    (failed,) = (log.log_record for log in run.logs if log.log_record.body == "step_failed")
     assert failed.event_name == "tamiyo.step_failed"
     assert failed.severity_number is not None
     assert failed.severity_number.name == "FATAL"

@@ -101,7 +101,7 @@ def test_a_failed_step_shows_in_the_health_and_leaves_the_metrics_be(tmp_path: P
     sink = PrometheusSink(registry)
     packets = eventful_run(tmp_path)
     names = [[event.name for event in packet.events] for packet in packets]
-    failed = next(number for number, one in enumerate(names) if "step_failed" in one)
+    failed = next(number for number, name in enumerate(names) if "step_failed" in name)
     for packet in packets[: failed + 1]:
         sink.emit(packet)
     loss = registry.get_sample_value("tamiyo_validation_loss")

@@ -106,15 +106,15 @@ def test_mnist1d_has_no_example_in_two_parts(growth, mnist1d) -> None:
 def test_the_blueprint_of_the_mnist1d_host_names_the_layers_that_are_measured(mnist1d) -> None:
     state = loop.init_loop(mnist1d, 0).host
     layers = mnist1d.blueprint.layers
-    assert {one.layer_id for one in layers} == set(layer_names(state.params))
-    assert sum(one.parameter_count or 0 for one in layers) == live_parameters(state)
+    assert {layer.layer_id for layer in layers} == set(layer_names(state.params))
+    assert sum(layer.parameter_count or 0 for layer in layers) == live_parameters(state)
     for slot, depth in mnist1d.slot_depths.items():
         assert layers[depth].layer_id == slot.replace("seed", "convolution")
 
 
 @pytest.mark.slow
 def test_a_seed_gives_three_networks_and_they_a_table_and_a_plot(growth, tmp_path) -> None:
-    rows = [growth.asdict(one) for one in growth.measure("mnist1d", 0, 2)]
+    rows = [growth.asdict(run) for run in growth.measure("mnist1d", 0, 2)]
     assert sorted(row["variant"] for row in rows) == ["big", "grown", "small"]
     assert all(0 < row["accuracy"] < 1 and row["seconds"] > 0 for row in rows)
     assert all(len(row["validation"]) == 2 for row in rows)

@@ -24,7 +24,7 @@ def train(trouble: Trouble, directory: Path | None) -> Run:
 
 def said(run: Run) -> Counter[tuple[str, str]]:
     """How often each action was taken for each reason; a machine that is busy is no trouble."""
-    counted = Counter((one.action, one.reason) for one in run.answers)
+    counted = Counter((answer.action, answer.reason) for answer in run.answers)
     return counted - Counter({("WAIT", "step_latency_high"): STEPS})
 
 
@@ -61,7 +61,7 @@ def test_a_learning_rate_that_is_too_high_is_lowered_at_once(tmp_path: Path) -> 
 def test_late_input_is_reported_until_it_is_in_time_again(tmp_path: Path) -> None:
     guarded = train(SLOW_INPUT, tmp_path)
     late = guarded.answers[AT : AT + 10]
-    assert {(one.action, one.reason) for one in late} == {("WAIT", "step_latency_high")}
+    assert {(answer.action, answer.reason) for answer in late} == {("WAIT", "step_latency_high")}
     assert guarded.answers[-1].action == "WAIT"
 
 

@@ -254,16 +254,16 @@ def test_the_same_fault_again_goes_further_back_then_brakes_then_escalates(tmp_p
             state = tamiyo(state, loss)
             if index in (20, 21, 22):
                 assert np.isfinite(state[0]["dense"]["kernel"]).all()
-    commands = [one.command for one in decisions[20:23]]
-    went = [int(one.payload.checkpoint.removeprefix("step-")) for one in commands]
+    commands = [decision.command for decision in decisions[20:23]]
+    went = [int(command.payload.checkpoint.removeprefix("step-")) for command in commands]
     assert went[0] == 20
     assert went[1] <= 12  # out of reach of a slow divergence
     assert went[2] == went[1]
     assert "skip_data" not in commands[0].annotations
     assert commands[1].annotations["skip_data"] == "true"
     assert float(commands[2].annotations["lr_delta"]) < 0
-    assert [one.escalate for one in decisions[20:]] == [False] * 3 + [True] * 7
-    assert {one.command for one in decisions[23:]} == {None}
+    assert [decision.escalate for decision in decisions[20:]] == [False] * 3 + [True] * 7
+    assert {decision.command for decision in decisions[23:]} == {None}
     assert "rollback_budget_exhausted" in {event.name for event in decisions[23].events}
 
 

@@ -60,7 +60,7 @@ def test_a_seed_that_is_to_blend_in_is_waited_for() -> None:
     for operation in (OP.GERMINATE, OP.START_TRAINING, OP.START_GRAFTING):
         state = operate(state, operation, 1)
     assert programs.inside(state) is state
-    assert [list(one.slots[SEED_ID].params) for one in built] == [["steep"]]
+    assert [list(program.slots[SEED_ID].params) for program in built] == [["steep"]]
 
 
 def test_a_run_that_must_be_like_another_compiles_when_it_needs_to() -> None:
