@@ -33,7 +33,7 @@ def blend_annotations(
     """
     if config.blend_annotations == "off":
         return {}
-    defaults = {spec.name: _default(spec) for spec in blueprint.parameters}
+    defaults = {spec.name: _find_default(spec) for spec in blueprint.parameters}
     for source, numbers in (("seed", seed.metrics), ("blueprint", defaults)):
         parameters = _parameters({k: v for k, v in numbers.items() if isfinite(v)})
         if parameters:
@@ -57,6 +57,6 @@ def _parameters(numbers: Mapping[str, float]) -> dict[str, str]:
     return {}
 
 
-def _default(parameter: ParameterSpec) -> float:
+def _find_default(parameter: ParameterSpec) -> float:
     midpoint = parameter.min + (parameter.max - parameter.min) / 2
     return midpoint if parameter.default is None else parameter.default

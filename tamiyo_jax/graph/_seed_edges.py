@@ -119,15 +119,15 @@ def seed_links(blueprint: Blueprint, layout: GraphLayout) -> SeedLinks:
     index = {parameter.name: i for i, parameter in enumerate(blueprint.parameters)}
     allowed = blueprint.allowed_parameters_by_seed_id
 
-    def listed(names: Iterable[str]) -> tuple[np.ndarray, int]:
+    def locate(names: Iterable[str]) -> tuple[np.ndarray, int]:
         distinct = dict.fromkeys(names)
         places = [index[name] for name in distinct if name in index]
         rows = [block.start + place for place in places if place < block.capacity]
         return np.array(rows, np.int64), len(distinct)
 
     return SeedLinks(
-        everything=listed(index),
-        lists={seed_id: listed(names) for seed_id, names in allowed.items()},
+        everything=locate(index),
+        lists={seed_id: locate(names) for seed_id, names in allowed.items()},
         lengths={seed_id: len(names) for seed_id, names in allowed.items()},
         watches=_watches(blueprint) if blueprint.monitored_layers else None,
         depths=positions(len(blueprint.layers)),
@@ -166,7 +166,10 @@ def draw_seed_edges(
       GraphCapacityError: more edges than a block holds, and truncation is off.
     """
     raw = RawGraph(*(array.copy() for array in static))
-    allowed, monitors = _allowed(layout, links, placements), _monitors(layout, links, placements)
+    allowed, monitors = (
+        _link_allowed(layout, links, placements),
+        _monitors(layout, links, placements),
+    )
     origins = np.full(raw.edges.shape, -1, np.int64)
     for key, edges in (
         (PEER, _peers(layout, len(placements))),
@@ -209,7 +212,9 @@ def _peers(layout: GraphLayout, count: int) -> Edges:
     return Edges(senders, senders + 1, attributes, max(count - 1, 0))
 
 
-def _allowed(layout: GraphLayout, links: SeedLinks, placements: Sequence[SeedPlacement]) -> Edges:
+def _link_allowed(
+    layout: GraphLayout, links: SeedLinks, placements: Sequence[SeedPlacement]
+) -> Edges:
     """Seeds that may blend, to the parameters on their list, or to all without a list."""
     block = layout.nodes["seed"]
     lists = [

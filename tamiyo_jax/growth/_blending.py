@@ -12,7 +12,7 @@ A seed has the share s of its slot's output: x + s·y where it is a branch besid
 At alpha = 0 a slot is an exact identity, forward and backward. Arithmetic cannot promise
 that: ``x + 0 * y`` turns −0.0 into 0.0 and an infinite y into NaN, and differentiating a
 plain `where` multiplies the zero cotangent of the unused side by that infinity. So the
-choice is made on values *and* on cotangents, by `gated`.
+choice is made on values *and* on cotangents, by `apply_gated`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ __all__ = [
     "Channel",
     "Confidence",
     "alpha_at",
+    "apply_gated",
     "blend_metrics",
-    "gated",
     "mix",
 ]
 
@@ -194,7 +194,7 @@ def _share(blend: Blend, x: jax.Array) -> jax.Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def gated(
+def apply_gated(
     branch: Callable[[Any, Any, jax.Array, jax.Array], jax.Array],
     params: Any,  # noqa: ANN401 - any pytree of arrays
     selector: Any,  # noqa: ANN401 - any pytree of integer arrays
@@ -209,7 +209,7 @@ def gated(
     return jnp.where(alpha > 0, branch(params, selector, alpha, x), x)
 
 
-def _gated_forward(
+def _apply_gated_forward(
     branch: Callable[..., jax.Array],
     params: Any,  # noqa: ANN401
     selector: Any,  # noqa: ANN401
@@ -220,7 +220,7 @@ def _gated_forward(
     return jnp.where(alpha > 0, y, x), (pull, alpha)
 
 
-def _gated_backward(
+def _apply_gated_backward(
     branch: Callable[..., jax.Array],
     residuals: tuple[Callable[[jax.Array], Any], jax.Array],
     cotangent: jax.Array,
@@ -233,4 +233,4 @@ def _gated_backward(
     return for_params, None, None, jnp.where(open_, for_x, cotangent)
 
 
-gated.defvjp(_gated_forward, _gated_backward)
+apply_gated.defvjp(_apply_gated_forward, _apply_gated_backward)

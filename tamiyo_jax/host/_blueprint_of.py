@@ -160,12 +160,12 @@ def _relation_pairs(found: Trace, index: dict[int, int]) -> dict[str, tuple[tupl
     if not found.activations:
         return {}
     position = {place: i for i, place in enumerate(found.activations)}
-    takes = _sorted(
+    takes = _sort_pairs(
         (index[layer], position[place])
         for place, activation in found.activations.items()
         for layer in activation.layers
     )
-    gives = _sorted((position[place], index[layer]) for place, layer in found.readers)
+    gives = _sort_pairs((position[place], index[layer]) for place, layer in found.readers)
     return {
         "layer__activates__activation": takes,
         "activation__affects__layer": gives,
@@ -173,5 +173,5 @@ def _relation_pairs(found: Trace, index: dict[int, int]) -> dict[str, tuple[tupl
     }
 
 
-def _sorted(pairs: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def _sort_pairs(pairs: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(set(pairs)))

@@ -70,9 +70,9 @@ def load_tree(path: str | os.PathLike[str], like: Tree, host: Host | None = None
     check_digests(source)
     try:
         stored = _shapes(ocp.metadata(str(source)).metadata)
-        grown = like if host is None else _as_grown(like, stored, host)
+        grow_node = like if host is None else _fit_stored_seeds(like, stored, host)
         template = jax.tree.map(
-            lambda leaf: leaf if leaf is str else np.empty(leaf.shape, leaf.dtype), grown
+            lambda leaf: leaf if leaf is str else np.empty(leaf.shape, leaf.dtype), grow_node
         )
         _check_equal(source, stored, _shapes(template))
         loaded = ocp.load(str(source), template)
@@ -91,10 +91,10 @@ def _shapes(tree: object) -> dict[str, str]:
     }
 
 
-def _as_grown(like: Tree, stored: Mapping[str, str], host: Host) -> Tree:
+def _fit_stored_seeds(like: Tree, stored: Mapping[str, str], host: Host) -> Tree:
     """`like`, with the seeds of its host states that are stored in place of its own."""
 
-    def grown(path: tuple[Any, ...], node: object) -> object:
+    def grow_node(path: tuple[Any, ...], node: object) -> object:
         if not isinstance(node, HostState):
             return node
         slots: dict[str, Slot] = {}
@@ -106,7 +106,7 @@ def _as_grown(like: Tree, stored: Mapping[str, str], host: Host) -> Tree:
         return node._replace(slots=slots)
 
     return jax.tree_util.tree_map_with_path(
-        grown, like, is_leaf=lambda node: isinstance(node, HostState)
+        grow_node, like, is_leaf=lambda node: isinstance(node, HostState)
     )
 
 

@@ -149,10 +149,10 @@ def _norms(layers: Iterable[Sequence[jax.Array]]) -> jax.Array:
     The same sums of squares as in `optax.tree.norm`, which XLA then computes once where the
     optimiser clips by the global norm.
     """
-    return jnp.sqrt(jnp.stack([sum(map(_squared, layer), jnp.float32(0)) for layer in layers]))
+    return jnp.sqrt(jnp.stack([sum(map(_sum_squares, layer), jnp.float32(0)) for layer in layers]))
 
 
-def _squared(array: jax.Array) -> jax.Array:
+def _sum_squares(array: jax.Array) -> jax.Array:
     """f32[], the sum of squares; narrow floats are widened first."""
     wide = array if array.dtype.itemsize >= 4 else array.astype(jnp.float32)
     return jnp.sum((wide.conj() * wide).real).astype(jnp.float32)

@@ -218,7 +218,7 @@ def _seed_gradients(loss: Loss, state: HostState, joint: Seeds, batch: Batch) ->
 
     A scan, so that the second loss is compiled once however many seeds there are.
     """
-    names = _grown(state.slots)
+    names = _list_grown(state.slots)
     if not names:
         return joint
     seeds = seeds_of(state.slots)
@@ -258,7 +258,7 @@ def _learn(
     )
 
 
-def _grown(slots: Mapping[str, Slot]) -> list[str]:
+def _list_grown(slots: Mapping[str, Slot]) -> list[str]:
     return sorted(name for name, slot in slots.items() if slot.params)
 
 
@@ -283,7 +283,7 @@ def contribution(
       f32[] by slot id; positive where the seed helps, 0 where nothing grows.
     """
     nothing = {name: jnp.float32(0) for name in slots}
-    names = _grown(slots)
+    names = _list_grown(slots)
     if not names:
         return nothing
     seeds = seeds_of(slots)
@@ -293,9 +293,9 @@ def contribution(
     as_is = jnp.tile(alphas[None, :], (len(names), 1))
     rows = jnp.concatenate([jnp.where(here, 0, as_is), jnp.where(here, 1, as_is)])
 
-    def measured(row: jax.Array) -> jax.Array:
+    def measure_row(row: jax.Array) -> jax.Array:
         varied = {name: gates[name]._replace(alpha=row[i]) for i, name in enumerate(names)}
         return loss(params, seeds, {**gates, **varied}, batch)
 
-    off, on = jnp.split(jax.vmap(measured)(rows), 2)
+    off, on = jnp.split(jax.vmap(measure_row)(rows), 2)
     return nothing | {name: off[i] - on[i] for i, name in enumerate(names)}

@@ -122,13 +122,13 @@ def relation_edges(layout: GraphLayout, graph: Tables) -> dict[str, Edges]:
         relation.key: (
             _complete(relation, masks, attributes)
             if layout.is_complete(relation)
-            else _listed(layout, relation, graph)
+            else _gather_listed(layout, relation, graph)
         )
         for relation in RELATIONS
     }
 
 
-def _listed(layout: GraphLayout, relation: Relation, graph: Tables) -> Listed:
+def _gather_listed(layout: GraphLayout, relation: Relation, graph: Tables) -> Listed:
     rows = layout.edges[relation.key].slice
     return Listed(
         graph.senders[rows] - layout.nodes[relation.source].start,

@@ -39,7 +39,7 @@ class Signals:
     device_type: str | None = None
     optimizer_id: str | None = None
 
-    def measured(self, name: str) -> float | None:
+    def read_number(self, name: str) -> float | None:
         """The number that a rule calls `name`; None where nobody measured it."""
         match name:
             case "policy_risk_score":

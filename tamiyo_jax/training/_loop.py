@@ -208,7 +208,7 @@ def run(
         host, trained = _train_epoch(task, inside)
         probed = _probe(task, host) if controller is not None and may_grow(host) else {}
         measured = jax.device_get(Measured(trained, *_measure(task, host), probe=probed))
-        host = programs.rejoined(host, state.host)
+        host = programs.rejoin(host, state.host)
         seconds = time.perf_counter() - started
         state = LoopState(host, state.epochs + 1)
         metrics = {"epochs_total": float(epochs)}

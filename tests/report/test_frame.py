@@ -61,7 +61,7 @@ def test_steps_that_a_resumed_run_did_again_are_not_shown_twice(tmp_path: Path):
             tamiyo.step(packet)
     run = read_run(tmp_path)
     assert run.frame["step"].tolist() == [10, 20, 30, 40, 50, 60]
-    (restored,) = (happening for happening in run.happenings if happening.kind == "restore")
+    (restored,) = (event for event in run.events if event.kind == "restore")
     assert "3 later decisions were undone" in restored.text
 
 

@@ -42,7 +42,7 @@ def test_a_seed_is_carried_beside_the_programs_until_those_with_it_are_there() -
         inside = programs.inside(state)
         assert inside.slots[SEED_ID].params == {}
         trained, _ = host.train_step(MADE, inside, batch(0))
-        after = programs.rejoined(trained, state)
+        after = programs.rejoin(trained, state)
         assert same(after.slots[SEED_ID].params, state.slots[SEED_ID].params)
         assert (
             int(after.slots[SEED_ID].state.age_steps)
