@@ -128,7 +128,7 @@ def rows(seen: Soak) -> list[dict[str, float]]:
     return found
 
 
-def judge(seen: Soak, tenths: Sequence[dict[str, float]]) -> dict[str, tuple[bool, str]]:
+def check_claims(seen: Soak, tenths: Sequence[dict[str, float]]) -> dict[str, tuple[bool, str]]:
     """Each claim, whether it holds, and its figures."""
     memory = {
         "memory of the process is flat": growth_of_process(seen.samples),
@@ -179,7 +179,7 @@ def main() -> int:
             progress=progress,
         )
     tenths = rows(seen)
-    claims = judge(seen, tenths)
+    claims = check_claims(seen, tenths)
     facts = {
         "policy": arguments.policy,
         "minutes": round((time.monotonic() - started) / 60, 1),

@@ -29,7 +29,10 @@ __all__ = ["CompileAhead", "compile_program"]
 Program = TypeVar("Program")
 
 
-def compile_program(function: Callable[..., Any], *arguments: Any) -> jax.stages.Compiled:  # noqa: ANN401
+def compile_program(
+    function: Callable[..., Any],
+    *arguments: Any,  # noqa: ANN401
+) -> jax.stages.Compiled:
     """The program of a function for arguments of these shapes.
 
     Args:

@@ -51,9 +51,9 @@ def graph_tamiyo(directory: Path, **arguments: Any) -> Iterator[Tamiyo]:
 
 
 def value(tamiyo: Tamiyo, step: int = 0) -> float:
-    decided = tamiyo.step(story(step + 1)[step])
-    assert decided.value is not None
-    return decided.value
+    decision = tamiyo.step(story(step + 1)[step])
+    assert decision.value is not None
+    return decision.value
 
 
 def values_of(directory: Path, params: Any, count: int) -> list[float]:
@@ -62,7 +62,7 @@ def values_of(directory: Path, params: Any, count: int) -> list[float]:
         return [value(tamiyo, step) for step in range(count)]
 
 
-def broken(change: Any) -> Any:
+def break_update(change: Any) -> Any:
     """Parameters with one array changed."""
     leaves, structure = jax.tree.flatten(jax.device_get(SECOND))
     leaves[0] = change(np.array(leaves[0]))
@@ -105,12 +105,12 @@ REFUSED = {
         lambda: make_update(payload=params_to_bytes({"a": np.ones(3, np.float32)})),
         "shape_mismatch",
     ),
-    "of another width": (lambda: make_update(params=broken(widen)), "shape_mismatch"),
+    "of another width": (lambda: make_update(params=break_update(widen)), "shape_mismatch"),
     "half precision": (
-        lambda: make_update(params=broken(lambda a: a.astype(np.float16))),
+        lambda: make_update(params=break_update(lambda a: a.astype(np.float16))),
         "shape_mismatch",
     ),
-    "not finite": (lambda: make_update(params=broken(fill_with_nan)), "nonfinite"),
+    "not finite": (lambda: make_update(params=break_update(fill_with_nan)), "nonfinite"),
     "bytes that are none": (lambda: b"\xff\xff", "invalid_payload"),
 }
 

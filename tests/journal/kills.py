@@ -67,7 +67,7 @@ def kill_writers(directory: Path, times: int, seed: int) -> dict[str, object]:
     """Kill writers of one directory, each at a random moment, and look for what they wrote."""
     chance = random.Random(seed)
     failures = Counter[str]()
-    told = 0
+    returned_count = 0
     with _nursery() as (orders, answers):
         for number in range(times):
             orders.write(f"{directory} {('group', 'always')[number % 2]}\n")
@@ -76,11 +76,11 @@ def kill_writers(directory: Path, times: int, seed: int) -> dict[str, object]:
             time.sleep(chance.uniform(0, 0.1))
             os.kill(writer, signal.SIGKILL)
             returned = [int(line) for line in iter(answers.readline, "ended\n")]
-            told += len(returned)
+            returned_count += len(returned)
             failures.update(_problems(directory, returned))
     return {
         "kills": times,
-        "records whose append returned": told,
+        "records whose append returned": returned_count,
         "segments": len(list((directory / "journal").iterdir())),
         "failures of any kind": failures.total(),
         "examples": dict(failures),

@@ -121,7 +121,7 @@ def soak(
     """
     seen = Soak(np.full(steps, math.nan))  # written now, so that it does not grow later
     reports: deque[str] = deque(maxlen=REMEMBERED)
-    with _opened(directory, policy, retention_hours) as (tamiyo, library):
+    with _open_source(directory, policy, retention_hours) as (tamiyo, library):
         events = _events(tamiyo, graph=policy == "graph")
         for step in range(steps):
             expected: type[TamiyoError] | None = None
@@ -162,13 +162,13 @@ def _missing(directory: Path, reports: list[str]) -> Iterator[str]:
     steps = [
         decode_step(record.payload) for record in found.records if record.type is RecordType.STEP
     ]
-    decided = [step.report.report_id for step in steps if step.action]
-    if decided[-len(reports) :] != reports:
+    recorded = [step.report.report_id for step in steps if step.action]
+    if recorded[-len(reports) :] != reports:
         yield f"the newest {len(reports)} reports are not those on record"
 
 
 @contextmanager
-def _opened(
+def _open_source(
     directory: Path, policy: str, retention_hours: float
 ) -> Iterator[tuple[Tamiyo, SqliteBlueprintLibrary]]:
     config = TamiyoConfig(

@@ -355,8 +355,8 @@ def test_any_packet_is_answered_by_the_graph_policy_alike(tmp_path: Path) -> Non
     config = make_config()
     params = init_params(config.policy, jax.random.key(0))
     kernel = params["policy_logits"]["kernel"]
-    decided = jax.random.normal(jax.random.key(1), kernel.shape)  # untrained ones are all zero
-    head = {**params["policy_logits"], "kernel": decided}
+    trained = jax.random.normal(jax.random.key(1), kernel.shape)  # untrained ones are all zero
+    head = {**params["policy_logits"], "kernel": trained}
     params = {**params, "policy_logits": head}
     hold_for_packets(tmp_path, EXAMPLES // 8, config=config, policy="graph", params=params)
 

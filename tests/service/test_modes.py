@@ -12,6 +12,7 @@ import psutil
 import pytest
 from inference.test_policy_update import FIRST, SECOND, graph_tamiyo, make_update, value, values_of
 from making import SECRET, make_config, make_packet, open_tamiyo, story
+from summaries import summarise_decision
 
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import Secret, TelemetryLevel, signature_of
@@ -33,11 +34,9 @@ def on_record(directory: Path, kind: type) -> list[Any]:
     return [content for content in contents if isinstance(content, kind)]
 
 
-def said(decision: Decision) -> tuple[Any, ...]:
+def summarise(decision: Decision) -> tuple[Any, ...]:
     """What was decided: everything but ids, times, and whether it counts."""
-    command = decision.command
-    named = None if command is None else (command.target_seed_id, command.payload)
-    return decision.action, decision.reason, decision.value, named
+    return summarise_decision(decision, "value")
 
 
 def workers() -> int:
@@ -51,12 +50,12 @@ def workers() -> int:
 def test_shadow_becomes_act_between_two_steps_and_decides_on_as_before(tmp_path: Path) -> None:
     packets = [packet for packet in story(16) if (packet.validation_loss or 0) < 1.2]
     with open_tamiyo(tmp_path / "whole") as tamiyo:
-        expected = [said(tamiyo.step(packet)) for packet in packets]
+        expected = [summarise(tamiyo.step(packet)) for packet in packets]
     with open_tamiyo(tmp_path / "switched", mode="shadow") as tamiyo:
         shadowed = [tamiyo.step(packet) for packet in packets[:8]]
         tamiyo.set_mode("act")
         acted = [tamiyo.step(packet) for packet in packets[8:]]
-    assert [said(decision) for decision in (*shadowed, *acted)] == expected
+    assert [summarise(decision) for decision in (*shadowed, *acted)] == expected
     assert all(decision.shadow for decision in shadowed)
     assert not any(decision.shadow for decision in acted)
     commands = [decision.command for decision in acted if decision.command is not None]

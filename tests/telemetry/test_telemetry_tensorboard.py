@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from telemetry_runs import DECIDED, FAILED_AT, eventful_run, values
+from telemetry_runs import DECISIONS, FAILED_AT, eventful_run, values
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
@@ -50,9 +50,9 @@ def curve(events: list[Event], tag: str) -> list[tuple[int, float]]:
 def test_metrics_are_curves_over_the_steps_of_the_optimiser(run: Run) -> None:
     packets, events = run
     latency = curve(events, "tamiyo/step/latency_ms")
-    assert [step for step, _ in latency] == [10 * step for step in range(DECIDED)]
-    told = values(packets, "tamiyo.step.latency_ms")
-    assert [value for _, value in latency] == pytest.approx(told)
+    assert [step for step, _ in latency] == [10 * step for step in range(DECISIONS)]
+    reported = values(packets, "tamiyo.step.latency_ms")
+    assert [value for _, value in latency] == pytest.approx(reported)
     assert math.isnan(curve(events, "tamiyo/validation_loss")[-1][1])
 
 

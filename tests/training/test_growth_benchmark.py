@@ -140,11 +140,11 @@ def test_the_table_tells_means_intervals_and_what_a_seed_gained(growth) -> None:
     ]  # fmt: skip
     written = io.StringIO()
     Console(width=200, file=written).print(growth.table(rows))
-    told = [
+    rows = [
         [cell.strip() for cell in line.strip("| ").split("|")]
         for line in written.getvalue().splitlines()
     ]
-    found = {row[0]: row[1:] for row in told}
+    found = {row[0]: row[1:] for row in rows}
     # Student's t of four degrees of freedom: 2.776 × 1.581 / √5 = 1.96
     assert found["s: small"] == ["82.0 ± 2.0", "100 ± 0", "3.0 ± 2.0"]
     assert found["s: grown against small"] == [
