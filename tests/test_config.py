@@ -202,7 +202,7 @@ def test_a_variable_for_a_whole_section_or_below_a_setting_is_refused(
         monkeypatch.delenv(name)
 
 
-def test_resolving_tells_the_origin_of_every_setting(
+def test_resolving_names_the_origin_of_every_setting(
     toml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TAMIYO__DEADLINES__METADATA_MS", "21")

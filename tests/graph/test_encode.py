@@ -186,7 +186,7 @@ def test_all_missing_required_features_are_named_at_once(make_packet, make_bluep
     assert set(caught.value.features) <= missing_features(layout, raw)
 
 
-def test_a_loss_that_is_not_a_number_counts_as_told_and_encodes_as_absent(
+def test_a_loss_that_is_not_a_number_counts_as_reported_and_encodes_as_absent(
     make_packet, make_blueprint
 ):
     reported = {"loss": math.nan, "gradient_norm": math.inf}
@@ -196,7 +196,7 @@ def test_a_loss_that_is_not_a_number_counts_as_told_and_encodes_as_absent(
     assert not {"global.loss", "global.gradient_norm"} & missing_features(layout, raw)
 
 
-def test_zero_is_told_and_absence_is_not(make_packet, make_blueprint, make_seed):
+def test_zero_counts_as_reported_and_absence_does_not(make_packet, make_blueprint, make_seed):
     seeds = (make_seed(0, risk_score=0.0, learning_rate=None),)
     layout, raw, _ = encode_fresh(make_packet(seeds=seeds), make_blueprint())
     assert row(layout, raw, "seed")[[0, 1, 2, 3]].tolist() == [0.0, 0.0, 0.0, 1.0]
@@ -230,7 +230,7 @@ def test_coverage_is_full_for_a_full_packet_and_leaves_out_absent_types(
     assert "edges.layer_connects" in reported
 
 
-def test_a_packet_that_tells_next_to_nothing_scores_next_to_nothing(make_packet, make_blueprint):
+def test_a_nearly_empty_packet_has_almost_no_coverage(make_packet, make_blueprint):
     blueprint = make_blueprint(depth=0, activations=(), parameters=(), risk=None,
                                candidate_score=None)  # fmt: skip
     packet = make_packet(training_metrics={}, seeds=(), validation_loss=None, training_loss=None)

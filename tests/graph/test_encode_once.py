@@ -102,7 +102,7 @@ def test_a_packet_encodes_alike_whatever_was_encoded_before_it(
 
 @settings(max_examples=40)
 @given(steps, variants)
-def test_what_is_told_is_counted_as_a_walk_over_packet_and_blueprint_counts_it(
+def test_reported_features_are_counted_as_a_walk_over_packet_and_blueprint_counts_them(
     packet_of, make_blueprint, step, variant
 ):
     sparse = LayerSpec("L2", "conv", 2, weight_norm=1.0)
@@ -130,9 +130,7 @@ def test_what_is_told_is_counted_as_a_walk_over_packet_and_blueprint_counts_it(
     assert ours["node.blueprint"] == (5 if packet.validation_loss is None else 6) / 6
 
 
-def test_a_live_measurement_makes_up_for_what_the_blueprint_does_not_tell(
-    make_packet, make_blueprint
-):
+def test_a_live_measurement_makes_up_for_what_the_blueprint_lacks(make_packet, make_blueprint):
     blueprint = make_blueprint(layers=(LayerSpec("L0", "dense", 0), LayerSpec("L1", "dense", 1)))
     layout = layout_for(blueprint, LENIENT)
     arrays = encode_blueprint(blueprint, layout, config=LENIENT)
@@ -190,7 +188,7 @@ def test_once_registries_are_settled_no_step_walks_over_a_blueprint(make_packet,
     assert Walked.walks == walks
 
 
-def test_seatings_and_sets_of_blueprints_are_forgotten_in_the_end(make_packet, make_blueprint):
+def test_old_seed_placements_and_sets_of_blueprints_are_forgotten(make_packet, make_blueprint):
     blueprint = make_blueprint()
     arrays = encode_blueprint(blueprint, layout_for(blueprint, LENIENT))
     for step in range(100):

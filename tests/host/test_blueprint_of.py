@@ -257,7 +257,7 @@ def test_layers_have_the_names_that_the_monitor_gives_them(
 
 
 @each_architecture
-def test_a_made_blueprint_is_stored_encoded_and_decided_upon(
+def test_a_generated_blueprint_can_be_stored_encoded_and_used_in_a_decision(
     make: Callable[[], Architecture], expected: Table, tmp_path: Path
 ) -> None:
     blueprint = make().blueprint
@@ -373,7 +373,7 @@ def test_squeeze_and_excitation_feeds_on_by_both_ways() -> None:
     assert describe(apply_fn, "a", "gate", "b")["b"][-1] == ["a", "gate"]
 
 
-def test_depthwise_and_pointwise_convolutions_are_told_apart() -> None:
+def test_depthwise_and_pointwise_convolutions_are_distinguished() -> None:
     class Separable(nn.Module):
         @nn.compact
         def __call__(self, x):

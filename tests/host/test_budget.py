@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_not_offered():
     assert read_offer(make_slots({"a": 10, "b": 10}), 39) == (["a", "b"], ("small", "middle"))
 
 
-def test_where_nothing_fits_the_seed_is_told_as_embargoed():
+def test_where_nothing_fits_the_seed_is_reported_as_embargoed():
     state = make_slots({"a": 10, "b": 100})
     assert read_offer(state, 25) == (["a"], ("small", "middle"))
     packet = state.limit(packet_of(state), 0)
@@ -122,7 +122,7 @@ def test_whatever_is_offered_fits_and_nothing_is_offered_only_where_nothing_fits
     assert bool(slots) == any(names[name] <= room for name in dormant)
 
 
-def test_only_dormant_seeds_and_the_candidates_are_told_otherwise():
+def test_only_dormant_seeds_and_the_candidates_are_reported_differently():
     state = make_slots({"a": 10, "b": 10}, {"b": SeedStage.TRAINING})
     before = packet_of(state)
     after = state.limit(before, -OWN)

@@ -48,7 +48,7 @@ def test_a_slot_in_which_something_grows_is_not_probed():
     assert host.probe(MADE, operate(make_state(MADE), SeedOperation.GERMINATE), batch(0)) == {}
 
 
-def test_the_packet_tells_the_probe_of_dormant_slots_alone():
+def test_the_packet_has_the_probe_of_dormant_slots_only():
     measured = host.SeedMeasurements(0.0, 0.0, probe={"steep": 2.0})
     timing = growth.Timing(2, 2)
 

@@ -54,7 +54,7 @@ def compare(
 
 
 @pytest.mark.parametrize("mode", ["act", "shadow", "guard"])
-def test_the_same_controller_would_have_decided_the_same(tmp_path: Path, mode: str) -> None:
+def test_the_same_controller_makes_the_same_decisions(tmp_path: Path, mode: str) -> None:
     record(tmp_path, mode=mode)
     compared = compare(tmp_path)
     assert len(compared) == len(PACKETS)
@@ -67,7 +67,7 @@ def test_the_same_controller_would_have_decided_the_same(tmp_path: Path, mode: s
 
 
 @pytest.mark.slow
-def test_the_same_network_would_have_decided_the_same(tmp_path: Path) -> None:
+def test_the_same_network_makes_the_same_decisions(tmp_path: Path) -> None:
     arguments = graph_arguments()
     record(tmp_path, **arguments)
     compared = compare(tmp_path, **arguments)

@@ -18,7 +18,7 @@ from tamiyo_jax.errors import PersistenceError
 from tamiyo_jax.report import RunReader, frame, read_run
 
 
-def test_every_step_is_a_row_with_what_was_measured_decided_and_why(tmp_path: Path):
+def test_every_step_is_a_row_with_measurements_decision_and_reason(tmp_path: Path):
     table = frame(decide_run(tmp_path, packets(12, broken=[12])))
     assert {len(column) for column in table.values()} == {12}
     assert table["step"].tolist() == list(range(10, 130, 10))

@@ -108,7 +108,7 @@ def test_a_live_run_is_watched_while_it_is_written_and_until_it_ends(tmp_path: P
     assert last.corrupt == last.torn == ()
 
 
-def test_a_run_that_nobody_holds_is_shown_once(tmp_path: Path):
+def test_a_run_that_no_process_holds_is_shown_once(tmp_path: Path):
     reader = RunReader(decide_run(tmp_path, packets(2)))
     slept: list[float] = []
     assert [len(run) for run in follow(reader, 9.0, sleep=slept.append)] == [2]

@@ -209,7 +209,9 @@ def test_the_earlier_of_two_equal_rows_gives_the_reason():
 
 
 @pytest.mark.parametrize("proposal", [CommandType.OPTIMIZER, CommandType.CIRCUIT_BREAKER, None])
-def test_a_downgrade_row_tells_but_does_not_touch_other_commands(proposal: CommandType | None):
+def test_a_downgrade_row_is_reported_but_leaves_other_commands_unchanged(
+    proposal: CommandType | None,
+):
     verdict = ask((proposal, None), Signals(loss_delta=0.1, optimizer_id="adam"))
     assert (verdict.command_type, verdict.reason) == (proposal, "mine:plateau")
     assert [event.name for event in verdict.events] == ["loss_warning"]
@@ -279,7 +281,7 @@ def test_every_effect_is_used_by_some_row():
         ),
     ],
 )
-def test_a_verdict_says_in_words_what_decided_it(proposal, observed, explanation):
+def test_a_verdict_explains_in_words_which_measurement_caused_it(proposal, observed, explanation):
     assert ask(proposal, observed).explanation == explanation
 
 

@@ -87,7 +87,7 @@ def test_another_star_row_starts_the_count_anew():
     assert state.conservative == ConservativeMode("loss_spike", entered_step=0, calm_steps=4)
 
 
-def test_the_events_tell_the_reason_and_how_long_it_lasted():
+def test_the_events_hold_the_reason_and_the_duration():
     state, (entered,), _ = apply_verdict(RiskState(), SPIKE, 7, shadow=False, config=CONFIG)
     assert (entered.level, entered.attributes) == (TelemetryLevel.WARNING, {"reason": "loss_spike"})
     config = RiskConfig(calm_steps=1)
@@ -136,7 +136,7 @@ def test_a_hand_takes_over_a_mode_that_a_rule_entered():
     assert not any(names)
 
 
-def test_asking_by_hand_for_what_is_the_case_tells_nothing():
+def test_setting_the_present_value_by_hand_emits_nothing():
     assert leave_by_hand(RiskState(), 0) == (RiskState(), ())
     state, _ = enter_by_hand(RiskState(), "maintenance", 3)
     assert enter_by_hand(state, "again", 4) == (state, ())
@@ -189,7 +189,7 @@ def test_a_breaker_that_opens_in_conservative_mode_starts_the_calm_count_anew():
 # Pause budget
 
 
-def test_pauses_beyond_the_budget_are_told_and_escalated():
+def test_pauses_beyond_the_budget_are_reported_and_escalated():
     state, names, escalations = step_through(RiskState(), [PAUSE] * 102)
     assert escalations == [False] * 100 + [True] * 2
     assert names[99:] == [[], ["pause_budget_exhausted"], ["pause_budget_exhausted"]]

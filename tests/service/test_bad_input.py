@@ -361,7 +361,7 @@ def test_any_packet_is_answered_by_the_graph_policy_alike(tmp_path: Path) -> Non
     hold_for_packets(tmp_path, EXAMPLES // 8, config=config, policy="graph", params=params)
 
 
-def test_any_blueprint_is_refused_by_name_or_decided_upon(tmp_path: Path) -> None:
+def test_any_blueprint_is_refused_by_name_or_used_in_a_decision(tmp_path: Path) -> None:
     library = make_full_library()
     with open_tamiyo(tmp_path, library=library, policy=f"{__name__}:Dice") as tamiyo:
         start = stalled(tamiyo)

@@ -106,7 +106,7 @@ def steps_on_record(directory: Path) -> list[StepRecord]:
     return [entry.content for entry in entries if isinstance(entry.content, StepRecord)]
 
 
-def test_a_write_that_fails_is_told_and_raised_and_the_state_stands(
+def test_a_write_that_fails_is_reported_and_raised_and_the_state_is_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int, data: memoryview) -> int:
@@ -128,7 +128,9 @@ def test_a_write_that_fails_is_told_and_raised_and_the_state_stands(
         assert state_to_json(tamiyo.state) == before
 
 
-def test_what_is_not_measured_is_told_and_what_is_required_stops_the_step(tmp_path: Path) -> None:
+def test_a_missing_feature_is_reported_and_a_missing_required_feature_stops_the_step(
+    tmp_path: Path,
+) -> None:
     sink = MemorySink()
     packet = make_packet()
     metrics = dict(packet.training_metrics)

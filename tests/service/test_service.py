@@ -184,7 +184,7 @@ class Slow(Broken):
         return self._inner.decide(params, policy_state, observation)
 
 
-def test_a_policy_of_ones_own_runs_by_its_name(tmp_path: Path) -> None:
+def test_a_custom_policy_runs_by_its_name(tmp_path: Path) -> None:
     Broken.failure = None
     with open_tamiyo(tmp_path, policy=f"{__name__}:Broken") as tamiyo:
         assert tamiyo.step(make_packet()).action == "WAIT"

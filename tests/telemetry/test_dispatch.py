@@ -62,7 +62,7 @@ def test_a_broken_sink_is_given_up_and_no_other_sink_waits_for_it() -> None:
     assert telemetry.dropped == 9  # all but the one that broke it
 
 
-def test_a_slow_sink_delays_nobody_and_loses_the_oldest() -> None:
+def test_a_slow_sink_delays_no_step_and_loses_the_oldest_packets() -> None:
     memory, stuck = MemorySink(), Stuck()
     telemetry = Telemetry((stuck, memory))
     count = QUEUE_PACKETS + 100

@@ -46,7 +46,7 @@ def by_id(packets: list[TelemetryPacket]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", ["memory", "redis"])
-def test_what_a_run_tells_arrives_whole(
+def test_all_packets_of_a_run_arrive(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     if kind == "redis":

@@ -60,7 +60,7 @@ SINKS: dict[str, Callable[[Path], Sink]] = {
 
 
 @pytest.mark.parametrize("make", SINKS.values(), ids=SINKS)
-def test_a_sink_takes_whatever_a_controller_tells_it(
+def test_a_sink_takes_every_packet_that_a_controller_emits(
     make: Callable[[Path], Sink], tmp_path: Path
 ) -> None:
     packets = eventful_run(tmp_path / "run", (make(tmp_path),))  # which looks that none is lost
@@ -133,7 +133,7 @@ def test_steps_go_on_while_an_exporter_hangs(tmp_path: Path) -> None:
         assert tamiyo._parts.telemetry.dropped == 0
 
 
-def test_a_step_tells_of_the_workers_that_fetch_blueprints(tmp_path: Path) -> None:
+def test_a_step_reports_the_workers_that_fetch_blueprints(tmp_path: Path) -> None:
     memory, library = MemorySink(), SqliteBlueprintLibrary(tmp_path / "blueprints.db")
     for name in ("host", "grow-a", "grow-b"):
         library.put(make_blueprint(name))

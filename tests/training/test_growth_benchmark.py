@@ -124,7 +124,7 @@ def test_a_seed_gives_three_networks_and_they_a_table_and_a_plot(growth, tmp_pat
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
-def test_the_table_tells_means_intervals_and_what_a_seed_gained(growth) -> None:
+def test_the_table_holds_means_intervals_and_the_gain_of_each_seed(growth) -> None:
     accuracies = {
         "small": (0.80, 0.81, 0.82, 0.83, 0.84),
         "grown": (0.90, 0.91, 0.92, 0.93, 0.94),
