@@ -36,7 +36,7 @@ def eventful_run(
         tamiyo.set_mode("shadow")
         tamiyo.step(make_packet(DECISIONS - 2))
         grown = make_seed("s0", SeedStage.BLENDING, metrics={"alpha": 0.5, "contribution": 0.01})
-        metrics = {**make_packet().training_metrics, "live_parameters": 330.0}
+        metrics = {**make_packet().training_metrics, "live_parameters": 330.0, "lr_multiplier": 0.5}
         last = {"validation_loss": float("nan"), "validation_accuracy": 0.5, "seeds": (grown,)}
         tamiyo.step(make_packet(DECISIONS - 1, training_metrics=metrics, **last))
         telemetry = tamiyo._parts.telemetry

@@ -40,7 +40,7 @@ def snippets() -> Iterator[str]:
 
 def test_the_documented_metrics_are_those_that_a_step_sends(tmp_path: Path) -> None:
     sink = MemorySink()
-    measured = {**make_packet().training_metrics, "live_parameters": 300.0}
+    measured = {**make_packet().training_metrics, "live_parameters": 300.0, "lr_multiplier": 0.5}
     seed = make_seed(metrics={"alpha": 0.0, "contribution": 0.1})
     plateau = [
         make_packet(step, seeds=(seed,), validation_accuracy=0.5, training_metrics=measured)

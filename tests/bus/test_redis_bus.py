@@ -248,7 +248,7 @@ def test_a_bus_is_made_without_its_server_and_a_hanging_one_is_given_up(
         started = time.monotonic()
         with pytest.raises(PublishError, match="Timeout"):
             publish(bus, b"perhaps")
-        assert time.monotonic() - started < 5.0
+        assert time.monotonic() - started < 30.0
         own_redis_server.thaw()
         assert consume(bus)[0] == b"1"
 
