@@ -157,7 +157,7 @@ def check_claims(seen: Soak, tenths: Sequence[dict[str, float]]) -> dict[str, tu
 
 
 def main() -> int:
-    """Run, print and judge."""
+    """Run, print the figures and check the claims."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200_000)
     parser.add_argument("--policy", choices=("graph", "heuristic"), default="graph")

@@ -8,7 +8,7 @@ The network is the decoder of `benchmarks/monitor.py`, of ten million parameters
   that it keeps is there; and the parts of one.
 - *growth*: a train step with seed slots after the blocks, against one without, and one with a
   grown seed, against the network that has the seed's module built in; also by the arithmetic that
-  XLA counts. And what judging the seeds adds to a validation batch.
+  XLA counts. And what measuring the contributions of seeds adds to a validation batch.
 
 What is compared takes turns.
 """
@@ -202,7 +202,7 @@ class Growing:
 
 
 def growing(root: Path) -> Found:
-    """Train steps by what is in the slots, and a validation batch with and without judging."""
+    """Time train steps by what is in the slots, and validation with and without contributions."""
     del root
     batch = tokens()
     without, all_ = (Growing.make(slots) for slots in (0, SLOTS))

@@ -1,6 +1,6 @@
 """How a seed's output joins its host's, for hosts that read it from the command's annotations.
 
-A packet's metrics and a blueprint's parameters are numbers, so what they hold tells the mode: a
+A packet's metrics and a blueprint's parameters are numbers, so the mode follows from their names: a
 share of its own per channel (``alpha_vec/0``, ``alpha_vec/1``, …) is CHANNEL, and a gate on the
 host's confidence (``gate_k``, ``gate_tau``, ``alpha_lo``, ``alpha_hi``) is CONFIDENCE. The seed's
 own values go before the blueprint's. With neither the mode is the configuration's.

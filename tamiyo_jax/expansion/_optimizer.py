@@ -84,7 +84,7 @@ def grow_opt_state(
 
     Raises:
       ConfigurationError: the state holds something that depends on the parameters and is no tree
-        like them, so nobody can know how it grows.
+        like them, so it is unknown how it grows.
     """
     return cast(State, _grow(growth, tx.init(params), opt_state))
 

@@ -1,6 +1,6 @@
 """Edges of seeds: peers, the parameters that a seed may set, the layers that it watches.
 
-They are drawn once for each seating of the seeds and remembered, since seeds keep their
+They are computed once for each placement of the seeds and kept, since seeds keep their
 places much longer than a step; only what the seeds themselves measure is filled in each time.
 """
 
@@ -84,7 +84,7 @@ class SeedLinks(NamedTuple):
 
 
 class SeedEdges(NamedTuple):
-    """The edge table of a seating, read-only; see `RawGraph`.
+    """The edge table of a placement, read-only; see `RawGraph`.
 
     Attributes:
       edges: f32[E, 3], without what comes from attributes of seeds.

@@ -33,8 +33,8 @@ def live_parameters(state: HostState) -> int:
 def limit_to_budget(packet: SystemStatePacket, state: HostState, host: Host) -> SystemStatePacket:
     """The packet, offering only what can be grown within a budget.
 
-    A dormant slot in which nothing fits is told as EMBARGOED, the stage in which nothing may
-    germinate, and a candidate that does not fit every slot still told as DORMANT is left out:
+    A dormant slot in which nothing fits is reported as EMBARGOED, the stage in which nothing may
+    germinate, and a candidate that does not fit every slot still reported as DORMANT is left out:
     whatever pair a policy chooses can be grown. The same candidate may be larger in one slot
     than in another; the one that fits the most slots decides which of them stay open.
 

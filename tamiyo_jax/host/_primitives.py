@@ -43,8 +43,8 @@ class Use(NamedTuple):
     """How an equation uses the weights of a layer.
 
     Attributes:
-      type: type of the layer, as far as this use tells.
-      channels: inputs and outputs of one position; None where the use does not tell.
+      type: type of the layer, as far as this use determines it.
+      channels: inputs and outputs of one position; None where the use does not determine them.
     """
 
     type: str
@@ -97,9 +97,9 @@ def _convolution(eqn: JaxprEqn) -> Use:
 
 
 def landmark(eqn: JaxprEqn) -> str | None:
-    """What a value passes here that tells later what it is a part of.
+    """Name what a primitive indicates about the layer or activation that a value is part of.
 
-    Roots tell normalisation, exponentials softmax, cubes GELU, and squares that a maximum with
+    Roots indicate normalisation, exponentials softmax, cubes GELU, and squares that a maximum with
     zero keeps a variance from being negative.
     """
     name = eqn.primitive.name

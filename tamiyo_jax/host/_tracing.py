@@ -65,7 +65,7 @@ class Activation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What a forward pass tells of its layers, which are numbers here.
+    """The layers of a forward pass, by number: their types and how they connect.
 
     Attributes:
       depth: layers on the longest way to a layer, in the order in which they are first applied.

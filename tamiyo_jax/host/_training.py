@@ -1,4 +1,4 @@
-"""Training a host and its seeds: one step, and what each seed is worth.
+"""Training a host and its seeds: one step, and the contribution of each seed.
 
 Host and seeds share a forward pass and nothing else. The host's optimiser sees the host's
 gradient alone; each slot has an optimiser state, a step count and a gradient clipping of its
@@ -269,7 +269,7 @@ def _where(condition: jax.Array, new: Params, old: Params) -> Params:
 def contribution(
     loss: Loss, params: Params, slots: Mapping[str, Slot], batch: Batch
 ) -> dict[str, jax.Array]:
-    """What each slot's seed is worth: the loss with it off (α = 0) minus on (α = 1).
+    """The contribution of each slot's seed: the loss with it off (α = 0) minus on (α = 1).
 
     The other slots stay as they are. All seeds are measured in one vmapped pass.
 

@@ -87,7 +87,7 @@ def _epochs(
 def _losses(
     config: HeuristicConfig, state: HeuristicState, packet: SystemStatePacket
 ) -> HeuristicState:
-    """Count the first loss of every epoch; a loss that is not finite tells nothing here."""
+    """Count the first loss of every epoch; a loss that is not finite is ignored here."""
     training, validation = _finite(packet.training_loss), _finite(packet.validation_loss)
     if training is not None:
         before = training if state.smoothed is None else state.smoothed
@@ -146,7 +146,7 @@ def _seeds(
 
 
 def _enter(state: HeuristicState, seed_id: str, *, alive: bool) -> HeuristicState:
-    """A seed enters a stage: what validation is now is what that stage is judged by."""
+    """Record the stage that a seed enters, and the validation loss with which it is compared."""
     entry_loss = _drop_key(state.entry_loss, seed_id)
     if alive and state.validates and state.loss is not None:
         entry_loss[seed_id] = state.loss

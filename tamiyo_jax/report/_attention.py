@@ -37,7 +37,7 @@ _GO_ON = (
 
 
 class Urgency(IntEnum):
-    """How soon somebody must look."""
+    """How soon a person must look."""
 
     NOTE = 0
     WARNING = 1

@@ -1,4 +1,4 @@
-"""A run as its journal tells it: a table of its steps, and what else happened."""
+"""A run read from its journal: a table of its steps, and the events between them."""
 
 from __future__ import annotations
 

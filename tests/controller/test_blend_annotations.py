@@ -1,4 +1,4 @@
-"""What SEED commands tell the host about how a seed joins it."""
+"""The annotations of SEED commands that say how a seed is blended into the host."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def test_only_a_genuine_new_and_fresh_command_is_applied(tmp_path, good, altered
     checkpoints, before = host.HostCheckpoints(tmp_path, MADE), state()
     checkpoints.save("good", before._replace(step=jnp.int32(7)))
     apply = applier(checkpointer=checkpoints)
-    forged = sign(good, Secret("a secret of somebody else"))
+    forged = sign(good, Secret("a secret of another process"))
     for false in (forged, replace(good, **altered), replace(good, annotations={})):
         with pytest.raises(SignatureError):
             apply(before, Decision(false))

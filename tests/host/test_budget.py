@@ -62,7 +62,7 @@ def packet_of(sized: Sized):
 
 
 def read_offer(sized: Sized, room: int):
-    """The slots still told as dormant and the candidates, with `room` parameters left."""
+    """The slots still reported as dormant and the candidates, with `room` parameters left."""
     packet = sized.limit(packet_of(sized), room)
     slots = [seed.seed_id for seed in packet.seeds if seed.stage is SeedStage.DORMANT]
     return slots, packet.candidate_blueprint_ids

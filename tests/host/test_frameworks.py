@@ -28,7 +28,7 @@ def batch(index: int):
 
 
 def measure_contribution(made: host.Host, state: host.HostState) -> float:
-    """Grow the slot's wide perceptron step by step; what it is worth in the end."""
+    """Grow the slot's wide perceptron step by step; returns its contribution at the end."""
     step = jax.jit(lambda state, data: host.train_step(made, state, data))
     script = {4: OP.GERMINATE, 5: OP.START_TRAINING, 20: OP.START_GRAFTING, 25: OP.STABILIZE}
     for index in range(60):

@@ -1,4 +1,4 @@
-"""The meter tells what the kernel and the device's allocator say, and invents nothing."""
+"""The meter reports what the kernel and the device's allocator measure, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The probe tells candidates apart before they are grown, and changes nothing."""
+"""The probe distinguishes candidates before they are grown, and changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every seed of the library: a fresh one changes nothing, and its blueprint tells the truth."""
+"""Every seed of the library: a fresh one changes nothing, and its blueprint is correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters of somebody else: what is refused, why, and what takes over when."""
+"""Policy updates: which are refused and why, and when the others take effect."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def overflow(array: np.ndarray) -> np.ndarray:
 
 HOUR_NS = 3_600_000_000_000
 REFUSED = {
-    "signed by nobody": (lambda: replace(make_update(), signature=""), "bad_signature"),
-    "signed by somebody else": (
-        lambda: make_update(secret=b"the secret of somebody else"),
+    "not signed": (lambda: replace(make_update(), signature=""), "bad_signature"),
+    "signed with another secret": (
+        lambda: make_update(secret=b"a secret of another process"),
         "bad_signature",
     ),
     "changed after signing": (

@@ -26,11 +26,11 @@ from journal.campaign import make_storage_config, stepped
 from tamiyo_jax.controller import initial_state
 from tamiyo_jax.storage import StorageManager
 
-def tell(*words):
+def send(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 def write(directory, durability):
-    tell(os.getpid())
+    send(os.getpid())
     config = make_storage_config(durability=durability, flush_ms=1.0, retention_hours=1e6)
     manager = StorageManager.open(Path(directory), config, POLICY_STATE, clock=Clock())
     state = manager.state or initial_state(POLICY_STATE)
@@ -38,14 +38,14 @@ def write(directory, durability):
     while True:
         state = stepped(state)
         report = make_report(f"r{state.steps}", EPOCH + state.steps)
-        tell(manager.append_step(make_step(state, report), state).sequence)
+        send(manager.append_step(make_step(state, report), state).sequence)
 
 for line in sys.stdin:
     child = os.fork()
     if not child:
         write(*line.split())
     os.waitpid(child, 0)
-    tell("ended")
+    send("ended")
 """
 
 

@@ -1,4 +1,4 @@
-"""The questions of somebody who is woken at night, answered by the page alone.
+"""The questions of an engineer on call, answered by the page alone.
 
 A run through the Plug, on a real disk that fills up: a seed grows, a batch breaks the loss,
 and then the journal cannot be written.

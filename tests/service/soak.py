@@ -1,7 +1,7 @@
 """A controller for very many steps, with everything happening to it that happens in a long run.
 
 Real workers are killed and hung, policies updated and blueprints changed while it steps. What
-it holds of the machine is sampled; `benchmarks/soak.py` judges a long run, a test a short one.
+it holds of the machine is sampled; `benchmarks/soak.py` checks a long run, a test a short one.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def soak(
       policy: ``"graph"``, in its small widths, or ``"heuristic"``, which has no updates.
       sample_every: steps between two samples.
       retention_hours: how long segments are kept.
-      progress: is told every sample.
+      progress: called with every sample.
     """
     seen = Soak(np.full(steps, math.nan))  # written now, so that it does not grow later
     reports: deque[str] = deque(maxlen=REMEMBERED)

@@ -1,4 +1,4 @@
-"""Two real JAX processes and one controller: they are told the same, whatever happens."""
+"""Two real JAX processes and one controller: they get the same answers and the same errors."""
 
 from __future__ import annotations
 

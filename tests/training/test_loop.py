@@ -1,4 +1,4 @@
-"""The reference loop on the digits: it resumes bit for bit, compiles once, and tells the truth."""
+"""The reference loop on the digits: it resumes bit for bit, compiles once and reports correctly."""
 
 from __future__ import annotations
 

@@ -283,7 +283,7 @@ def test_a_worker_sees_no_secret_and_is_the_first_to_go_when_memory_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TAMIYO_SECRET", SECRET.decode())
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something else that is nobody's business")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something else that workers must not see")
     with pool_of("environment", tmp_path) as pool:
         pool.wait_ready()
         seen = pool.call(None, 60_000.0)
