@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
 
@@ -34,6 +34,7 @@ State = TypeVar("State")
 LR_DELTA = "lr_delta"
 
 
+@runtime_checkable
 class DecisionLike(Protocol):
     """The part of a decision that the applier reads."""
 
@@ -48,6 +49,7 @@ class DecisionLike(Protocol):
         ...
 
 
+@runtime_checkable
 class Checkpointer(Protocol):
     """Restores the states that ROLLBACK returns to."""
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float32
 
 from tamiyo_jax.contracts import SeedStage
 from tamiyo_jax.errors import ConfigurationError
@@ -170,7 +171,7 @@ def seeds_of(slots: Mapping[str, Slot]) -> dict[str, Params]:
     return {name: slot.params for name, slot in slots.items()}
 
 
-def loss_of(host: Host, state: HostState, batch: Batch) -> jax.Array:
+def loss_of(host: Host, state: HostState, batch: Batch) -> Float32[Array, ""]:
     """f32[]: the loss of the network as it is now."""
     return host.loss(state.params, seeds_of(state.slots), gates_of(state.slots), batch)
 
@@ -268,7 +269,7 @@ def _where(condition: jax.Array, new: Params, old: Params) -> Params:
 
 def contribution(
     loss: Loss, params: Params, slots: Mapping[str, Slot], batch: Batch
-) -> dict[str, jax.Array]:
+) -> dict[str, Float32[Array, ""]]:
     """The contribution of each slot's seed: the loss with it off (α = 0) minus on (α = 1).
 
     The other slots stay as they are. All seeds are measured in one vmapped pass.
