@@ -4,6 +4,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 NOTEBOOK_ARGS ?=
+DETECTORS_ARGS ?=
 
 BIN := .venv/bin
 # By file, so that the tests of a file share what they compiled.
@@ -14,11 +15,11 @@ CLI := $(BIN)/tamiyo-jax
 DEV := .venv/.installed-dev
 PROTOS := tamiyo_jax/contracts/leyline.proto tamiyo_jax/storage/records.proto
 
-.PHONY: help demo test test-fast lint docs bench peer examples examples-fresh growth guard crash-campaign soak notebooks proto lock clean
+.PHONY: help demo test test-fast lint docs bench peer examples examples-fresh growth guard detectors crash-campaign soak notebooks proto lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "targets: demo test test-fast lint docs bench peer examples examples-fresh growth guard crash-campaign soak notebooks proto lock clean"
+	@echo "targets: demo test test-fast lint docs bench peer examples examples-fresh growth guard detectors crash-campaign soak notebooks proto lock clean"
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -28,7 +29,7 @@ help:
 	@touch $@
 
 $(DEV): pyproject.toml requirements.lock | .venv/bin/python
-	$(INSTALL) -e ".[dev,docs,redis,telemetry,learn]"
+	$(INSTALL) -e ".[dev,docs,redis,telemetry,wandb]"
 	@touch $@
 
 # Some tests talk to a real Redis. Where it cannot be installed they are skipped, and say so.
@@ -38,6 +39,13 @@ $(DEV): pyproject.toml requirements.lock | .venv/bin/python
 	  || echo "redis-server is missing and could not be installed; its tests will be skipped"
 	@touch $@
 
+# Some tests look at the page of a run in a real browser. They are skipped likewise.
+.venv/.chromium: | .venv/bin/python
+	@command -v chromium >/dev/null || apt-get install -qq -y chromium >/dev/null 2>&1 \
+	  || (apt-get update -qq && apt-get install -qq -y chromium) >/dev/null 2>&1 \
+	  || echo "chromium is missing and could not be installed; its tests will be skipped"
+	@touch $@
+
 .venv/.installed-notebooks: $(DEV)
 	$(INSTALL) -e ".[demo,notebooks]"
 	@touch $@
@@ -45,10 +53,10 @@ $(DEV): pyproject.toml requirements.lock | .venv/bin/python
 demo: .venv/.installed-demo
 	$(CLI) demo
 
-test: $(DEV) .venv/.redis
+test: $(DEV) .venv/.redis .venv/.chromium
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-fast: $(DEV) .venv/.redis
+test-fast: $(DEV) .venv/.redis .venv/.chromium
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 lint: $(DEV)
@@ -67,14 +75,16 @@ docs: $(DEV)
 bench: $(DEV) .venv/.redis peer
 	$(BIN)/python benchmarks/deadlines.py --repeats 10
 	$(BIN)/python benchmarks/isolation.py
-	$(BIN)/python benchmarks/journal.py
+	$(BIN)/python benchmarks/appends.py
 	$(BIN)/python benchmarks/blueprint_cache.py
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/forward.py
 	$(BIN)/python benchmarks/monitor.py --sequences 4
+	$(BIN)/python benchmarks/sinks.py
 
 growth: $(DEV)
 	$(BIN)/python benchmarks/growth.py --plot docs/growing.png
+	$(BIN)/python benchmarks/growth_gpt.py --plot docs/growing_gpt.png
 
 crash-campaign: $(DEV)
 	$(BIN)/python benchmarks/crash_campaign.py
@@ -93,6 +103,11 @@ examples-fresh:
 
 guard: .venv/.installed-demo
 	$(BIN)/python benchmarks/guard.py --plot docs/guard.png
+	$(BIN)/python benchmarks/guard_faults.py
+
+# On public training logs, which the project does not contain; without them it says so.
+detectors: $(DEV)
+	$(BIN)/python benchmarks/detectors.py $(DETECTORS_ARGS)
 
 soak: $(DEV)
 	$(BIN)/python benchmarks/soak.py
@@ -110,7 +125,7 @@ lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet uv
 	.venv-lock/bin/uv pip compile pyproject.toml --python-version 3.11 \
-	  --extra dev --extra demo --extra docs --extra redis --extra telemetry --extra learn \
+	  --extra dev --extra demo --extra docs --extra redis --extra telemetry --extra wandb \
 	  --extra notebooks --no-emit-index-url --no-header --no-annotate \
 	  --quiet --upgrade --output-file requirements.lock
 	rm -rf .venv-lock

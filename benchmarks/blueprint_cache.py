@@ -29,10 +29,15 @@ import numpy as np
 
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import Blueprint, BlueprintTier, LayerSpec, SystemStatePacket
-from tamiyo_jax.runtime import BlueprintLibrary, RedisBlueprintLibrary, SqliteBlueprintLibrary
-from tamiyo_jax.runtime.library import Connection
-from tamiyo_jax.runtime.listener import CacheListener
-from tamiyo_jax.runtime.metadata import BlueprintResolver, fetch_inline
+from tamiyo_jax.library import (
+    BlueprintLibrary,
+    BlueprintResolver,
+    CacheListener,
+    RedisBlueprintLibrary,
+    SqliteBlueprintLibrary,
+    fetch_inline,
+)
+from tamiyo_jax.library._memory import Connection
 
 TARGETS_MS = {"sqlite": 100.0, "redis": 20.0}
 BLUEPRINT = Blueprint(
@@ -100,7 +105,7 @@ def measure(library: BlueprintLibrary, puts: int) -> dict[str, float]:
 
 @contextmanager
 def redis_server(directory: Path) -> Iterator[str]:
-    """URL of a server of its own that keeps what it was told on disk."""
+    """URL of a server of its own that keeps its data on disk."""
     program = shutil.which("redis-server")
     if program is None:
         raise SystemExit("redis-server is not on the path; install it, or choose --library sqlite")

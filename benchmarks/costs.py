@@ -34,9 +34,10 @@ from monitor import SECRET, Training
 from tamiyo_jax import host
 from tamiyo_jax.config import StorageConfig, TamiyoConfig
 from tamiyo_jax.contracts import SystemStatePacket
-from tamiyo_jax.digits import digits_task
+from tamiyo_jax.demo import digits_task
+from tamiyo_jax.library import MemoryBlueprintLibrary, SqliteBlueprintLibrary
 from tamiyo_jax.policy import init_params
-from tamiyo_jax.runtime import MemoryBlueprintLibrary, SqliteBlueprintLibrary, Tamiyo
+from tamiyo_jax.service import Tamiyo
 
 MB = 1e6
 
@@ -77,13 +78,21 @@ def story(layers: Sequence[str]) -> Iterator[SystemStatePacket]:
     """The packets of `benchmarks/isolation.py`, with statistics of these layers."""
     task = digits_task(seed=0)
     meter, generator = host.HardwareMeter(jax.local_devices()[0]), np.random.default_rng(0)
-    candidates = tuple(one.blueprint_id for one in task.candidates)
+    candidates = tuple(candidate.blueprint_id for candidate in task.candidates)
+    still = host.statistics(host.monitor(optax.identity()).init(dict.fromkeys(layers, 0.0)))
+    still = jax.device_get(still)
     for packet in packets(task.blueprint.blueprint_id, candidates):
         numbers = generator.random((4, len(layers)), np.float32)
+        measured = still._replace(
+            gradient_norm=numbers[0],
+            weight_norm=numbers[1],
+            update_ratio=numbers[2],
+            gradient_variance=numbers[3],
+        )
         yield host.packet_from(
             replace(packet, timestamp_ns=time.time_ns(), restorable_checkpoint="step-000000"),
             layers=layers,
-            statistics=host.Statistics(*numbers, np.float32(0.1)),  # pyright: ignore
+            statistics=measured,
             training_loss=float(numbers[0, 0]),
             seeds=packet.seeds,
             metrics={},
@@ -107,12 +116,12 @@ def disk(root: Path) -> Found:
     found: dict[str, object] = {}
     for number, (name, (way, layers, storage)) in enumerate(cases.items()):
         config = TamiyoConfig(deadlines=PATIENT, storage=storage)
-        directory, told = root / str(number), story(layers)
+        directory, packets = root / str(number), story(layers)
         with replace(way, isolation="inline").opener(directory, config)() as tamiyo:
             sizes = []
             for steps in (50, 200):
                 for _ in range(steps):
-                    tamiyo.step(next(told))
+                    tamiyo.step(next(packets))
                 sizes.append(size_of(directory / "tamiyo" / "journal"))
         found[f"bytes per decision, {name}"] = (sizes[1] - sizes[0]) // 200
     return {}, found
@@ -135,22 +144,22 @@ WAYS = {
 def machine(root: Path) -> Found:
     """Processes, memory, threads and files while a controller is open and all is warm."""
     here = psutil.Process()
-    told = list(story(("hidden-0", "hidden-1", "readout")))[:20]
+    packets = list(story(("hidden-0", "hidden-1", "readout")))[:20]
     found: dict[str, object] = {}
     for name, way in WAYS.items():
         threads, files = threading.active_count(), here.num_fds()
         with way.opener(root / name, TamiyoConfig(deadlines=PATIENT))() as tamiyo:
-            for packet in told:
+            for packet in packets:
                 tamiyo.step(packet)
-            inference = getattr(tamiyo._steps.seat.runner, "pool", None)  # they are the subject
+            inference = getattr(tamiyo._steps.deployed.runner, "pool", None)  # they are the subject
             for pool in (inference, tamiyo._parts.metadata):
                 while pool is not None and len(pool.pids()) < 2:
                     time.sleep(0.05)
-            workers = [one.memory_full_info() for one in here.children(recursive=True)]
+            workers = [child.memory_full_info() for child in here.children(recursive=True)]
             found[f"while open, {name}"] = {
                 "processes": len(workers),
-                "resident, MB": [round(one.rss / MB) for one in workers],
-                "of it its own, MB": [round(one.uss / MB) for one in workers],
+                "resident, MB": [round(worker.rss / MB) for worker in workers],
+                "of it its own, MB": [round(worker.uss / MB) for worker in workers],
                 "threads here": threading.active_count() - threads,
                 "open files here": here.num_fds() - files,
             }
@@ -162,7 +171,7 @@ import time, psutil
 import jax, flax, flax.nnx, optax, orbax.checkpoint
 jax.devices()
 before, started = psutil.Process().memory_info().rss, time.perf_counter()
-import tamiyo_jax.plug
+import tamiyo_jax.training
 print(time.perf_counter() - started, psutil.Process().memory_info().rss - before)
 """
 
@@ -173,7 +182,7 @@ def start(root: Path) -> Found:
     taken: dict[str, list[float]] = {}
     imports: list[list[float]] = []
     config = TamiyoConfig(deadlines=PATIENT)
-    told = list(story(("hidden-0", "hidden-1", "readout")))
+    packets = list(story(("hidden-0", "hidden-1", "readout")))
 
     def timed(name: str, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - what it returns
         started = time.perf_counter()
@@ -189,7 +198,7 @@ def start(root: Path) -> Found:
             directory = root / f"{name}-{attempt}"
             for visit, place in enumerate(("new directory", "known directory")):
                 tamiyo = timed(f"{name}, {place}: open", way.opener(directory, config))
-                first = partial(tamiyo.step, told[visit])
+                first = partial(tamiyo.step, packets[visit])
                 timed(f"{name}, {place}: first decision", first)
                 if visit and name != "guard":
                     timed(f"{name}: switch to guard", partial(tamiyo.set_mode, "guard"))
@@ -197,7 +206,7 @@ def start(root: Path) -> Found:
                 timed(f"{name}: close", tamiyo.close)
     seconds, resident = zip(*imports, strict=True)
     return {name: Timing.of(sample) for name, sample in taken.items()}, {
-        "import tamiyo_jax.plug after JAX, Flax, Optax and Orbax, s": round(median(seconds), 2),
+        "import tamiyo_jax.training after JAX, Flax, Optax and Orbax, s": round(median(seconds), 2),
         "the same, MB": round(median(resident) / MB),
         "compiled programs of the graph policy, MB": round(
             size_of(root / "graph-0" / "tamiyo" / "cache") / MB, 1

@@ -19,9 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from storage.campaign import Tally, campaign, corrupted, travel
-from storage.corruption import flip_every_byte, large_damage
-from storage.kills import kill_writers
+from journal.campaign import Tally, campaign, corrupted, travel
+from journal.corruption import flip_every_byte, large_damage
+from journal.kills import kill_writers
 
 RECORDS = 240
 

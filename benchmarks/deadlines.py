@@ -24,11 +24,11 @@ from troubles import TROUBLES, complain, leave, trouble_metrics
 
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.errors import TamiyoError
-from tamiyo_jax.runtime import Tamiyo
+from tamiyo_jax.service import Tamiyo
 
 CONFIG = TamiyoConfig(breakers={"failures": 10})
 # Raising ends no worker, and a crash is a crash.
-ENDING = tuple(one for one in TROUBLES if one not in (complain, leave))
+ENDING = tuple(trouble for trouble in TROUBLES if trouble not in (complain, leave))
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
         ) as tamiyo,
     ):
         tamiyo.step(make_packet())
-        pool = tamiyo._steps.seat.runner.pool  # the processes are the subject here
+        pool = tamiyo._steps.deployed.runner.pool  # the processes are the subject here
         for trouble in ENDING:
             if trouble.__name__ not in parsed.troubles:
                 continue

@@ -7,7 +7,7 @@ anything is timed. All calls on a graph run in turns, with those that measure th
 them, so that what else runs slows all of them. `decide` is `GraphPolicy`: normalising and
 building too. PyTorch runs on one thread and on two, and the faster counts; its threads sleep
 while they wait, because on a busy machine threads that spin make it tens of times slower and
-take a core from whoever is next. The limit of a row is the larger of two times: to read the
+take a core from the next process. The limit of a row is the larger of two times: to read the
 folded weights once, from wherever a repeated call finds them, and to do the operations that XLA
 counts at the rate of one large matrix product.
 
@@ -32,7 +32,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import jraph
 import numpy as np
 from forward_plot import plot
 from forward_tables import Row, show
@@ -41,7 +40,7 @@ from limits import MATMUL_FLOPS, matmul, streaming, working_memory_mb
 from sizes import SIZES, Size, exactly, explicit, sparse
 
 from tamiyo_jax.config import PolicyConfig
-from tamiyo_jax.graph import GraphLayout
+from tamiyo_jax.graph import GraphLayout, GraphsTuple
 from tamiyo_jax.policy import (
     FoldedParams,
     GraphPolicy,
@@ -73,7 +72,7 @@ Outputs = dict[str, torch.Tensor]
 """The peer's, by the names of `PolicyOutputs`."""
 
 
-def forward(layout: GraphLayout, folded: FoldedParams, graph: jraph.GraphsTuple) -> PolicyOutputs:
+def forward(layout: GraphLayout, folded: FoldedParams, graph: GraphsTuple) -> PolicyOutputs:
     """Our network on one graph."""
     return apply_folded(folded, layout, graph)
 

@@ -1,4 +1,4 @@
-"""What growth is worth: a small network, the same one grown by Tamiyo, and a big one.
+"""What growth gains: a small network, the same one grown by Tamiyo, and a big one.
 
     make growth
 
@@ -29,14 +29,16 @@ from growth_report import plot, table
 from mnist1d_task import mnist1d_task
 from rich.console import Console
 
+from tamiyo_jax.clock import steady_time_ns
 from tamiyo_jax.config import DeadlineConfig, TamiyoConfig
 from tamiyo_jax.contracts import NonceLedger, Secret, Verifier
-from tamiyo_jax.demo.run import row_of
-from tamiyo_jax.digits import digits_task
-from tamiyo_jax.host import CommandApplier, Gate
-from tamiyo_jax.loop import init_loop, run
-from tamiyo_jax.runtime import MemoryBlueprintLibrary, Tamiyo
-from tamiyo_jax.task import Data, Task
+from tamiyo_jax.demo import digits_task
+from tamiyo_jax.demo._run import row_of
+from tamiyo_jax.growth import Gate
+from tamiyo_jax.host import CommandApplier, banks_of
+from tamiyo_jax.library import MemoryBlueprintLibrary
+from tamiyo_jax.service import Tamiyo
+from tamiyo_jax.training import Data, Task, init_loop, run
 
 Params = Any
 
@@ -101,22 +103,16 @@ def without_slots(task: Task, grown: str | None) -> Task:
       task: a network with slots.
       grown: the candidate that stands in the place of every slot; None for nothing.
     """
-    banks = jax.eval_shape(task.host.init_seeds, jax.random.PRNGKey(0))
-    # NumPy's arrays are constants to the compiler, which removes what they switch off.
-    unused: Any = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), banks)
-    index = {name: sorted(bank).index(grown) if grown else 0 for name, bank in banks.items()}
-    gates: Any = {
-        name: Gate(np.float32(1 if grown else 0), np.int32(row)) for name, row in index.items()
-    }
+    # NumPy's numbers are constants to the compiler, which removes what they switch off.
+    gates: Any = {name: Gate(np.float32(1 if grown else 0)) for name in banks_of(task.host)}
 
     def init_params(key: jax.Array) -> Params:
-        seeds = task.host.init_seeds(key) if grown else {}
+        # Those of seeds that germinate before the first step.
+        seeds = task.host.init_seeds(jax.random.fold_in(key, 0)) if grown else {}
         return {"host": task.init_params(key), **{name: seeds[name][grown] for name in seeds}}
 
     def seeds_of(params: Params) -> Any:  # noqa: ANN401
-        if grown is None:
-            return unused
-        return {name: {**bank, grown: params[name]} for name, bank in unused.items()}
+        return {name: {grown: params[name]} if grown else {} for name in gates}
 
     def loss(params: Params, seeds: object, closed: object, batch: Data) -> jax.Array:
         return task.host.loss(params["host"], seeds_of(params), gates, batch)
@@ -142,8 +138,10 @@ def measure(name: str, seed: int, epochs: int) -> list[Outcome]:
     library = MemoryBlueprintLibrary()
     for blueprint in (task.blueprint, *task.candidates):
         library.put(blueprint)
-    verifier = Verifier((Secret(secret),), NonceLedger(time.time_ns()), PATIENT.security)
-    applier = CommandApplier(verifier, clock=time.time_ns, optimizer_id=task.optimizer_id)
+    verifier = Verifier((Secret(secret),), NonceLedger(steady_time_ns()), PATIENT.security)
+    applier = CommandApplier(
+        verifier, clock=steady_time_ns, optimizer_id=task.optimizer_id, host=task.host
+    )
     outcomes: list[Outcome] = []
     with (
         tempfile.TemporaryDirectory() as root,

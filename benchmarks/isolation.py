@@ -23,17 +23,17 @@ from itertools import count
 from pathlib import Path
 
 import jax
-import jraph
 from harness import Timing, in_turns, report
 from sizes import SIZES
 
 from tamiyo_jax.config import DeadlineConfig, PolicyConfig, TamiyoConfig
 from tamiyo_jax.contracts import Blueprint, SeedStage, SeedState, SystemStatePacket
-from tamiyo_jax.digits import digits_task
-from tamiyo_jax.graph import layout_for
+from tamiyo_jax.demo import digits_task
+from tamiyo_jax.graph import GraphsTuple, layout_for
+from tamiyo_jax.inference import Isolation
+from tamiyo_jax.library import MemoryBlueprintLibrary
 from tamiyo_jax.policy import Params, apply_folded, fold, init_params
-from tamiyo_jax.runtime import MemoryBlueprintLibrary, Tamiyo
-from tamiyo_jax.runtime.seat import Isolation
+from tamiyo_jax.service import Tamiyo
 
 ROUNDS = 600
 PATIENT = DeadlineConfig(inference_ms=1_000.0, metadata_ms=1_000.0)
@@ -55,7 +55,7 @@ class Case:
     config: TamiyoConfig
     blueprints: tuple[Blueprint, ...]
     packets: Sequence[SystemStatePacket]
-    graph: jraph.GraphsTuple | None = None
+    graph: GraphsTuple | None = None
 
 
 def packets(blueprint_id: str, candidates: tuple[str, ...]) -> list[SystemStatePacket]:
@@ -84,7 +84,7 @@ def packets(blueprint_id: str, candidates: tuple[str, ...]) -> list[SystemStateP
 def demo(policy: str, widths: PolicyConfig) -> Case:
     """The demo's graph."""
     task = digits_task(seed=0)
-    candidates = tuple(one.blueprint_id for one in task.candidates)
+    candidates = tuple(candidate.blueprint_id for candidate in task.candidates)
     return Case(
         policy,
         TamiyoConfig(deadlines=PATIENT, policy=widths),

@@ -16,19 +16,9 @@ import jax.numpy as jnp
 import optax
 from mnist1d.data import get_dataset_args, make_dataset
 
-from tamiyo_jax.host import (
-    Bank,
-    Gate,
-    Host,
-    SeedSlot,
-    Timing,
-    blueprint_of,
-    monitor,
-    seed_bank,
-    slot_variables,
-    tamiyo_scale,
-)
-from tamiyo_jax.task import Data, Task
+from tamiyo_jax.growth import Bank, Gate, SeedSlot, Timing, slot_variables
+from tamiyo_jax.host import Host, blueprint_of, monitor, seed_bank, tamiyo_scale
+from tamiyo_jax.training import Data, Task
 
 __all__ = ["mnist1d_task"]
 
@@ -86,7 +76,7 @@ def mnist1d_task() -> Task:
 
     key = jax.random.PRNGKey(0)  # a blueprint asks for shapes alone
     seeds = init_seeds(key)
-    closed = {name: Gate(jnp.float32(0), jnp.int32(0)) for name in seeds}
+    closed = {name: Gate(jnp.float32(0)) for name in seeds}
     adam = optax.chain(
         optax.clip_by_global_norm(CLIP), optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     )

@@ -35,6 +35,7 @@ import optax
 from harness import Timing, in_turns, report
 
 from tamiyo_jax import host
+from tamiyo_jax.clock import steady_time_ns
 from tamiyo_jax.config import PacketConfig, StorageConfig, TamiyoConfig
 from tamiyo_jax.contracts import (
     ActivationSpec,
@@ -48,7 +49,8 @@ from tamiyo_jax.contracts import (
     Verifier,
 )
 from tamiyo_jax.errors import TamiyoError
-from tamiyo_jax.runtime import MemoryBlueprintLibrary, Tamiyo
+from tamiyo_jax.library import MemoryBlueprintLibrary
+from tamiyo_jax.service import Tamiyo
 
 WIDTH, DEPTH, HEADS, VOCABULARY, LENGTH = 384, 5, 6, 3072, 256
 STEPS = 2
@@ -278,8 +280,8 @@ def main() -> None:
             config, directory=root, library=library, policy="heuristic", secret=SECRET
         ) as tamiyo,
     ):
-        verifier = Verifier((Secret(SECRET),), NonceLedger(time.time_ns()), config.security)
-        applier = host.CommandApplier(verifier, clock=time.time_ns, optimizer_id="adamw")
+        verifier = Verifier((Secret(SECRET),), NonceLedger(steady_time_ns()), config.security)
+        applier = host.CommandApplier(verifier, clock=steady_time_ns, optimizer_id="adamw")
         loop = Loop(watched, tamiyo, applier)
         taken = compare(
             plain.step,

@@ -15,9 +15,9 @@ from torch_geometric.data import Batch, HeteroData
 from torch_geometric.nn import GATConv, HeteroConv, SAGEConv
 
 from tamiyo_jax.config import PolicyConfig
-from tamiyo_jax.graph.schema import EDGE_WIDTH, NODE_TYPES, RELATIONS
+from tamiyo_jax.graph import EDGE_WIDTH, NODE_TYPES, RELATIONS
 from tamiyo_jax.policy import NUM_ACTIONS, Params, PolicyOutputs, import_state_dict
-from tamiyo_jax.policy.network import NUM_BREAKER_LOGITS, NUM_PARAMS, NUM_RISK_CLASSES
+from tamiyo_jax.policy._network import NUM_BREAKER_LOGITS, NUM_PARAMS, NUM_RISK_CLASSES
 
 __all__ = ["Inputs", "PeerNetwork", "batched", "differences", "hetero_data", "inputs", "our_params"]
 
@@ -26,7 +26,7 @@ Inputs = tuple[dict[str, Tensor], dict[EdgeType, Tensor], dict[EdgeType, Tensor]
 """Nodes f32[n, F] by type; by relation, edges i64[2, e] and their attributes f32[e, 3]."""
 
 EDGE_TYPES: Mapping[str, EdgeType] = {
-    one.key: (one.source, one.name, one.target) for one in RELATIONS
+    relation.key: (relation.source, relation.name, relation.target) for relation in RELATIONS
 }
 NUM_SCHEDULE = 2
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import jax
-import jraph
 import numpy as np
 
 from tamiyo_jax.config import GraphConfig
@@ -34,6 +33,7 @@ from tamiyo_jax.graph import (
     RELATIONS,
     BlueprintArrays,
     GraphLayout,
+    GraphsTuple,
     RawGraph,
     Registries,
     build,
@@ -114,7 +114,7 @@ class Size:
         )
         return raw
 
-    def graphs(self, count: int) -> list[jraph.GraphsTuple]:
+    def graphs(self, count: int) -> list[GraphsTuple]:
         """What the network reads, for `count` packets that each start from the priors."""
         priors = init_normalizer()
         return [
@@ -123,7 +123,7 @@ class Size:
 
 
 def explicit(
-    layout: GraphLayout, graph: jraph.GraphsTuple
+    layout: GraphLayout, graph: GraphsTuple
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[np.ndarray, np.ndarray]]]:
     """The same graph without padding and with complete relations written out.
 
@@ -140,11 +140,11 @@ def explicit(
         for i, kind in enumerate(NODE_TYPES)
     }
     edges: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for i, one in enumerate(RELATIONS):
+    for i, relation in enumerate(RELATIONS):
         mine = relations == i
-        senders = plain.senders[:links][mine] - first[one.source]
-        receivers = plain.receivers[:links][mine] - first[one.target]
-        edges[one.key] = np.stack([senders, receivers]), plain.edges["x"][:links][mine]
+        senders = plain.senders[:links][mine] - first[relation.source]
+        receivers = plain.receivers[:links][mine] - first[relation.target]
+        edges[relation.key] = np.stack([senders, receivers]), plain.edges["x"][:links][mine]
     return nodes, edges
 
 

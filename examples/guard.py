@@ -20,8 +20,9 @@ from sklearn.datasets import load_digits
 
 import tamiyo_jax as tj
 from tamiyo_jax import host
+from tamiyo_jax.clock import steady_time_ns
 from tamiyo_jax.contracts import LayerSpec, NonceLedger, Secret, Verifier
-from tamiyo_jax.runtime import SqliteBlueprintLibrary
+from tamiyo_jax.library import SqliteBlueprintLibrary
 
 BLUEPRINT = tj.Blueprint(
     "linear", risk=0.1, layers=(LayerSpec("readout", "dense", 0, parameter_count=650),), chain=True
@@ -53,8 +54,8 @@ def main() -> None:
     opt_state = optimizer.init(params)
     secret, checkpoints = os.urandom(32), host.MemoryCheckpoints()
     applier = host.CommandApplier(
-        Verifier((Secret(secret),), NonceLedger(time.time_ns()), CONFIG.security),
-        clock=time.time_ns,
+        Verifier((Secret(secret),), NonceLedger(steady_time_ns()), CONFIG.security),
+        clock=steady_time_ns,
         optimizer_id="sgd",
         checkpointer=checkpoints,
     )

@@ -2,10 +2,9 @@
 
     python examples/two_processes.py
 
-Starts itself twice; each process holds half of the digits. At step 200 the half of process 1
-is broken, and the shared gradient turns the parameters NaN. Process 0 decides on a rollback;
-both check its signature and restore their last good state. On two hosts, start the script on
-each, with the same TAMIYO_SECRET, the address of process 0 and the number of the process.
+Starts itself twice; each process holds half of the digits. At step 200 the half of process 1 is
+broken, and the parameters turn NaN. Process 0 decides on a rollback; both verify it and restore
+their last good state. On two hosts, start the script on each, with one TAMIYO_SECRET.
 """
 
 from __future__ import annotations
@@ -26,9 +25,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sklearn.datasets import load_digits
 
 import tamiyo_jax as tj
+from tamiyo_jax.clock import steady_time_ns
 from tamiyo_jax.contracts import LayerSpec, NonceLedger, Secret, Verifier
-from tamiyo_jax.runtime import MemoryBlueprintLibrary
-from tamiyo_jax.runtime.multihost import MultihostTamiyo
+from tamiyo_jax.library import MemoryBlueprintLibrary
+from tamiyo_jax.service._multihost import MultihostTamiyo
 
 BLUEPRINT = tj.Blueprint(
     "linear", risk=0.1, layers=(LayerSpec("readout", "dense", 0, parameter_count=640),), chain=True
@@ -72,7 +72,7 @@ def train(address: str, process: int) -> None:
     broken = jax.make_array_from_process_local_data(divided, local * (np.nan if process else 1))
     params = jax.jit(lambda: jnp.zeros((64, 10), jnp.float32), out_shardings=everywhere)()
     good = params, opt_state = params, optimizer.init(params)
-    verifier = Verifier((Secret(secret),), NonceLedger(time.time_ns()), CONFIG.security)
+    verifier = Verifier((Secret(secret),), NonceLedger(steady_time_ns()), CONFIG.security)
     with tempfile.TemporaryDirectory() as run, open_tamiyo(run) as tamiyo:
         for step in range(300):
             batch = broken if step == 200 else x
@@ -95,7 +95,7 @@ def train(address: str, process: int) -> None:
             if command is None:
                 good = (params, opt_state)
                 continue
-            verifier = verifier.verify(command, now_ns=time.time_ns())
+            verifier = verifier.verify(command, now_ns=steady_time_ns())
             print(f"process {process}, step {step}: {command.command_type.name}")
             if command.command_type is tj.CommandType.ROLLBACK:
                 params, opt_state = good

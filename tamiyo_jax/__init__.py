@@ -15,8 +15,10 @@ from tamiyo_jax.contracts import (
     SystemStatePacket,
 )
 from tamiyo_jax.controller import TamiyoState
+from tamiyo_jax.decision import Decision
 from tamiyo_jax.errors import TamiyoError
-from tamiyo_jax.runtime import Decision, Tamiyo
+from tamiyo_jax.service import Tamiyo
+from tamiyo_jax.training import Plug
 
 __version__ = version("tamiyo_jax")
 
@@ -25,6 +27,7 @@ __all__ = [
     "Blueprint",
     "CommandType",
     "Decision",
+    "Plug",
     "SeedStage",
     "SeedState",
     "SystemStatePacket",

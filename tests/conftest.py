@@ -16,10 +16,20 @@ from pathlib import Path
 import hypothesis
 import jax
 import pytest
+from redis_server import RedisServer
 
 # Silent broadcasting and silent widening hide mistakes; both are errors in tests.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# A program compiles once for all runs of the tests. JAX does not write its cache atomically, so
+# each process of pytest-xdist has a directory of its own.
+_CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
+jax.config.update(
+    "jax_compilation_cache_dir", str(_CACHE / os.environ.get("PYTEST_XDIST_WORKER", "main"))
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
@@ -75,5 +85,32 @@ def standard_promotion() -> Iterator[None]:
 
     Optax itself multiplies an int32 step count by Python floats, which strict promotion refuses.
     """
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+    # For all threads: some compile while this one trains.
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    yield
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session")
+def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(redis_process: RedisServer) -> RedisServer:
+    """The server of all tests, emptied."""
+    from redis import Redis
+
+    with Redis.from_url(redis_process.url) as client:
+        client.flushall()
+    return redis_process
+
+
+@pytest.fixture
+def own_redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that the test may kill, freeze and start again."""
+    directory = tmp_path / "redis"
+    directory.mkdir()
+    with RedisServer(directory) as server:
+        yield server

@@ -24,9 +24,9 @@ import optax
 from sklearn.datasets import load_digits
 
 import tamiyo_jax as tj
-from tamiyo_jax import host
+from tamiyo_jax import growth, host
 from tamiyo_jax.contracts import NonceLedger, Secret, Verifier
-from tamiyo_jax.runtime import MemoryBlueprintLibrary
+from tamiyo_jax.library import MemoryBlueprintLibrary
 
 # Defaults, but for one threshold: of two layers both pull against their recent direction in every
 # fifth step of a healthy run, so here that says nothing (docs/choosing_thresholds.md).
@@ -131,7 +131,7 @@ def make_host(trouble: Trouble, at: int) -> host.Host:
         optimizer=host.monitor(optax.chain(optax.adam(schedule), host.tamiyo_scale())),
         seed_optimizer=optax.identity(),
         init_seeds=lambda key: {},
-        timing=host.Timing(1, 1),
+        timing=growth.Timing(1, 1),
     )
 
 
@@ -163,12 +163,13 @@ class Guard:
         self,
         directory: Path,
         blueprint: tj.Blueprint,
+        made: host.Host,
         isolation: Literal["process", "inline"],
     ) -> None:
         library, secret = MemoryBlueprintLibrary(), os.urandom(32)
         library.put(blueprint)
         self.good: str | None = None  # the newest checkpoint
-        self._checkpoints = host.HostCheckpoints(directory / "checkpoints")
+        self._checkpoints = host.HostCheckpoints(directory / "checkpoints", made)
         self.tamiyo = tj.Tamiyo.open(
             CONFIG,
             directory=directory / "disk" / "tamiyo",
@@ -189,7 +190,7 @@ class Guard:
     ) -> tuple[Answer, host.HostState]:
         """Ask and apply; where Tamiyo raises, train on without it.
 
-        A state is worth keeping where Tamiyo has nothing to say against it.
+        A state is kept where Tamiyo answers WAIT.
         """
         try:
             decision = self.tamiyo.step(packet)
@@ -223,7 +224,7 @@ def train(
     )
     guard = None
     if directory is not None:
-        guard = Guard(directory, blueprint, isolation)
+        guard = Guard(directory, blueprint, made, isolation)
     answers: list[Answer] = []
     losses: dict[int, float] = {}
     loss: float | None = None

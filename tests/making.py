@@ -17,7 +17,8 @@ from tamiyo_jax.contracts import (
     SeedState,
     SystemStatePacket,
 )
-from tamiyo_jax.runtime import MemoryBlueprintLibrary, Tamiyo
+from tamiyo_jax.library import MemoryBlueprintLibrary
+from tamiyo_jax.service import Tamiyo
 
 SECRET = b"a secret of tests, long enough"
 
@@ -107,7 +108,7 @@ def make_library(**fields: Any) -> MemoryBlueprintLibrary:
 
 
 def open_tamiyo(directory: Path, **arguments: Any) -> Tamiyo:
-    """A heuristic controller unless told otherwise."""
+    """A heuristic controller unless `arguments` say otherwise."""
     defaults: dict[str, Any] = {
         "library": make_library(),
         "policy": "heuristic",

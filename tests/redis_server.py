@@ -14,7 +14,7 @@ import pytest
 
 
 class RedisServer:
-    """Keeps everything it was told on disk, so that `start` goes on after `kill`."""
+    """A server that writes every command to disk, so that `start` continues after `kill`."""
 
     def __init__(self, directory: Path) -> None:
         program = shutil.which("redis-server")

@@ -1,4 +1,4 @@
-"""A short run in which everything happens that sinks are told of."""
+"""A short run in which everything happens that sinks receive."""
 
 from __future__ import annotations
 
@@ -9,32 +9,36 @@ from typing import Any
 import pytest
 from making import make_packet, make_seed, open_tamiyo
 
-from tamiyo_jax.contracts import Metric, TelemetryPacket
+from tamiyo_jax.bus import MemoryBus
+from tamiyo_jax.contracts import Metric, SeedStage, TelemetryPacket
 from tamiyo_jax.errors import UnknownBlueprintError
-from tamiyo_jax.runtime import MemoryBus, MemorySink, Sink
+from tamiyo_jax.telemetry import MemorySink, Sink
 
-DECIDED = 12
+DECISIONS = 12
 FAILED_AT = 1_000
 
 
 def eventful_run(
     directory: Path, sinks: Iterable[Sink] = (), **arguments: Any
 ) -> list[TelemetryPacket]:
-    """Decides twelve times, the last time upon a loss that is NaN; fails once; switches mode.
+    """Decides twelve times, the last time on a loss that is NaN; fails once; switches mode.
 
     Returns:
-      What the sinks were given; none of them lost any of it.
+      The packets that the sinks received; none was lost.
     """
     memory = MemorySink()
     arguments = {"bus": MemoryBus(), **arguments}
     with open_tamiyo(directory, sinks=(*sinks, memory), **arguments) as tamiyo:
-        for step in range(DECIDED - 2):
+        for step in range(DECISIONS - 2):
             tamiyo.step(make_packet(step, seeds=(make_seed(),)))
         with pytest.raises(UnknownBlueprintError):
             tamiyo.step(make_packet(blueprint_id="nowhere", global_step=FAILED_AT))
         tamiyo.set_mode("shadow")
-        tamiyo.step(make_packet(DECIDED - 2))
-        tamiyo.step(make_packet(DECIDED - 1, validation_loss=float("nan")))
+        tamiyo.step(make_packet(DECISIONS - 2))
+        grown = make_seed("s0", SeedStage.BLENDING, metrics={"alpha": 0.5, "contribution": 0.01})
+        metrics = {**make_packet().training_metrics, "live_parameters": 330.0, "lr_multiplier": 0.5}
+        last = {"validation_loss": float("nan"), "validation_accuracy": 0.5, "seeds": (grown,)}
+        tamiyo.step(make_packet(DECISIONS - 1, training_metrics=metrics, **last))
         telemetry = tamiyo._parts.telemetry
         assert telemetry.flush(30.0)
         assert telemetry.dropped == 0

@@ -24,8 +24,8 @@ from tamiyo_jax.config import (
     settings_markdown,
 )
 from tamiyo_jax.contracts import Secret, signature_of
+from tamiyo_jax.decision import Decision
 from tamiyo_jax.errors import ConfigurationError
-from tamiyo_jax.runtime import Decision
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_an_impossible_combination_names_every_value_and_its_origin(
     assert f"max_age_s is 400.0 (file {path})" in message
     assert "max_future_s is '7' (variable TAMIYO__SECURITY__MAX_FUTURE_S)" in message
     assert "nonce_window_s is 300.0 (default)" in message
-    assert [str(one) for one in cast(tuple[Origin, ...], caught.value.origins)] == [
+    assert [str(origin) for origin in cast(tuple[Origin, ...], caught.value.origins)] == [
         "default",
         f"file {path}",
         "variable TAMIYO__SECURITY__MAX_FUTURE_S",
@@ -202,7 +202,7 @@ def test_a_variable_for_a_whole_section_or_below_a_setting_is_refused(
         monkeypatch.delenv(name)
 
 
-def test_resolving_tells_the_origin_of_every_setting(
+def test_resolving_names_the_origin_of_every_setting(
     toml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TAMIYO__DEADLINES__METADATA_MS", "21")
@@ -238,7 +238,7 @@ def test_every_setting_is_read_by_something_in_the_package() -> None:
                 read.add(node.attr)
             elif room == "risk" and isinstance(node, ast.Constant):
                 read.add(str(node.value))  # the rule table names its limits
-    assert [one for one in every_setting() if one[1] not in read] == []
+    assert [setting for setting in every_setting() if setting[1] not in read] == []
 
 
 def test_the_documented_settings_are_those_that_there_are() -> None:
@@ -254,7 +254,7 @@ def test_after_open_no_variable_changes_a_decision_or_a_signature(
 ) -> None:
     monkeypatch.setenv("TAMIYO_SECRET", SECRET.decode())
     with open_tamiyo(tmp_path / "calm", secret=None, mode=mode) as tamiyo:
-        expected = [decided(tamiyo.step(one)) for one in story(20)]
+        expected = [summarise(tamiyo.step(packet)) for packet in story(20)]
     with open_tamiyo(tmp_path / "stormy", secret=None, mode=mode) as tamiyo:
         config = tamiyo.config
         monkeypatch.setenv("TAMIYO_SECRET", "another secret, just as long")
@@ -262,16 +262,16 @@ def test_after_open_no_variable_changes_a_decision_or_a_signature(
             monkeypatch.setenv(f"TAMIYO__{section}__{field}".upper(), "1")
         with pytest.raises(ConfigurationError):
             TamiyoConfig.load()  # so these variables would have been noticed
-        decisions = [tamiyo.step(one) for one in story(20)]
+        decisions = [tamiyo.step(packet) for packet in story(20)]
         assert tamiyo.config is config
-    assert [decided(one) for one in decisions] == expected
-    commands = [one.command for one in decisions if one.command is not None]
+    assert [summarise(decision) for decision in decisions] == expected
+    commands = [decision.command for decision in decisions if decision.command is not None]
     assert commands
     for command in commands:
         assert command.annotations["signature"] == signature_of(command, Secret(SECRET))
 
 
-def decided(decision: Decision) -> tuple[object, ...]:
+def summarise(decision: Decision) -> tuple[object, ...]:
     """All of a decision but ids, times and the signature over them."""
     command = decision.command
     said = None

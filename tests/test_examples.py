@@ -79,7 +79,7 @@ def test_an_example_is_short(script: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), DIFFS)
 def test_a_loop_runs(name: str, kind: str, tmp_path: Path):
-    """The other two examples run in tests/test_cli.py and tests/runtime/test_multihost.py."""
+    """The other two examples run in tests/test_cli.py and tests/service/test_multihost.py."""
     script = LOOPS / f"{name}_{kind}.py"
     need(script)
     said = run(script, tmp_path)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +18,9 @@ import jax.numpy as jnp
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import Blueprint
 from tamiyo_jax.errors import NoLegalActionError
+from tamiyo_jax.library import SqliteBlueprintLibrary
+from tamiyo_jax.library._sqlite import connect
 from tamiyo_jax.policy import HeuristicPolicy, Observation, PolicyOutputs
-from tamiyo_jax.runtime import SqliteBlueprintLibrary
-from tamiyo_jax.runtime.sqlite_library import connect
 
 
 def sleep() -> None:
@@ -101,6 +103,33 @@ def hung_library(**arguments: Any) -> Any:
 
 
 # What the tests of the pool itself load.
+
+
+def parent_of_two() -> Callable[[Any], Any]:
+    """Starts a child as a policy's data loader might, and one in a session of its own."""
+
+    def answer(message: str) -> list[int]:
+        if message == "crash":
+            os._exit(7)
+        sleeper = ["sleep", "600"]
+        return [subprocess.Popen(sleeper, start_new_session=apart).pid for apart in (False, True)]
+
+    return answer
+
+
+def quitter() -> Callable[[Any], Any]:
+    def answer(status: object) -> None:
+        print("I have had enough", flush=True)  # noqa: T201 - a policy of a user's may
+        sys.exit(cast(int, status))
+
+    return answer
+
+
+def chatterbox() -> Callable[[Any], Any]:
+    def answer(size: int) -> None:
+        print("x" * size, flush=True)  # noqa: T201
+
+    return answer
 
 
 def echo() -> Callable[[Any], Any]:

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tamiyo_jax import host
-from tamiyo_jax.plug import Plug
+from tamiyo_jax import Plug, growth, host
 
 LENGTH, WIDTH, LETTERS = 32, 32, 128
 example = jnp.zeros((1, LENGTH, WIDTH))
@@ -38,7 +37,7 @@ class Transformer(eqx.Module):
         y = jax.vmap(self.norm)(x)
         x = x + self.attend(y, y, y, mask=jnp.tri(LENGTH, dtype=bool))
         x = x + jax.vmap(self.mlp)(x)
-        x = host.slot_apply(bank, seeds["seed"], gates["seed"], x)
+        x = growth.slot_apply(bank, seeds["seed"], gates["seed"], x)
         return jax.vmap(self.readout)(x)
 
 
@@ -61,11 +60,11 @@ grown = host.Host(
     loss=loss_fn,
     optimizer=host.monitor(optax.chain(optax.adam(1e-2), host.tamiyo_scale())),
     seed_optimizer=optax.adam(1e-2),
-    init_seeds=lambda key: {"seed": host.slot_init(bank, key, example)},
-    timing=host.Timing(blend_steps=30, embargo_steps=30),
+    init_seeds=lambda key: {"seed": growth.slot_init(bank, key, example)},
+    timing=growth.Timing(blend_steps=30, embargo_steps=30),
 )
 state = host.init_host(grown, params, jax.random.PRNGKey(0))
-tamiyo = Plug.grow("runs", state, grown, candidates, test, mode="act", every=10, tell=print)
+tamiyo = Plug.grow("runs", state, grown, candidates, test, mode="act", every=10, log=print)
 
 rng = np.random.default_rng(0)
 for step in range(400):

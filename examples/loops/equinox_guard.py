@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tamiyo_jax import host
-from tamiyo_jax.plug import Plug
+from tamiyo_jax import Plug, host
 
 LENGTH, WIDTH, LETTERS = 32, 32, 128
 
@@ -60,7 +59,7 @@ train, test = windows[:180_000], windows[180_000::100]
 model = Transformer(jax.random.key(0))
 optim = host.monitor(optax.chain(optax.adam(1e-2), host.tamiyo_scale()))
 opt_state = optim.init(eqx.filter(model, eqx.is_inexact_array))
-tamiyo = Plug.open("runs", model, loss_fn, test, mode="guard", every=20, tell=print)
+tamiyo = Plug.open("runs", model, loss_fn, test, mode="guard", every=20, log=print)
 
 rng = np.random.default_rng(0)
 for step in range(400):

@@ -6,8 +6,7 @@ import optax
 from flax import linen as nn
 from sklearn.datasets import load_digits
 
-from tamiyo_jax import host
-from tamiyo_jax.plug import Plug
+from tamiyo_jax import Plug, growth, host
 
 bank, candidates = host.seed_bank("mlp", jax.ShapeDtypeStruct((1, 8), np.float32))
 
@@ -16,13 +15,13 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.relu(nn.Dense(8)(x))
-        x = host.SeedSlot(bank, name="seed")(x)
+        x = growth.SeedSlot(bank, name="seed")(x)
         x = nn.relu(nn.Dense(8)(x))
         return nn.Dense(10)(x)
 
 
 def loss_fn(params, seeds, gates, batch):
-    logits = model.apply(host.slot_variables(params, seeds, gates), batch["image"])
+    logits = model.apply(growth.slot_variables(params, seeds, gates), batch["image"])
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
 
 
@@ -48,11 +47,11 @@ grown = host.Host(
     loss=loss_fn,
     optimizer=tx,
     seed_optimizer=optax.adam(3e-3),
-    init_seeds=lambda key: {"seed": host.slot_init(bank, key, np.zeros((1, 8), np.float32))},
-    timing=host.Timing(blend_steps=30, embargo_steps=30),
+    init_seeds=lambda key: {"seed": growth.slot_init(bank, key, np.zeros((1, 8), np.float32))},
+    timing=growth.Timing(blend_steps=30, embargo_steps=30),
 )
 state = host.init_host(grown, variables["params"], jax.random.PRNGKey(2))
-tamiyo = Plug.grow("runs", state, grown, candidates, test, mode="act", every=10, tell=print)
+tamiyo = Plug.grow("runs", state, grown, candidates, test, mode="act", every=10, log=print)
 
 rng = np.random.default_rng(0)
 for epoch in range(30):

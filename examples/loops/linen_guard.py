@@ -7,8 +7,7 @@ from flax import linen as nn
 from flax.training.train_state import TrainState
 from sklearn.datasets import load_digits
 
-from tamiyo_jax import host
-from tamiyo_jax.plug import Plug
+from tamiyo_jax import Plug, host
 
 
 class MLP(nn.Module):
@@ -45,7 +44,7 @@ params = model.init(jax.random.key(0), test["image"])["params"]
 tx = host.monitor(optax.chain(optax.adam(3e-3), host.tamiyo_scale()))
 state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
 tamiyo = Plug.open(
-    "runs", params, loss_fn, test, mode="guard", every=30, tell=print, validate=eval_step
+    "runs", params, loss_fn, test, mode="guard", every=30, log=print, validate=eval_step
 )
 
 rng = np.random.default_rng(0)

@@ -6,10 +6,10 @@ import optax
 from flax import nnx
 from sklearn.datasets import load_digits
 
-from tamiyo_jax import host
-from tamiyo_jax.plug import Plug
+from tamiyo_jax import Plug, growth, host
 
-bank, candidates = host.seed_bank("convolution", jax.ShapeDtypeStruct((1, 4, 4, 8), np.float32))
+example = np.zeros((1, 4, 4, 8), np.float32)
+bank, candidates = host.seed_bank("convolution", example)
 
 
 class CNN(nnx.Module):
@@ -20,7 +20,7 @@ class CNN(nnx.Module):
 
     def __call__(self, x, seeds, gates):
         x = nnx.avg_pool(nnx.relu(self.conv(x)), (2, 2), strides=(2, 2))
-        x = host.slot_apply(bank, seeds["seed"], gates["seed"], x)
+        x = growth.slot_apply(bank, seeds["seed"], gates["seed"], x)
         x = nnx.relu(self.linear(x.reshape(x.shape[0], -1)))
         return self.readout(x)
 
@@ -43,11 +43,11 @@ grown = host.Host(
     loss=loss_fn,
     optimizer=host.monitor(optax.chain(optax.adam(1e-2), host.tamiyo_scale())),
     seed_optimizer=optax.adam(1e-2),
-    init_seeds=lambda key: {"seed": host.slot_init(bank, key, np.zeros((1, 4, 4, 8), np.float32))},
-    timing=host.Timing(blend_steps=30, embargo_steps=30),
+    init_seeds=lambda key: {"seed": growth.slot_init(bank, key, example)},
+    timing=growth.Timing(blend_steps=30, embargo_steps=30),
 )
 state = host.init_host(grown, params, jax.random.PRNGKey(0))
-tamiyo = Plug.grow("runs", state, grown, candidates, test, mode="act", every=5, tell=print)
+tamiyo = Plug.grow("runs", state, grown, candidates, test, mode="act", every=5, log=print)
 
 for epoch in range(20):
     for rows in jax.random.permutation(jax.random.key(epoch), 1440).reshape(-1, 96):

@@ -6,8 +6,7 @@ import optax
 from flax import nnx
 from sklearn.datasets import load_digits
 
-from tamiyo_jax import host
-from tamiyo_jax.plug import Plug
+from tamiyo_jax import Plug, host
 
 
 class CNN(nnx.Module):
@@ -44,7 +43,7 @@ test = {"image": images[1440:], "label": labels[1440:]}
 model = CNN(nnx.Rngs(0))
 tx = host.monitor(optax.chain(optax.adam(1e-2), host.tamiyo_scale()))
 optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-tamiyo = Plug.open("runs", model, loss_fn, test, mode="guard", every=15, tell=print)
+tamiyo = Plug.open("runs", model, loss_fn, test, mode="guard", every=15, log=print)
 
 for epoch in range(20):
     for rows in jax.random.permutation(jax.random.key(epoch), 1440).reshape(-1, 96):

@@ -1,22 +1,25 @@
 """The `tamiyo-jax` command.
 
-Exit status: 0, 1 where the answer is no, 2 for misuse.
+Exit status: 0 for success, 1 if a check or the command fails, 2 for misuse.
 """
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
-from rich.markup import escape
 
-from tamiyo_jax.cli import blueprint, config, journal
-from tamiyo_jax.cli.conformance import conformance
-from tamiyo_jax.cli.demo import DEMO_STEPS, demo
-from tamiyo_jax.cli.import_torch import import_torch
-from tamiyo_jax.cli.output import problems
-from tamiyo_jax.cli.replay import replay
-from tamiyo_jax.errors import TamiyoError
+from tamiyo_jax.cli import _blueprint, _config, _journal
+from tamiyo_jax.cli._conformance import conformance
+from tamiyo_jax.cli._demo import demo
+from tamiyo_jax.cli._failures import run_app
+from tamiyo_jax.cli._import_torch import import_torch
+from tamiyo_jax.cli._output import print_lines
+from tamiyo_jax.cli._replay import replay
+from tamiyo_jax.cli._report import report, runs, status, watch
 
-__all__ = ["DEMO_STEPS", "app", "main"]
+__all__ = ["app", "main"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,19 +28,40 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
+app.command()(report)
+app.command()(status)
+app.command()(watch)
+app.command()(runs)
 app.command()(replay)
 app.command()(conformance)
 app.command("import-torch")(import_torch)
-app.add_typer(journal.app, name="journal")
-app.add_typer(blueprint.app, name="blueprint")
-app.add_typer(config.app, name="config")
+app.add_typer(_journal.app, name="journal")
+app.add_typer(_blueprint.app, name="blueprint")
+app.add_typer(_config.app, name="config")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print_lines(f"tamiyo-jax {version('tamiyo_jax')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            metavar="",
+            is_eager=True,
+            callback=_print_version,
+            help="Print the version.",
+        ),
+    ] = False,
+) -> None:
+    """Tamiyo: a controller for neural-network training runs."""
 
 
 def main() -> None:
-    """Entry point: a `TamiyoError` is one line on stderr and exit status 1."""
-    try:
-        app()
-    except TamiyoError as error:
-        name = type(error).__name__
-        problems.print(f"[red]{name}[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise SystemExit(1) from error
+    """Entry point: every failure is a single line on stderr, and exit status 1 or 2."""
+    raise SystemExit(run_app(app))

@@ -1,11 +1,11 @@
-"""One frozen configuration tree, resolved once and handed to every part.
+"""The frozen configuration tree, resolved once and passed to every part.
 
 `TamiyoConfig()` is complete without arguments and reads nothing from outside.
-`TamiyoConfig.load()` is the one place that looks at a file and at the environment;
-`resolve()` does the same and tells where every value comes from.
+`TamiyoConfig.load()` is the only place that reads a file and the environment;
+`resolve()` does the same and returns where every value comes from.
 """
 
-from tamiyo_jax.config.sections import (
+from tamiyo_jax.config._sections import (
     BreakerConfig,
     DeadlineConfig,
     GraphConfig,
@@ -19,8 +19,8 @@ from tamiyo_jax.config.sections import (
     SecurityConfig,
     StorageConfig,
 )
-from tamiyo_jax.config.sources import Origin
-from tamiyo_jax.config.tree import Resolved, TamiyoConfig, resolve, settings_markdown
+from tamiyo_jax.config._sources import Origin
+from tamiyo_jax.config._tree import Resolved, TamiyoConfig, resolve, settings_markdown
 
 __all__ = [
     "BreakerConfig",

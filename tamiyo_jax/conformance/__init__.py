@@ -1,1 +1,7 @@
-"""Golden files against this build: each module returns the largest error that it finds."""
+"""Compare golden files with this build; each module returns the largest error found."""
+
+from tamiyo_jax.conformance._run import run_conformance
+
+__all__ = [
+    "run_conformance",
+]

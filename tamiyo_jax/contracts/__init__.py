@@ -1,6 +1,6 @@
 """What crosses the boundary: packets, blueprints, commands, reports, telemetry."""
 
-from tamiyo_jax.contracts.blueprint import (
+from tamiyo_jax.contracts._blueprint import (
     ActivationSpec,
     Blueprint,
     BlueprintTier,
@@ -12,13 +12,13 @@ from tamiyo_jax.contracts.blueprint import (
     ParameterSpec,
     SafetySheet,
 )
-from tamiyo_jax.contracts.blueprint_json import (
+from tamiyo_jax.contracts._blueprint_json import (
     blueprint_from_json,
     blueprint_json_schema,
     blueprint_to_json,
 )
-from tamiyo_jax.contracts.blueprint_validation import validate_blueprint
-from tamiyo_jax.contracts.command import (
+from tamiyo_jax.contracts._blueprint_validation import validate_blueprint
+from tamiyo_jax.contracts._command import (
     AdaptationCommand,
     CircuitBreakerAdjustment,
     CircuitBreakerState,
@@ -29,21 +29,22 @@ from tamiyo_jax.contracts.command import (
     SeedAdjustment,
     SeedOperation,
 )
-from tamiyo_jax.contracts.packet import (
+from tamiyo_jax.contracts._packet import (
     HardwareContext,
     SeedStage,
     SeedState,
     SystemStatePacket,
     validate_packet,
 )
-from tamiyo_jax.contracts.policy_update import PolicyUpdate
-from tamiyo_jax.contracts.report import (
+from tamiyo_jax.contracts._policy_update import PolicyUpdate
+from tamiyo_jax.contracts._report import (
     FieldReport,
     MitigationAction,
     ReportOutcome,
     validate_report,
 )
-from tamiyo_jax.contracts.signing import (
+from tamiyo_jax.contracts._signing import (
+    SIGNATURE,
     NonceLedger,
     Secret,
     Verifier,
@@ -55,7 +56,7 @@ from tamiyo_jax.contracts.signing import (
     verify_bytes,
     verify_update,
 )
-from tamiyo_jax.contracts.telemetry import (
+from tamiyo_jax.contracts._telemetry import (
     Event,
     HealthStatus,
     Metric,
@@ -64,7 +65,7 @@ from tamiyo_jax.contracts.telemetry import (
     TelemetryLevel,
     TelemetryPacket,
 )
-from tamiyo_jax.contracts.wire import (
+from tamiyo_jax.contracts._wire import (
     decode_command,
     decode_packet,
     decode_policy_update,
@@ -78,6 +79,7 @@ from tamiyo_jax.contracts.wire import (
 )
 
 __all__ = [
+    "SIGNATURE",
     "ActivationSpec",
     "AdaptationCommand",
     "Blueprint",

@@ -2,46 +2,51 @@
 
 `encode` makes a `RawGraph` of a packet in NumPy; `build`, which is jitted with the network,
 normalises it into a `jraph.GraphsTuple`. The one table of node types, features and
-relations is `tamiyo_jax.graph.schema`.
+relations is `NODE_TYPES` and `RELATIONS`.
 """
 
-from tamiyo_jax.graph.blueprint_arrays import (
-    BlueprintArrays,
-    blueprint_order,
-    encode_blueprint,
-)
-from tamiyo_jax.graph.build import build, compact
-from tamiyo_jax.graph.coverage import (
+from tamiyo_jax.graph._blueprint_arrays import BlueprintArrays, blueprint_order, encode_blueprint
+from tamiyo_jax.graph._build import build, compact
+from tamiyo_jax.graph._coverage import (
     Completeness,
     FeatureChanges,
     completeness,
+    count_truncated,
     coverage,
     feature_changes,
     missing_features,
     relation_group,
     total_coverage,
-    truncated,
 )
-from tamiyo_jax.graph.encode import encode, encode_packet
-from tamiyo_jax.graph.layout import Block, GraphLayout, expanded, layout_for
-from tamiyo_jax.graph.normalizer import (
+from tamiyo_jax.graph._edges import complete_attributes, complete_rows
+from tamiyo_jax.graph._encode import encode, encode_packet
+from tamiyo_jax.graph._jraph import GraphsTuple
+from tamiyo_jax.graph._layout import Block, GraphLayout, expand_layout, layout_for
+from tamiyo_jax.graph._normalizer import (
     Normalizer,
     init_normalizer,
     normalize,
     update,
     update_and_normalize,
 )
-from tamiyo_jax.graph.raw import RawGraph
-from tamiyo_jax.graph.registry import Registries, Registry
-from tamiyo_jax.graph.schema import (
+from tamiyo_jax.graph._raw import RawGraph
+from tamiyo_jax.graph._registry import Registries, Registry
+from tamiyo_jax.graph._schema import (
+    ATTRIBUTE_WIDTH,
+    EDGE_WIDTH,
+    FEATURE_WIDTH,
     NODE_TYPES,
     RELATIONS,
     SCHEMA_VERSION,
     STATISTICS,
+    Relation,
     schema_digest,
 )
 
 __all__ = [
+    "ATTRIBUTE_WIDTH",
+    "EDGE_WIDTH",
+    "FEATURE_WIDTH",
     "NODE_TYPES",
     "RELATIONS",
     "SCHEMA_VERSION",
@@ -51,19 +56,24 @@ __all__ = [
     "Completeness",
     "FeatureChanges",
     "GraphLayout",
+    "GraphsTuple",
     "Normalizer",
     "RawGraph",
     "Registries",
     "Registry",
+    "Relation",
     "blueprint_order",
     "build",
     "compact",
+    "complete_attributes",
+    "complete_rows",
     "completeness",
+    "count_truncated",
     "coverage",
     "encode",
     "encode_blueprint",
     "encode_packet",
-    "expanded",
+    "expand_layout",
     "feature_changes",
     "init_normalizer",
     "layout_for",
@@ -72,7 +82,6 @@ __all__ = [
     "relation_group",
     "schema_digest",
     "total_coverage",
-    "truncated",
     "update",
     "update_and_normalize",
 ]

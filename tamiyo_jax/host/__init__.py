@@ -1,39 +1,30 @@
-"""The training side: measuring a run, growing seeds in it, and applying commands to it."""
+"""The network in training: measuring it, describing it, and applying commands to it."""
 
-from tamiyo_jax.host.apply import Checkpointer, CommandApplier, Decided
-from tamiyo_jax.host.blending import (
-    METHODS,
-    Blend,
-    BlendMode,
-    BlendSchedule,
-    Channel,
-    Confidence,
-    alpha_at,
-    blend_metrics,
+from tamiyo_jax.host._apply import Checkpointer, CommandApplier, DecisionLike
+from tamiyo_jax.host._blueprint_of import blueprint_of
+from tamiyo_jax.host._budget import limit_to_budget, live_parameters
+from tamiyo_jax.host._checkpoints import HostCheckpoints, load_tree, save_tree
+from tamiyo_jax.host._detector import Detector, Signals, detect, new_detector, worst
+from tamiyo_jax.host._hardware import Hardware, HardwareMeter
+from tamiyo_jax.host._memory import MemoryCheckpoints
+from tamiyo_jax.host._monitor import (
+    MonitorState,
+    Refusals,
+    Statistics,
+    guarded,
+    layer_names,
+    monitor,
+    statistics,
+    unless_refused,
 )
-from tamiyo_jax.host.blueprint_of import blueprint_of
-from tamiyo_jax.host.budget import live_parameters, within_budget
-from tamiyo_jax.host.checkpoints import HostCheckpoints, load_tree, save_tree
-from tamiyo_jax.host.hardware import Hardware, HardwareMeter
-from tamiyo_jax.host.memory import MemoryCheckpoints
-from tamiyo_jax.host.monitor import Statistics, layer_names, monitor, statistics
-from tamiyo_jax.host.packets import SeedMeasurements, packet_from, seed_state
-from tamiyo_jax.host.reading import LateReader
-from tamiyo_jax.host.scale import LIMITS, scale_by, scale_of, tamiyo_scale
-from tamiyo_jax.host.seed_library import FAMILIES, SeedBank, seed_bank
-from tamiyo_jax.host.seeds import TRANSITIONS, SlotState, Timing, dormant, enter, tick, transition
-from tamiyo_jax.host.slot import (
-    Bank,
-    Gate,
-    Seed,
-    SeedSlot,
-    blueprint_ids,
-    linen_seed,
-    slot_apply,
-    slot_init,
-    slot_variables,
-)
-from tamiyo_jax.host.training import (
+from tamiyo_jax.host._packets import SeedMeasurements, packet_from, seed_state
+from tamiyo_jax.host._probe import probe
+from tamiyo_jax.host._reading import LateReader
+from tamiyo_jax.host._scale import LIMITS, scale_by, scale_of, tamiyo_scale
+from tamiyo_jax.host._seed_library import FAMILIES, SeedBank, seed_bank
+from tamiyo_jax.host._seeding import banks_of, operate
+from tamiyo_jax.host._several import all_statistics
+from tamiyo_jax.host._training import (
     Host,
     HostState,
     Slot,
@@ -42,24 +33,17 @@ from tamiyo_jax.host.training import (
     gates_of,
     init_host,
     loss_of,
+    seeds_of,
     train_step,
 )
 
 __all__ = [
     "FAMILIES",
     "LIMITS",
-    "METHODS",
-    "TRANSITIONS",
-    "Bank",
-    "Blend",
-    "BlendMode",
-    "BlendSchedule",
-    "Channel",
     "Checkpointer",
     "CommandApplier",
-    "Confidence",
-    "Decided",
-    "Gate",
+    "DecisionLike",
+    "Detector",
     "Hardware",
     "HardwareMeter",
     "Host",
@@ -67,43 +51,41 @@ __all__ = [
     "HostState",
     "LateReader",
     "MemoryCheckpoints",
-    "Seed",
+    "MonitorState",
+    "Refusals",
     "SeedBank",
     "SeedMeasurements",
-    "SeedSlot",
+    "Signals",
     "Slot",
-    "SlotState",
     "Statistics",
     "StepMetrics",
-    "Timing",
-    "alpha_at",
-    "blend_metrics",
-    "blueprint_ids",
+    "all_statistics",
+    "banks_of",
     "blueprint_of",
     "contribution",
-    "dormant",
-    "enter",
+    "detect",
     "gates_of",
+    "guarded",
     "init_host",
     "layer_names",
-    "linen_seed",
+    "limit_to_budget",
     "live_parameters",
     "load_tree",
     "loss_of",
     "monitor",
+    "new_detector",
+    "operate",
     "packet_from",
+    "probe",
     "save_tree",
     "scale_by",
     "scale_of",
     "seed_bank",
     "seed_state",
-    "slot_apply",
-    "slot_init",
-    "slot_variables",
+    "seeds_of",
     "statistics",
     "tamiyo_scale",
-    "tick",
     "train_step",
-    "transition",
-    "within_budget",
+    "unless_refused",
+    "worst",
 ]

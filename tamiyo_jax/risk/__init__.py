@@ -3,31 +3,24 @@
 Pure Python without arrays: state in, state out.
 """
 
-from tamiyo_jax.risk.breaker import BreakerState, Stage
-from tamiyo_jax.risk.conditions import Condition
-from tamiyo_jax.risk.gate import (
-    POLICY_REASON,
+from tamiyo_jax.risk._breaker import BreakerState, Stage
+from tamiyo_jax.risk._conditions import Condition
+from tamiyo_jax.risk._gate import (
     RESTRICTION,
     Verdict,
-    downgraded_lr_delta,
+    clip_lr_delta,
     gate,
     guard,
 )
-from tamiyo_jax.risk.outcome import health, priority, report_outcome
-from tamiyo_jax.risk.rules import (
-    RULES,
-    Effect,
-    HeldRule,
-    Rule,
-    rules_markdown,
-    rules_that_hold,
-)
-from tamiyo_jax.risk.signals import Signals, read_signals
-from tamiyo_jax.risk.state import (
+from tamiyo_jax.risk._ladder import Ladder, Rung, climb, is_restorable
+from tamiyo_jax.risk._outcome import health, priority, report_outcome
+from tamiyo_jax.risk._rules import RULES, Effect, HeldRule, Rule, rules_markdown, rules_that_hold
+from tamiyo_jax.risk._signals import Signals, read_signals
+from tamiyo_jax.risk._state import (
     ConservativeMode,
     RiskState,
     admit_call,
-    after_verdict,
+    apply_verdict,
     call_failed,
     call_succeeded,
     enter_by_hand,
@@ -39,7 +32,6 @@ from tamiyo_jax.risk.state import (
 )
 
 __all__ = [
-    "POLICY_REASON",
     "RESTRICTION",
     "RULES",
     "BreakerState",
@@ -47,21 +39,25 @@ __all__ = [
     "ConservativeMode",
     "Effect",
     "HeldRule",
+    "Ladder",
     "RiskState",
     "Rule",
+    "Rung",
     "Signals",
     "Stage",
     "Verdict",
     "admit_call",
-    "after_verdict",
+    "apply_verdict",
     "call_failed",
     "call_succeeded",
-    "downgraded_lr_delta",
+    "climb",
+    "clip_lr_delta",
     "enter_by_hand",
     "from_json",
     "gate",
     "guard",
     "health",
+    "is_restorable",
     "leave_by_hand",
     "loss_delta",
     "may_brake",

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tamiyo_jax/storage/records.proto\x12\x11tamiyo.journal.v1\"3\n\x05\x41rray\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xce\x03\n\x04Step\x12\x13\n\x06packet\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x14\n\x07\x63ommand\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x12\x1a\n\x12\x62lueprint_revision\x18\x03 \x01(\x04\x12/\n\x04mask\x18\x04 \x03(\x0b\x32!.tamiyo.journal.v1.Step.MaskEntry\x12\x35\n\x07outputs\x18\x05 \x03(\x0b\x32$.tamiyo.journal.v1.Step.OutputsEntry\x12\x0e\n\x06report\x18\x06 \x01(\x0c\x12\x1a\n\x12registry_additions\x18\x07 \x01(\t\x12\r\n\x05state\x18\x08 \x01(\t\x12\x0c\n\x04mode\x18\t \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\n \x01(\t\x12\x16\n\x0e\x63losed_windows\x18\x0b \x03(\x0c\x1a\x45\n\tMaskEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.tamiyo.journal.v1.Array:\x02\x38\x01\x1aH\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.tamiyo.journal.v1.Array:\x02\x38\x01\x42\t\n\x07_packetB\n\n\x08_command\"[\n\x0bUnpublished\x12\x11\n\treport_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x10\n\x08\x61ttempts\x18\x03 \x01(\r\x12\x15\n\rnot_before_ns\x18\x04 \x01(\x04\"<\n\x06Policy\x12\x11\n\tpolicy_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"\x93\x01\n\x05\x46\x61\x63ts\x12\x12\n\npublishing\x18\x01 \x01(\x08\x12/\n\x07pending\x18\x02 \x03(\x0b\x32\x1e.tamiyo.journal.v1.Unpublished\x12+\n\x08policies\x18\x03 \x03(\x0b\x32\x19.tamiyo.journal.v1.Policy\x12\x18\n\x10newest_report_ns\x18\x04 \x01(\x04\"B\n\x08Snapshot\x12\r\n\x05state\x18\x01 \x01(\t\x12\'\n\x05\x66\x61\x63ts\x18\x02 \x01(\x0b\x32\x18.tamiyo.journal.v1.Facts\"Q\n\x07Restore\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12\'\n\x05\x66\x61\x63ts\x18\x03 \x01(\x0b\x32\x18.tamiyo.journal.v1.Facts\"9\n\x08Operator\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\"I\n\x0bPublication\x12\x11\n\treport_id\x18\x01 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x02 \x01(\r\x12\x15\n\rnot_before_ns\x18\x03 \x01(\x04\"H\n\x0cPolicyUpdate\x12)\n\x06policy\x18\x01 \x01(\x0b\x32\x19.tamiyo.journal.v1.Policy\x12\r\n\x05state\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tamiyo_jax/storage/records.proto\x12\x11tamiyo.journal.v1\"3\n\x05\x41rray\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xe3\x03\n\x04Step\x12\x13\n\x06packet\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x14\n\x07\x63ommand\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x12\x1a\n\x12\x62lueprint_revision\x18\x03 \x01(\x04\x12/\n\x04mask\x18\x04 \x03(\x0b\x32!.tamiyo.journal.v1.Step.MaskEntry\x12\x35\n\x07outputs\x18\x05 \x03(\x0b\x32$.tamiyo.journal.v1.Step.OutputsEntry\x12\x0e\n\x06report\x18\x06 \x01(\x0c\x12\x1a\n\x12registry_additions\x18\x07 \x01(\t\x12\r\n\x05state\x18\x08 \x01(\t\x12\x0c\n\x04mode\x18\t \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\n \x01(\t\x12\x16\n\x0e\x63losed_windows\x18\x0b \x03(\x0c\x12\x13\n\x0b\x65xplanation\x18\x0c \x01(\t\x1a\x45\n\tMaskEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.tamiyo.journal.v1.Array:\x02\x38\x01\x1aH\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.tamiyo.journal.v1.Array:\x02\x38\x01\x42\t\n\x07_packetB\n\n\x08_command\"[\n\x0bUnpublished\x12\x11\n\treport_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x10\n\x08\x61ttempts\x18\x03 \x01(\r\x12\x15\n\rnot_before_ns\x18\x04 \x01(\x04\"<\n\x06Policy\x12\x11\n\tpolicy_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"\xa5\x01\n\x05\x46\x61\x63ts\x12\x12\n\npublishing\x18\x01 \x01(\x08\x12/\n\x07pending\x18\x02 \x03(\x0b\x32\x1e.tamiyo.journal.v1.Unpublished\x12+\n\x08policies\x18\x03 \x03(\x0b\x32\x19.tamiyo.journal.v1.Policy\x12\x18\n\x10newest_report_ns\x18\x04 \x01(\x04\x12\x10\n\x08settings\x18\x05 \x01(\t\"B\n\x08Snapshot\x12\r\n\x05state\x18\x01 \x01(\t\x12\'\n\x05\x66\x61\x63ts\x18\x02 \x01(\x0b\x32\x18.tamiyo.journal.v1.Facts\"Q\n\x07Restore\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12\'\n\x05\x66\x61\x63ts\x18\x03 \x01(\x0b\x32\x18.tamiyo.journal.v1.Facts\"9\n\x08Operator\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\"I\n\x0bPublication\x12\x11\n\treport_id\x18\x01 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x02 \x01(\r\x12\x15\n\rnot_before_ns\x18\x03 \x01(\x04\"H\n\x0cPolicyUpdate\x12)\n\x06policy\x18\x01 \x01(\x0b\x32\x19.tamiyo.journal.v1.Policy\x12\r\n\x05state\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,25 +38,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ARRAY']._serialized_start=55
   _globals['_ARRAY']._serialized_end=106
   _globals['_STEP']._serialized_start=109
-  _globals['_STEP']._serialized_end=571
-  _globals['_STEP_MASKENTRY']._serialized_start=405
-  _globals['_STEP_MASKENTRY']._serialized_end=474
-  _globals['_STEP_OUTPUTSENTRY']._serialized_start=476
-  _globals['_STEP_OUTPUTSENTRY']._serialized_end=548
-  _globals['_UNPUBLISHED']._serialized_start=573
-  _globals['_UNPUBLISHED']._serialized_end=664
-  _globals['_POLICY']._serialized_start=666
-  _globals['_POLICY']._serialized_end=726
-  _globals['_FACTS']._serialized_start=729
-  _globals['_FACTS']._serialized_end=876
-  _globals['_SNAPSHOT']._serialized_start=878
-  _globals['_SNAPSHOT']._serialized_end=944
-  _globals['_RESTORE']._serialized_start=946
-  _globals['_RESTORE']._serialized_end=1027
-  _globals['_OPERATOR']._serialized_start=1029
-  _globals['_OPERATOR']._serialized_end=1086
-  _globals['_PUBLICATION']._serialized_start=1088
-  _globals['_PUBLICATION']._serialized_end=1161
-  _globals['_POLICYUPDATE']._serialized_start=1163
-  _globals['_POLICYUPDATE']._serialized_end=1235
+  _globals['_STEP']._serialized_end=592
+  _globals['_STEP_MASKENTRY']._serialized_start=426
+  _globals['_STEP_MASKENTRY']._serialized_end=495
+  _globals['_STEP_OUTPUTSENTRY']._serialized_start=497
+  _globals['_STEP_OUTPUTSENTRY']._serialized_end=569
+  _globals['_UNPUBLISHED']._serialized_start=594
+  _globals['_UNPUBLISHED']._serialized_end=685
+  _globals['_POLICY']._serialized_start=687
+  _globals['_POLICY']._serialized_end=747
+  _globals['_FACTS']._serialized_start=750
+  _globals['_FACTS']._serialized_end=915
+  _globals['_SNAPSHOT']._serialized_start=917
+  _globals['_SNAPSHOT']._serialized_end=983
+  _globals['_RESTORE']._serialized_start=985
+  _globals['_RESTORE']._serialized_end=1066
+  _globals['_OPERATOR']._serialized_start=1068
+  _globals['_OPERATOR']._serialized_end=1125
+  _globals['_PUBLICATION']._serialized_start=1127
+  _globals['_PUBLICATION']._serialized_end=1200
+  _globals['_POLICYUPDATE']._serialized_start=1202
+  _globals['_POLICYUPDATE']._serialized_end=1274
 # @@protoc_insertion_point(module_scope)

@@ -17,7 +17,7 @@ class Array(_message.Message):
     def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("packet", "command", "blueprint_revision", "mask", "outputs", "report", "registry_additions", "state", "mode", "action", "closed_windows")
+    __slots__ = ("packet", "command", "blueprint_revision", "mask", "outputs", "report", "registry_additions", "state", "mode", "action", "closed_windows", "explanation")
     class MaskEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class Step(_message.Message):
     MODE_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
     CLOSED_WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
     packet: bytes
     command: bytes
     blueprint_revision: int
@@ -54,7 +55,8 @@ class Step(_message.Message):
     mode: str
     action: str
     closed_windows: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, packet: _Optional[bytes] = ..., command: _Optional[bytes] = ..., blueprint_revision: _Optional[int] = ..., mask: _Optional[_Mapping[str, Array]] = ..., outputs: _Optional[_Mapping[str, Array]] = ..., report: _Optional[bytes] = ..., registry_additions: _Optional[str] = ..., state: _Optional[str] = ..., mode: _Optional[str] = ..., action: _Optional[str] = ..., closed_windows: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    explanation: str
+    def __init__(self, packet: _Optional[bytes] = ..., command: _Optional[bytes] = ..., blueprint_revision: _Optional[int] = ..., mask: _Optional[_Mapping[str, Array]] = ..., outputs: _Optional[_Mapping[str, Array]] = ..., report: _Optional[bytes] = ..., registry_additions: _Optional[str] = ..., state: _Optional[str] = ..., mode: _Optional[str] = ..., action: _Optional[str] = ..., closed_windows: _Optional[_Iterable[bytes]] = ..., explanation: _Optional[str] = ...) -> None: ...
 
 class Unpublished(_message.Message):
     __slots__ = ("report_id", "sequence", "attempts", "not_before_ns")
@@ -79,16 +81,18 @@ class Policy(_message.Message):
     def __init__(self, policy_id: _Optional[str] = ..., digest: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Facts(_message.Message):
-    __slots__ = ("publishing", "pending", "policies", "newest_report_ns")
+    __slots__ = ("publishing", "pending", "policies", "newest_report_ns", "settings")
     PUBLISHING_FIELD_NUMBER: _ClassVar[int]
     PENDING_FIELD_NUMBER: _ClassVar[int]
     POLICIES_FIELD_NUMBER: _ClassVar[int]
     NEWEST_REPORT_NS_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
     publishing: bool
     pending: _containers.RepeatedCompositeFieldContainer[Unpublished]
     policies: _containers.RepeatedCompositeFieldContainer[Policy]
     newest_report_ns: int
-    def __init__(self, publishing: _Optional[bool] = ..., pending: _Optional[_Iterable[_Union[Unpublished, _Mapping]]] = ..., policies: _Optional[_Iterable[_Union[Policy, _Mapping]]] = ..., newest_report_ns: _Optional[int] = ...) -> None: ...
+    settings: str
+    def __init__(self, publishing: _Optional[bool] = ..., pending: _Optional[_Iterable[_Union[Unpublished, _Mapping]]] = ..., policies: _Optional[_Iterable[_Union[Policy, _Mapping]]] = ..., newest_report_ns: _Optional[int] = ..., settings: _Optional[str] = ...) -> None: ...
 
 class Snapshot(_message.Message):
     __slots__ = ("state", "facts")

@@ -401,6 +401,6 @@ def test_the_published_schema_is_the_one_in_force() -> None:
 
 def test_the_schema_forbids_unknown_names_everywhere() -> None:
     schema = blueprint_json_schema()
-    records = [schema, *(one for one in schema["$defs"].values() if one["type"] == "object")]
+    records = [schema, *(part for part in schema["$defs"].values() if part["type"] == "object")]
     assert len(records) == 7
-    assert all(one["additionalProperties"] is False for one in records)
+    assert all(record["additionalProperties"] is False for record in records)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from message_strategies import packets
 
 from tamiyo_jax.contracts import HardwareContext, SeedStage, SeedState, SystemStatePacket
-from tamiyo_jax.contracts.checks import Checks, conforming
+from tamiyo_jax.contracts._checks import Checks, conforms_to
 from tamiyo_jax.errors import InvalidPacketError
 
 CHECK = Checks(InvalidPacketError)
@@ -31,7 +31,7 @@ def test_a_packet_of_the_annotated_types_conforms(packet):
 @given(packets, names, oddities)
 def test_what_the_quick_test_lets_through_the_thorough_one_does_too(packet, name, oddity):
     packet = dataclasses.replace(packet, **{name: oddity})
-    if conforming(SystemStatePacket)(packet):
+    if conforms_to(SystemStatePacket)(packet):
         CHECK._kind("", packet, SystemStatePacket)
 
 
@@ -40,7 +40,7 @@ def test_a_mapping_that_is_no_dict_and_a_float_of_another_class_are_looked_at_cl
         pass
 
     packet = SystemStatePacket("p", "r", "b", training_metrics={"loss": Loss(0.5)})
-    assert not conforming(SystemStatePacket)(packet)
+    assert not conforms_to(SystemStatePacket)(packet)
     CHECK.kind("", packet, SystemStatePacket)
     with pytest.raises(InvalidPacketError):
         CHECK.kind("", dataclasses.replace(packet, training_loss="0.5"), SystemStatePacket)

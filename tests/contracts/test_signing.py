@@ -46,7 +46,9 @@ SECRET = Secret("a secret of enough bytes")
 OTHER = Secret(b"another secret of enough bytes")
 CONFIG = SecurityConfig()
 LEDGER = NonceLedger(started_ns=NOW - 3600 * SECOND)
-COMMAND = AdaptationCommand("c-1", CommandType.PAUSE, NOW, 5, annotations={"risk_reason": "policy"})
+COMMAND = AdaptationCommand(
+    "c-1", CommandType.PAUSE, NOW, 5, annotations={"risk_reason": "loss_spike"}
+)
 
 
 def check(command: AdaptationCommand, now: int = NOW, ledger: NonceLedger = LEDGER) -> NonceLedger:
@@ -241,7 +243,7 @@ def test_a_verifier_gives_the_next_verifier_and_stays_as_it_is() -> None:
         second.verify(signed(), now_ns=NOW)
 
 
-def test_a_secret_shows_itself_to_nobody() -> None:
+def test_a_secret_is_hidden_from_repr_and_pickle() -> None:
     secret = Secret("hunter2 hunter2 hunter2")
     for shown in (
         repr(secret),

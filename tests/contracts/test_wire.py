@@ -136,7 +136,7 @@ def _v1_peer() -> dict[str, type[Message]]:
     leyline_pb2.DESCRIPTOR.CopyToProto(file)
     for message in file.message_type:
         kept = [field for field in message.field if field.number < 100]
-        real = [one for one in message.oneof_decl if not one.name.startswith("_")]
+        real = [group for group in message.oneof_decl if not group.name.startswith("_")]
         for field in kept:
             if field.proto3_optional:
                 field.ClearField("proto3_optional")
@@ -149,10 +149,10 @@ def _v1_peer() -> dict[str, type[Message]]:
         pool.AddSerializedFile(known.DESCRIPTOR.file.serialized_pb)
     pool.AddSerializedFile(file.SerializeToString())
     return {
-        one.name: message_factory.GetMessageClass(
-            pool.FindMessageTypeByName(f"{file.package}.{one.name}")
+        message.name: message_factory.GetMessageClass(
+            pool.FindMessageTypeByName(f"{file.package}.{message.name}")
         )
-        for one in file.message_type
+        for message in file.message_type
     }
 
 
@@ -306,7 +306,7 @@ def test_python_enums_are_the_wire_enums_without_their_prefix(
     kind: type, name: str, prefix: str
 ) -> None:
     wire = leyline_pb2.DESCRIPTOR.enum_types_by_name[name].values_by_name
-    assert {prefix + one.name: one.value for one in kind} == {
+    assert {prefix + member.name: member.value for member in kind} == {
         key: value.number for key, value in wire.items()
     }
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tamiyo_jax.storage import RecordType, StepRecord, decode_step, read_journal
+from tamiyo_jax.journal import RecordType, read_journal
+from tamiyo_jax.storage import StepRecord, decode_step
 
 STEPS = 825  # 25 epochs
 EPOCH = 33
@@ -61,12 +62,12 @@ def finish(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     return json.loads(out)
 
 
-def decided(directory: Path) -> dict[str, StepRecord]:
+def read_newest_steps(directory: Path) -> dict[str, StepRecord]:
     """The newest decision upon each packet: a resumed run decides upon some again."""
     steps = (
-        decode_step(one.payload)
-        for one in read_journal(directory / "tamiyo").records
-        if one.type is RecordType.STEP
+        decode_step(record.payload)
+        for record in read_journal(directory / "tamiyo").records
+        if record.type is RecordType.STEP
     )
     return {step.packet.packet_id: step for step in steps if step.packet is not None}
 
@@ -76,12 +77,12 @@ def assert_bit_identical(whole: StepRecord, resumed: StepRecord) -> None:
     assert whole.action == resumed.action
     assert whole.state == resumed.state  # normaliser or counters, risk state
     assert whole.report.notes == resumed.report.notes
-    for one, other in ((whole.outputs, resumed.outputs), (whole.mask, resumed.mask)):
-        assert one is not None
-        assert other is not None
-        assert one.keys() == other.keys()
-        for name in one:
-            assert np.array_equal(one[name], other[name]), name
+    for left, right in ((whole.outputs, resumed.outputs), (whole.mask, resumed.mask)):
+        assert left is not None
+        assert right is not None
+        assert left.keys() == right.keys()
+        for name in left:
+            assert np.array_equal(left[name], right[name]), name
     if whole.command is not None:
         assert resumed.command is not None
         assert whole.command.payload == resumed.command.payload
@@ -100,9 +101,9 @@ def test_a_killed_run_resumes_bit_identically(tmp_path: Path, policy: str) -> No
     time.sleep(random.Random(policy).uniform(0.05, 0.6))
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    at_kill = decided(broken)
+    at_kill = read_newest_steps(broken)
     resumed = finish(demo(broken, cache, chosen, "--resume"))
-    expected, found = decided(tmp_path / "whole"), decided(broken)
+    expected, found = read_newest_steps(tmp_path / "whole"), read_newest_steps(broken)
     assert expected.keys() == found.keys()
     assert len(at_kill) < len(expected), "the run ended before it was killed"
     for packet_id, step in expected.items():
@@ -110,11 +111,11 @@ def test_a_killed_run_resumes_bit_identically(tmp_path: Path, policy: str) -> No
     assert resumed["resumed_at"] is not None
     assert resumed["grown"]["test_accuracy"] == whole["grown"]["test_accuracy"]
     records = read_journal(broken / "tamiyo").records
-    assert RecordType.RESTORE in {one.type for one in records}
+    assert RecordType.RESTORE in {record.type for record in records}
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_resumed_as_it_was_begun_and_only_so(tmp_path: Path) -> None:
+def test_a_killed_run_is_resumed_with_its_own_settings_only(tmp_path: Path) -> None:
     cache, run = tmp_path / "cache", tmp_path / "run"
     begun = {"seed": 1, "policy": "heuristic", "deterministic": True}
     process = start(run, cache, "--seed=1", "--deterministic", f"--steps={1000 * EPOCH}")
@@ -140,6 +141,6 @@ def test_a_killed_run_is_resumed_as_it_was_begun_and_only_so(tmp_path: Path) -> 
     assert resumed["resumed_at"] == trained
     kept = json.loads((run / "demo.json").read_text())
     assert kept.items() >= {**begun, "steps": steps}.items()
-    packets = [step.packet for step in decided(run).values() if step.packet is not None]
+    packets = [step.packet for step in read_newest_steps(run).values() if step.packet is not None]
     assert {packet.training_run_id for packet in packets} == {"digits-1"}
     assert not any("samples_per_s" in packet.training_metrics for packet in packets)

@@ -4,14 +4,16 @@ from collections.abc import Callable
 
 import pytest
 
-from tamiyo_jax.contracts.blueprint import (
+from tamiyo_jax.contracts import (
     ActivationSpec,
     Blueprint,
     BlueprintTier,
     LayerSpec,
     ParameterSpec,
+    SeedStage,
+    SeedState,
+    SystemStatePacket,
 )
-from tamiyo_jax.contracts.packet import SeedStage, SeedState, SystemStatePacket
 
 
 def _blueprint(blueprint_id: str = "bp", depth: int = 3, **fields: object) -> Blueprint:

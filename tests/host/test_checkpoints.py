@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
+import shutil
+from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from host.tiny_host import make_host
 
 from tamiyo_jax.errors import CheckpointMismatchError, PersistenceError
-from tamiyo_jax.host import load_tree, save_tree
+from tamiyo_jax.host import HostCheckpoints, load_tree, save_tree
 
 
 class Inner(NamedTuple):
@@ -61,3 +65,47 @@ def test_nothing_is_overwritten_and_nothing_is_not_a_checkpoint(tmp_path):
         save_tree(tmp_path / "tree", TREE)
     with pytest.raises(PersistenceError, match="no checkpoint"):
         load_tree(tmp_path / "other", LIKE)
+
+
+def files_of(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+def flip_bit(path: Path, position: int, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def test_no_flipped_bit_of_any_file_is_loaded(tmp_path):
+    save_tree(tmp_path / "tree", TREE)
+    chance = random.Random(0)
+    for path in files_of(tmp_path / "tree"):
+        whole = path.read_bytes()
+        for position in chance.sample(range(len(whole)), min(len(whole), 20)):
+            flip_bit(path, position, chance.randrange(8))
+            with pytest.raises(PersistenceError, match="damaged") as raised:
+                load_tree(tmp_path / "tree", LIKE)
+            assert raised.value.files == (path.relative_to(tmp_path / "tree").as_posix(),)
+            path.write_bytes(whole)
+    load_tree(tmp_path / "tree", LIKE)
+
+
+def test_a_missing_file_of_a_checkpoint_is_named(tmp_path):
+    save_tree(tmp_path / "whole", TREE)
+    for path in files_of(tmp_path / "whole"):
+        name = path.relative_to(tmp_path / "whole").as_posix()
+        shutil.copytree(tmp_path / "whole", tmp_path / "tree")
+        (tmp_path / "tree" / name).unlink()
+        with pytest.raises(PersistenceError, match="damaged") as raised:
+            load_tree(tmp_path / "tree", LIKE)
+        assert raised.value.files == (name,)
+        shutil.rmtree(tmp_path / "tree")
+
+
+def test_a_checkpoint_that_was_not_saved_to_its_end_is_not_listed(tmp_path):
+    checkpoints = HostCheckpoints(tmp_path, make_host())
+    checkpoints.save("a", TREE)
+    checkpoints.save("b", TREE)
+    (tmp_path / "b" / "DIGESTS.json").unlink()
+    assert checkpoints.names() == {"a"}

@@ -11,12 +11,12 @@ import optax
 import pytest
 from flax import nnx
 
-from tamiyo_jax import host
+from tamiyo_jax import growth, host
 from tamiyo_jax.contracts import SeedOperation
 
 WIDTH = 8
 BANK = host.seed_bank("mlp", jnp.zeros((1, WIDTH), jnp.float32)).bank
-TIMING = host.Timing(blend_steps=4, embargo_steps=2)
+TIMING = growth.Timing(blend_steps=4, embargo_steps=2)
 OP = SeedOperation
 # NNX's initialisers and Optax's optimisers mix dtypes.
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -27,18 +27,16 @@ def batch(index: int):
     return x, jnp.sin(3 * x[:, :2])
 
 
-def worth_after_growing(made: host.Host, state: host.HostState) -> float:
-    """Grow the slot's wide perceptron step by step; what it is worth in the end."""
+def measure_contribution(made: host.Host, state: host.HostState) -> float:
+    """Grow the slot's wide perceptron step by step; returns its contribution at the end."""
     step = jax.jit(lambda state, data: host.train_step(made, state, data))
     script = {4: OP.GERMINATE, 5: OP.START_TRAINING, 20: OP.START_GRAFTING, 25: OP.STABILIZE}
     for index in range(60):
         if index in script:
-            slot = state.slots["slot"]
-            moved = host.transition(slot.state, script[index])
-            wide = moved._replace(blueprint=jnp.int32(sorted(BANK).index(f"wide-mlp-{WIDTH}")))
-            state = state._replace(slots={"slot": slot._replace(state=wide)})
+            wide = f"wide-mlp-{WIDTH}"
+            state = host.operate(made, state, "slot", script[index], blueprint_id=wide)
         state, _ = step(state, batch(index % 4))
-    assert step._cache_size() == 1
+    assert step._cache_size() == 2
     return float(host.contribution(made.loss, state.params, state.slots, batch(0))["slot"])
 
 
@@ -52,7 +50,7 @@ class Net(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.first = nnx.Linear(3, WIDTH, rngs=rngs)
-        self.slot = nnx.bridge.ToNNX(host.SeedSlot(BANK), rngs=rngs)
+        self.slot = nnx.bridge.ToNNX(growth.SeedSlot(BANK), rngs=rngs)
         self.slot.lazy_init(jnp.zeros((1, WIDTH), jnp.float32))
         self.second = nnx.Linear(WIDTH, 2, rngs=rngs)
 
@@ -65,15 +63,17 @@ def test_the_linen_slot_grows_inside_an_nnx_model():
 
     def loss(params, seeds, gates, data):
         model = nnx.merge(graph, params, rest, copy=True)
-        nnx.update(model.slot, {"bank": seeds["slot"], "gate": gates["slot"]})
+        kind = nnx.variable_type_from_name("seeds", allow_register=True)
+        model.slot.bank = jax.tree.map(kind, seeds["slot"])
+        nnx.update(model.slot, {"gate": gates["slot"]})
         return jnp.mean((model(data[0]) - data[1]) ** 2)
 
     def init_seeds(key):
-        return {"slot": host.slot_init(BANK, key, jnp.zeros((1, WIDTH), jnp.float32))}
+        return {"slot": growth.slot_init(BANK, key, jnp.zeros((1, WIDTH), jnp.float32))}
 
     made = host.Host(loss=loss, init_seeds=init_seeds, timing=TIMING, **optimisers())
     state = host.init_host(made, params, jax.random.PRNGKey(0))
-    assert worth_after_growing(made, state) > 0
+    assert measure_contribution(made, state) > 0
 
 
 def test_a_dormant_slot_in_an_nnx_model_is_an_exact_identity():
@@ -93,7 +93,7 @@ class Module:
 
     def __call__(self, seed, gate, x):
         hidden = jnp.tanh(x @ self.first)
-        return host.slot_apply(BANK, seed, gate, hidden) @ self.second
+        return growth.slot_apply(BANK, seed, gate, hidden) @ self.second
 
 
 def test_the_slot_functions_grow_inside_a_class_that_is_a_pytree():
@@ -107,7 +107,7 @@ def test_the_slot_functions_grow_inside_a_class_that_is_a_pytree():
         return jnp.mean((model(seeds["slot"], gates["slot"], data[0]) - data[1]) ** 2)
 
     def init_seeds(key):
-        return {"slot": host.slot_init(BANK, key, jnp.zeros((1, WIDTH), jnp.float32))}
+        return {"slot": growth.slot_init(BANK, key, jnp.zeros((1, WIDTH), jnp.float32))}
 
     made = host.Host(loss=loss, init_seeds=init_seeds, timing=TIMING, **optimisers())
-    assert worth_after_growing(made, host.init_host(made, model, jax.random.PRNGKey(0))) > 0
+    assert measure_contribution(made, host.init_host(made, model, jax.random.PRNGKey(0))) > 0

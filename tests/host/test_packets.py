@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from making import make_packet, make_seed
 
-from tamiyo_jax import host
+from tamiyo_jax import growth, host
 from tamiyo_jax.contracts import HardwareContext, SeedStage, validate_packet
 from tamiyo_jax.errors import ConfigurationError
 
-STATISTICS = host.Statistics(
+LAYERS = {"a": {"w": jnp.ones(1, jnp.float32)}, "b": {"w": jnp.ones(1, jnp.float32)}}
+STATISTICS = host.statistics(host.monitor(optax.identity()).init(LAYERS))._replace(
     gradient_norm=np.array([3.0, 4.0], np.float32),
     weight_norm=np.array([1.0, 2.0], np.float32),
     update_ratio=np.array([0.1, 0.2], np.float32),
@@ -22,6 +25,11 @@ STATISTICS = host.Statistics(
 )
 READING = host.Hardware(HardwareContext("gpu", "0"), {"gpu_mem_free_gb": 1.5})
 
+SIGNALS = (
+    *("loss_z", "loss_rise", "gradient_z", "layer_gradient_z", "update_rise", "sustained_rise"),
+    *("sustained_z", "high_gradients", "steps_without_progress", "step_refused", "steps_refused"),
+    "ruinous_in_row",
+)
 
 ARGUMENTS = {
     "layers": ("a", "b"),
@@ -42,6 +50,7 @@ def test_the_metrics_are_those_that_the_specifications_name():
     validate_packet(made)
     assert made.training_loss == 0.7
     assert made.training_metrics == {
+        **dict.fromkeys(SIGNALS, 0.0),
         "loss": 0.7,
         "training_loss": 0.7,
         "gradient_norm": 5.0,
@@ -66,7 +75,7 @@ def test_a_validation_loss_is_among_the_metrics_once_there_is_one():
 
 
 def test_statistics_on_a_device_make_the_same_packet():
-    assert packet(statistics=host.Statistics(*map(jnp.asarray, STATISTICS))) == packet()
+    assert packet(statistics=jax.tree.map(jnp.asarray, STATISTICS)) == packet()
 
 
 def test_a_reading_of_the_hardware_goes_into_its_field_and_the_metrics():
@@ -77,13 +86,13 @@ def test_a_reading_of_the_hardware_goes_into_its_field_and_the_metrics():
 
 
 @pytest.mark.parametrize("norm", [np.nan, np.inf])
-def test_a_gradient_norm_that_is_not_finite_is_told_as_none_in_a_valid_packet(norm):
+def test_a_gradient_norm_that_is_not_finite_is_none_in_a_valid_packet(norm):
     def seed(norm):
         return host.seed_state(
             "s0",
-            host.enter(host.dormant(), SeedStage.TRAINING),
+            growth.enter(growth.dormant(), SeedStage.TRAINING),
             host.SeedMeasurements(gradient_norm=norm, contribution=norm),
-            timing=host.Timing(5, 5),
+            timing=growth.Timing(5, 5),
             steps_per_epoch=1,
         )
 
@@ -99,6 +108,6 @@ def test_the_callers_metrics_win():
     assert made.training_metrics["samples_per_s"] == 10.0
 
 
-def test_names_of_other_layers_are_told():
+def test_names_of_other_layers_raise():
     with pytest.raises(ConfigurationError, match="3 layers are named and 2 were measured"):
         packet(layers=("a", "b", "c"))

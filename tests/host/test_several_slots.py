@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from tamiyo_jax import host
+from tamiyo_jax import growth, host
 from tamiyo_jax.contracts import SeedOperation, SeedStage
 
 WIDTH = 6
@@ -16,9 +16,9 @@ SLOTS = ("a", "b", "c")
 EXAMPLE = jax.ShapeDtypeStruct((1, WIDTH), jnp.float32)
 BANK = host.seed_bank("mlp", EXAMPLE).bank
 MODES = {
-    "a": host.BlendMode.RESIDUAL,
-    "b": host.Channel((1.0,) * (WIDTH - 1) + (0.5,)),
-    "c": host.Confidence(gate_k=5.0, gate_tau=0.5, alpha_lo=0.2, alpha_hi=1.0),
+    "a": growth.BlendMode.RESIDUAL,
+    "b": growth.Channel((1.0,) * (WIDTH - 1) + (0.5,)),
+    "c": growth.Confidence(gate_k=5.0, gate_tau=0.5, alpha_lo=0.2, alpha_hi=1.0),
 }
 OP = SeedOperation
 UP = (OP.GERMINATE, OP.START_TRAINING, OP.START_GRAFTING, OP.STABILIZE, OP.FOSSILIZE)
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 def output(params, seeds, gates, x):
     for name in SLOTS:
         x = jnp.tanh(x @ params[name])
-        x = host.slot_apply(BANK, seeds[name], gates[name], x, mode=MODES[name])
+        x = growth.slot_apply(BANK, seeds[name], gates[name], x, mode=MODES[name])
     return x
 
 
@@ -42,10 +42,10 @@ HOST = host.Host(
     optimizer=host.monitor(optax.chain(optax.adamw(1e-2), host.tamiyo_scale())),
     seed_optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2)),
     init_seeds=lambda key: {
-        name: host.slot_init(BANK, jax.random.fold_in(key, index), jnp.zeros(EXAMPLE.shape))
+        name: growth.slot_init(BANK, jax.random.fold_in(key, index), jnp.zeros(EXAMPLE.shape))
         for index, name in enumerate(SLOTS)
     },
-    timing=host.Timing(blend_steps=3, embargo_steps=2),
+    timing=growth.Timing(blend_steps=3, embargo_steps=2),
 )
 STEP = jax.jit(lambda state, batch: host.train_step(HOST, state, batch))
 OUTPUT = jax.jit(
@@ -70,12 +70,9 @@ def batch(index: int):
     return x, jnp.flip(jnp.sin(x), axis=1)
 
 
-def operate(state, name, operation, blueprint=None):
-    slot = state.slots[name]
-    moved = host.transition(slot.state, operation)
-    if blueprint is not None:
-        moved = moved._replace(blueprint=jnp.int32(blueprint))
-    return state._replace(slots={**state.slots, name: slot._replace(state=moved)})
+def operate(state, name, operation, blueprint=0):
+    chosen = growth.blueprint_ids(BANK)[blueprint]
+    return host.operate(HOST, state, name, operation, blueprint_id=chosen)
 
 
 def run(state, script, steps):
@@ -92,32 +89,40 @@ def assert_identical(left, right):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
+def assert_close(left, right):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("blueprint", range(len(BANK)))
 @pytest.mark.parametrize("lived", [(OP.GERMINATE,), (OP.GERMINATE, OP.START_TRAINING)])
 def test_a_seed_culled_before_it_blends_leaves_all_else_as_if_it_had_never_been(lived, blueprint):
+    # Programs with a seed and without it are compiled apart, and may add in another order.
     others = {0: ("a", OP.GERMINATE, 1), 1: ("a", OP.START_TRAINING), 5: ("a", OP.START_GRAFTING)}
     seed = {2 + i: ("c", operation, blueprint) for i, operation in enumerate(lived)}
     culled = run(fresh(), {**others, **seed, 7: ("c", OP.CULL)}, 14)
     never = run(fresh(), others, 14)
     assert int(culled.slots["c"].state.stage) == SeedStage.DORMANT
-    assert_identical(culled.params, never.params)
-    assert_identical(culled.opt_state, never.opt_state)
+    assert_close(culled.params, never.params)
+    assert_close(culled.opt_state, never.opt_state)
     for name in ("a", "b"):
-        assert_identical(culled.slots[name], never.slots[name])
+        assert_close(culled.slots[name], never.slots[name])
 
 
 @pytest.mark.parametrize("name", SLOTS)
 def test_germinating_and_training_at_alpha_0_change_no_bit_of_the_hosts_output(name):
     x, _ = batch(0)
     state = fresh()
+    before = OUTPUT(state, x)
+    state = operate(state, name, OP.GERMINATE, 2)
     slot = state.slots[name]
     # A zero-initialised seed would prove nothing.
     loud = slot._replace(params=jax.tree.map(jnp.ones_like, slot.params))
     state = state._replace(slots={**state.slots, name: loud})
-    before = OUTPUT(state, x)
-    for operation in (OP.GERMINATE, OP.START_TRAINING, OP.START_GRAFTING):
-        state = operate(state, name, operation, 2)
+    for operation in (OP.START_TRAINING, OP.START_GRAFTING):
         assert_identical(OUTPUT(state, x), before)
+        state = operate(state, name, operation)
+    assert_identical(OUTPUT(state, x), before)
     state = operate(state, name, OP.STABILIZE)
     assert not np.allclose(OUTPUT(state, x), before)
 
@@ -133,7 +138,7 @@ def test_resetting_one_slot_touches_no_other_optimiser():
     state = run(fresh(), script, 8 + 1 + HOST.timing.embargo_steps + 1)
     reset, other = state.slots["b"], state.slots["a"]
     assert int(reset.state.stage) == SeedStage.DORMANT
-    assert_identical(reset.opt_state, HOST.seed_optimizer.init(reset.params))
+    assert (reset.params, reset.opt_state) == ({}, ())
     counts = optax.tree.get_all_with_path(other.opt_state, "count")
     assert [int(count) for _, count in counts] == [11]
     assert any(np.any(leaf) for leaf in jax.tree.leaves(optax.tree.get(other.opt_state, "mu")))
@@ -161,7 +166,7 @@ def test_contributions_of_all_slots_in_one_pass_are_those_of_one_slot_at_a_time(
         np.testing.assert_allclose(found[name], at[0] - at[1], rtol=1e-4, atol=1e-6)
 
 
-def test_the_whole_life_of_several_seeds_compiles_the_step_and_the_measuring_once():
+def test_a_step_is_compiled_for_what_grows_and_not_for_its_stage():
     step = jax.jit(lambda state, data: host.train_step(HOST, state, data))
     measure = jax.jit(lambda state, data: host.contribution(loss, state.params, state.slots, data))
     state = fresh()
@@ -171,4 +176,5 @@ def test_the_whole_life_of_several_seeds_compiles_the_step_and_the_measuring_onc
             measure(state, batch(1))
     for _ in range(HOST.timing.embargo_steps + 2):
         state, _ = step(state, batch(2))
-    assert (step._cache_size(), measure._cache_size()) == (1, 1)
+    # Nothing, or one of three seeds.
+    assert (step._cache_size(), measure._cache_size()) == (4, 4)

@@ -6,29 +6,29 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tamiyo_jax import host
+from tamiyo_jax import growth, host
 
 SEED_ID = "slot"
 WIDTH = 4
 
 
-def tanh_seed(scale: float) -> host.Seed:
+def tanh_seed(scale: float) -> growth.Seed:
     """x -> scale * tanh(x W)."""
-    return host.Seed(
+    return growth.Seed(
         init=lambda key, x: {"W": jax.random.normal(key, (x.shape[-1], x.shape[-1]), jnp.float32)},
         apply=lambda params, x: jnp.float32(scale) * jnp.tanh(x @ params["W"]),
     )
 
 
-BANK: host.Bank = {"steep": tanh_seed(3.0), "gentle": tanh_seed(1.0)}
+BANK: growth.Bank = {"steep": tanh_seed(3.0), "gentle": tanh_seed(1.0)}
 
 
 def loss(params, seeds, gates, batch):
     """Squared error of a linear-slot-linear network, f32[]."""
     x, y = batch
     hidden = x @ params["first"]["w"] + params["first"]["b"][None, :]
-    hidden = host.slot_apply(
-        BANK, seeds[SEED_ID], gates[SEED_ID], hidden, mode=host.BlendMode.RESIDUAL
+    hidden = growth.slot_apply(
+        BANK, seeds[SEED_ID], gates[SEED_ID], hidden, mode=growth.BlendMode.RESIDUAL
     )
     return jnp.mean((hidden @ params["second"]["w"] - y) ** 2)
 
@@ -43,8 +43,8 @@ def make_host(*, blend_steps: int = 4, embargo_steps: int = 3) -> host.Host:
             optax.add_decayed_weights(0.1),
             optax.scale(-0.05),
         ),
-        init_seeds=lambda key: {SEED_ID: host.slot_init(BANK, key, jnp.zeros((1, WIDTH)))},
-        timing=host.Timing(blend_steps, embargo_steps),
+        init_seeds=lambda key: {SEED_ID: growth.slot_init(BANK, key, jnp.zeros((1, WIDTH)))},
+        timing=growth.Timing(blend_steps, embargo_steps),
     )
 
 
@@ -68,6 +68,8 @@ def batch(index: int) -> tuple[jax.Array, jax.Array]:
 
 def operate(state: host.HostState, operation, blueprint: int = 0) -> host.HostState:
     """Apply an operation to the slot, bypassing commands."""
-    slot = state.slots[SEED_ID]
-    moved = host.transition(slot.state, operation)._replace(blueprint=jnp.int32(blueprint))
-    return state._replace(slots={SEED_ID: slot._replace(state=moved)})
+    name = growth.blueprint_ids(BANK)[blueprint]
+    return host.operate(MADE, state, SEED_ID, operation, blueprint_id=name)
+
+
+MADE = make_host()

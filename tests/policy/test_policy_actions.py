@@ -8,14 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from policy.worlds import ACTIVE, GROWN, MAX_BLUEPRINTS, MAX_SEEDS, OTHER, blueprint, legal
+from policy.worlds import ACTIVE, GROWN, MAX_BLUEPRINTS, MAX_SEEDS, OTHER, blueprint, legal, row_of
 from policy.worlds import packet as packet_of
 from policy.worlds import seed as seed_of
 
 from tamiyo_jax.config import PolicyConfig
-from tamiyo_jax.contracts.blueprint import HandlingClass, HazardBand, SafetySheet
-from tamiyo_jax.contracts.command import CircuitBreakerState, CommandType, SeedOperation
-from tamiyo_jax.contracts.packet import SeedStage
+from tamiyo_jax.contracts import (
+    CircuitBreakerState,
+    CommandType,
+    HandlingClass,
+    HazardBand,
+    SafetySheet,
+    SeedOperation,
+    SeedStage,
+)
 from tamiyo_jax.errors import NoLegalActionError, NonFiniteOutputError, NoSeedCandidatesError
 from tamiyo_jax.policy import (
     NUM_ACTIONS,
@@ -189,9 +195,7 @@ def test_rows_of_a_batch_with_different_masks_do_not_leak(data, actions):
     legality = Legality(actions, seeds, blueprints)
     together = _select_batch(batch, legality)
     for row in range(rows):
-        alone = _select_one(
-            PolicyOutputs(*(x[row] for x in batch)), Legality(*(x[row] for x in legality))
-        )
+        alone = _select_one(row_of(batch, row), Legality(*(x[row] for x in legality)))
         chosen = tuple(int(x[row]) for x in together)
         assert chosen == tuple(int(x) for x in alone)
         assert actions[row, chosen[0]]
@@ -271,13 +275,29 @@ def test_a_network_sure_that_all_is_well_has_no_risk():
     assert decide(packet_of(DORMANT), calm, config=imported).risk_score > 0.999
 
 
+def test_a_network_explains_its_choice_by_probabilities_and_its_lead_over_waiting():
+    logits = np.full(NUM_ACTIONS, -9.0, np.float32)
+    logits[[Action.GERMINATE, Action.WAIT]] = 1.0, 0.0
+    proposal = decide(packet_of(DORMANT), outputs_with(policy_logits=logits))
+    assert proposal.reason == "network:germinate"
+    assert proposal.explanation == ("GERMINATE has probability 0.73, WAIT 0.27 (advantage 1)")
+
+
+def test_a_network_that_waits_names_the_next_best_action():
+    logits = np.full(NUM_ACTIONS, -9.0, np.float32)
+    logits[[Action.PAUSE, Action.WAIT]] = 0.0, 1.0
+    proposal = decide(packet_of(DORMANT), outputs_with(policy_logits=logits))
+    assert proposal.reason == "network:wait"
+    assert proposal.explanation == "WAIT has probability 0.73, PAUSE 0.27 (advantage 1)"
+
+
 def test_risk_is_the_probability_of_the_two_severest_classes():
     proposal = decide(packet_of(DORMANT), outputs_with())
     assert proposal.risk_score == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", PolicyOutputs._fields)
+@pytest.mark.parametrize("name", outputs_with().named_arrays())
 def test_outputs_that_are_not_finite_raise_by_name(name, bad):
     array = np.array(getattr(outputs_with(), name))
     array.reshape(-1)[0] = bad
@@ -304,6 +324,6 @@ def test_minus_infinity_on_padding_is_no_error():
 )
 def test_a_selection_that_is_not_legal_is_refused_instead_of_invented_around(selection):
     packet = packet_of(DORMANT)
-    chosen = Selection(*(np.int32(one) for one in selection))
+    chosen = Selection(*(np.int32(index) for index in selection))
     with pytest.raises(NoLegalActionError):
         propose(packet, NODES, outputs_with(), legal(packet), chosen, CONFIG)

@@ -8,7 +8,7 @@ import pytest
 from policy.worlds import ACTIVE, GROWN, OTHER, observation, packet, seed
 
 from tamiyo_jax.config import PolicyConfig
-from tamiyo_jax.contracts.packet import SeedStage
+from tamiyo_jax.contracts import SeedStage
 from tamiyo_jax.policy import Action, Choice, Proposal, first_legal, outputs_for, propose, select
 
 POLICY = PolicyConfig.small()
@@ -66,7 +66,15 @@ def test_the_first_legal_choice_is_made_and_no_further_one_asked_for() -> None:
     assert chosen == Choice(Action.GERMINATE, 1)
 
 
-def test_rules_claim_no_risk_so_that_the_gate_judges_by_its_own_rules() -> None:
+def test_rules_claim_no_risk_so_that_the_gate_applies_its_own_rules() -> None:
     proposal = proposed(Choice(Action.GERMINATE))
     assert proposal.risk_score < 1e-6
     assert (proposal.schedule_start, proposal.schedule_end) == (0.0, 1.0)
+
+
+def test_a_choice_without_a_reason_is_named_after_its_action() -> None:
+    proposal = proposed(Choice(Action.PAUSE))
+    assert proposal.reason == "rule:pause"
+    assert proposal.explanation == "a rule of the policy chose PAUSE"
+    named = proposed(Choice(Action.PAUSE, reason="mine:heat", explanation="42 °C, limit 40"))
+    assert (named.reason, named.explanation) == ("mine:heat", "42 °C, limit 40")

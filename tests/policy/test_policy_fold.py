@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy.worlds import FULL, LAYOUT, observation, packet, raw_graph, seed, written_out
+from policy.worlds import FULL, LAYOUT, observation, packet, raw_graph, row_of, seed, written_out
 
 from tamiyo_jax.config import GraphConfig, PolicyConfig
-from tamiyo_jax.contracts.packet import SeedStage
-from tamiyo_jax.graph import GraphLayout, RawGraph, init_normalizer
-from tamiyo_jax.graph.raw import blank
-from tamiyo_jax.graph.schema import NODE_TYPES, RELATIONS
+from tamiyo_jax.contracts import SeedStage
+from tamiyo_jax.graph import NODE_TYPES, RELATIONS, GraphLayout, RawGraph, init_normalizer
+from tamiyo_jax.graph._raw import blank
 from tamiyo_jax.policy import GraphPolicy, PolicyOutputs, fold, init_params, policy_step
-from tamiyo_jax.policy.routes import LAYERS, plan
+from tamiyo_jax.policy._routes import LAYERS, plan
 
 CONFIG = PolicyConfig.small()
 step = jax.jit(policy_step, static_argnames=("layout", "rate"))
@@ -26,7 +26,7 @@ step = jax.jit(policy_step, static_argnames=("layout", "rate"))
 # Listed relations between so many nodes that edges stay a list, and are fewer than the nodes.
 SPARSE = GraphLayout.of(
     {"global": 1, "seed": 5, "blueprint": 1, "layer": 100, "activation": 50, "parameter": 30},
-    {one.key: 6 for one in RELATIONS if not one.complete}
+    {relation.key: 6 for relation in RELATIONS if not relation.complete}
     | {"activation__affects__layer": 6, "layer__belongs_to__blueprint": 6},
 )
 
@@ -54,10 +54,7 @@ def run(params, layout: GraphLayout, raw: RawGraph) -> PolicyOutputs:
 
 
 def assert_close(one: PolicyOutputs, other: PolicyOutputs) -> None:
-    for name in PolicyOutputs._fields:
-        np.testing.assert_allclose(
-            getattr(one, name), getattr(other, name), rtol=0, atol=1e-5, err_msg=name
-        )
+    chex.assert_trees_all_close(one, other, rtol=0, atol=1e-5)
 
 
 def counts(full: dict[str, int]) -> st.SearchStrategy[dict[str, int]]:
@@ -119,8 +116,8 @@ def test_the_layouts_of_these_tests_take_every_way_through_a_layer():
 def test_types_without_room_are_left_out(params, empty):
     layout = GraphLayout.of(
         {**FULL, empty: 0},
-        {one.key: 0 if empty in (one.source, one.target) else 4
-         for one in RELATIONS if not one.complete},
+        {relation.key: 0 if empty in (relation.source, relation.target) else 4
+         for relation in RELATIONS if not relation.complete},
     )  # fmt: skip
     counts = {name: count for name, count in FULL.items() if name != empty}
     raw = raw_graph(np.random.default_rng(0), counts, layout=layout)
@@ -136,7 +133,7 @@ def test_logits_beyond_the_range_of_exp_stay_finite(params, folded):
     raw = raw_graph(np.random.default_rng(1), FULL)
     raw.values[~raw.mask] = 7.0
     outputs = run(fold(loud, LAYOUT), LAYOUT, raw)
-    assert all(np.isfinite(x).all() for x in outputs)
+    assert all(np.isfinite(array).all() for array in outputs.named_arrays().values())
 
 
 def test_what_stands_in_padding_rows_changes_nothing(folded):
@@ -154,7 +151,7 @@ def test_complete_relations_are_never_written_out_as_edges(params):
     """No array of the program has a row for each edge of layer × activation."""
     layout = GraphLayout.of(
         {**FULL, "layer": 96, "activation": 89},
-        {one.key: 4 for one in RELATIONS if not one.complete},
+        {relation.key: 4 for relation in RELATIONS if not relation.complete},
     )
     raw = raw_graph(np.random.default_rng(0), FULL, layout=layout)
     made = jax.make_jaxpr(partial(policy_step, layout=layout, rate=0.1))(
@@ -178,7 +175,7 @@ def test_rows_of_a_batch_do_not_leak(folded):
     _, together = jax.device_get(many(folded[LAYOUT], init_normalizer(), batch))
     for row, raw in enumerate(graphs):
         alone = run(folded[LAYOUT], LAYOUT, raw)
-        assert_close(PolicyOutputs(*(x[row] for x in together)), alone)
+        assert_close(row_of(together, row), alone)
 
 
 def test_the_step_lowers_for_cpu_gpu_and_tpu(folded):
@@ -196,7 +193,7 @@ def test_a_policy_folds_once_for_its_parameters_and_again_for_new_ones(params, m
         folds.append(layout)
         return fold(params, layout)
 
-    monkeypatch.setattr("tamiyo_jax.policy.graph_policy.fold", counted)
+    monkeypatch.setattr("tamiyo_jax.policy._graph_policy.fold", counted)
     policy = GraphPolicy(GraphConfig())
     state, seen = policy.initial_state(), observation(packet(seed("s", SeedStage.DORMANT)))
     first = [policy.decide(params, state, seen)[1].value for _ in range(3)]

@@ -10,7 +10,7 @@ import pytest
 from policy.worlds import ACTIVE, GROWN, OTHER, observation, packet, seed
 
 from tamiyo_jax.config import HeuristicConfig, PolicyConfig
-from tamiyo_jax.contracts.packet import SeedStage
+from tamiyo_jax.contracts import SeedStage
 from tamiyo_jax.policy import Action, HeuristicPolicy, HeuristicState, propose, select
 
 POLICY = PolicyConfig.small()
@@ -50,6 +50,31 @@ def test_a_plateau_germinates_the_first_dormant_seed():
     assert proposal.risk_score < 1e-6
 
 
+def probed(seed_id: str, **norms: float):
+    """A dormant seed, and what the host's probe found for it."""
+    names = {"grown": GROWN.blueprint_id, "other": OTHER.blueprint_id}
+    metrics = {f"probe/{names[name]}": norm for name, norm in norms.items()}
+    return seed(seed_id, SeedStage.DORMANT, **metrics)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "chosen"),
+    [
+        ((probed("s0", grown=1.0, other=2.0),), ("s0", OTHER)),
+        ((probed("s0", grown=3.0, other=2.0),), ("s0", GROWN)),
+        ((probed("s0", grown=1.0, other=2.0), probed("s1", grown=4.0, other=1.0)), ("s1", GROWN)),
+        ((probed("s0", grown=float("nan"), other=0.5),), ("s0", OTHER)),
+        ((DORMANT, probed("s1", other=0.1)), ("s1", OTHER)),
+    ],
+)
+def test_the_pair_with_the_largest_gradient_in_the_host_s_probe_germinates(seeds, chosen):
+    run = Run()
+    plateau(run, *seeds, last=4)
+    proposal = run.step(5, 1.0, *seeds)
+    assert proposal.action is Action.GERMINATE
+    assert (proposal.seed_id, proposal.blueprint_id) == (chosen[0], chosen[1].blueprint_id)
+
+
 def test_falling_losses_are_left_alone():
     run = Run()
     assert [run.step(e, 1.0 * 0.98**e).action for e in range(20)] == [Action.WAIT] * 20
@@ -76,7 +101,7 @@ def test_an_epochs_loss_may_come_after_its_first_packets():
     assert run.state.stalled == 4
 
 
-def test_without_validation_the_smoothed_training_loss_tells_the_plateau():
+def test_without_validation_the_smoothed_training_loss_shows_the_plateau():
     run = Run()
     actions = [run.step(epoch, None, training_loss=1.0).action for epoch in range(6)]
     assert actions[-1] is Action.GERMINATE
@@ -129,7 +154,7 @@ def test_a_seed_that_harms_validation_for_three_epochs_is_culled():
     assert run.step(4, 1.03, growing).action is Action.CULL
 
 
-def test_one_good_epoch_forgives_the_harm_before_it():
+def test_one_good_epoch_resets_the_count_of_harmful_epochs():
     run = Run()
     growing = seed("s0", SeedStage.BLENDING, alpha=0.5)
     run.step(0, 1.0, growing)
@@ -173,7 +198,7 @@ def test_a_culled_blueprint_waits_until_its_penalty_has_faded():
 def test_a_rising_loss_brakes_the_optimizer_once():
     run = Run()
     proposals = [run.step(e, 1.0 + 0.1 * e) for e in range(5)]
-    assert [one.action for one in proposals[:4]] == [Action.WAIT] * 3 + [Action.OPTIMIZER]
+    assert [proposal.action for proposal in proposals[:4]] == [Action.WAIT] * 3 + [Action.OPTIMIZER]
     assert proposals[3].parameters == {"lr_delta": pytest.approx(-0.2)}
     assert proposals[4].action is Action.WAIT
 
@@ -221,3 +246,58 @@ def test_a_huge_validation_loss_is_harm_and_does_not_stop_the_rules():
     run.step(0, -huge, blending)
     actions = run.steps(range(1, 4), huge, blending)
     assert actions[-1] is Action.CULL
+
+
+# What each rule says of its decision: a run, and the last reason and explanation.
+def grow(run: Run, *stages: dict[str, object]):
+    plateau(run, last=5)
+    return [run.step(6 + n, 1.0, seed("s0", **stage)) for n, stage in enumerate(stages)][-1]
+
+
+GERMINATED, TRAINING, BLENDING, PROBATIONARY = (
+    {"stage": SeedStage[name]} for name in ("GERMINATED", "TRAINING", "BLENDING", "PROBATIONARY")
+)
+
+
+@pytest.mark.parametrize(
+    ("story", "reason", "explanation"),
+    [
+        (lambda run: run.step(0, 0.966), "wait", "loss improved to 0.966, limit 3"),
+        (
+            lambda run: [run.step(e, 0.966) for e in range(3)][-1],
+            "wait",
+            "no improvement for 2 epochs (best 0.966), limit 3",
+        ),
+        (
+            lambda run: [run.step(e, 0.966) for e in range(4)][-1],
+            "wait",
+            "epoch 3 is before the first for germination, 5",
+        ),
+        (
+            lambda run: [run.step(e, 0.966) for e in range(6)][-1],
+            "plateau",
+            "no improvement for 5 epochs (best 0.966)",
+        ),
+        (lambda run: grow(run, GERMINATED), "germinated", "the seed germinated"),
+        (lambda run: grow(run, GERMINATED, TRAINING), "wait", "seed s0 is TRAINING"),
+        (
+            lambda run: grow(run, *[TRAINING] * 4),
+            "trained",
+            "the seed trained for 3 epochs, limit 3",
+        ),
+        (lambda run: grow(run, {**BLENDING, "alpha": 1.0}), "blended", "alpha is 1"),
+        (
+            lambda run: grow(run, {**PROBATIONARY, "contribution": 0.0125}),
+            "contribution",
+            "contribution to the validation loss 0.0125 is positive",
+        ),
+        (
+            lambda run: [run.step(e, 1.0 + e, optimizer_id="adam") for e in range(4)][-1],
+            "rising_loss",
+            "loss rose for 3 epochs (now 4), limit 3",
+        ),
+    ],
+)
+def test_each_rule_explains_its_decision_with_its_numbers(story, reason, explanation):
+    proposal = story(Run())
+    assert (proposal.reason, proposal.explanation) == (f"heuristic:{reason}", explanation)

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 
-from tamiyo_jax.contracts.blueprint import ActivationSpec, Blueprint, LayerSpec, ParameterSpec
-from tamiyo_jax.contracts.command import CircuitBreakerState
-from tamiyo_jax.contracts.packet import SeedStage, SeedState, SystemStatePacket
-from tamiyo_jax.graph import GraphLayout, RawGraph, expanded
-from tamiyo_jax.graph.edges import complete_attributes, complete_rows
-from tamiyo_jax.graph.raw import blank
-from tamiyo_jax.graph.schema import NODE_TYPES, RELATIONS, node_type
-from tamiyo_jax.policy import Legality, Observation, legality
+from tamiyo_jax.contracts import (
+    ActivationSpec,
+    Blueprint,
+    CircuitBreakerState,
+    LayerSpec,
+    ParameterSpec,
+    SeedStage,
+    SeedState,
+    SystemStatePacket,
+)
+from tamiyo_jax.graph import (
+    NODE_TYPES,
+    RELATIONS,
+    GraphLayout,
+    RawGraph,
+    complete_attributes,
+    complete_rows,
+    expand_layout,
+)
+from tamiyo_jax.graph._raw import blank
+from tamiyo_jax.graph._schema import find_node_type
+from tamiyo_jax.policy import Legality, Observation, PolicyOutputs, legality
 
 MAX_SEEDS, MAX_BLUEPRINTS = 3, 3
 LAYOUT = GraphLayout.of(
     {"global": 1, "seed": 3, "blueprint": 3, "layer": 4, "activation": 3, "parameter": 2},
-    {one.key: 4 for one in RELATIONS if not one.complete},
+    {relation.key: 4 for relation in RELATIONS if not relation.complete},
 )
 
 
@@ -33,7 +48,7 @@ def raw_graph(
     raw = blank(layout)
     for name, count in {"global": 1, **counts}.items():
         rows = slice(layout.nodes[name].start, layout.nodes[name].start + count)
-        width = node_type(name).width
+        width = find_node_type(name).width
         raw.values[rows, :width] = rng.normal(size=(count, width)).astype(np.float32)
         raw.present[rows, :width] = True
         raw.mask[rows] = True
@@ -41,7 +56,7 @@ def raw_graph(
     for key, block in layout.edges.items():
         source, _, target = key.split("__")
         ends = [np.flatnonzero(raw.mask[layout.nodes[kind].slice]) for kind in (source, target)]
-        if not all(len(one) for one in ends):
+        if not all(len(end) for end in ends):
             continue
         rows = slice(block.start, block.start + edges)
         raw.senders[rows] = layout.nodes[source].start + rng.choice(ends[0], edges)
@@ -53,18 +68,18 @@ def raw_graph(
 
 def written_out(raw: RawGraph) -> tuple[GraphLayout, RawGraph]:
     """The same graph with every complete relation listed edge by edge."""
-    layout = expanded(LAYOUT)
+    layout = expand_layout(LAYOUT)
     listed = blank(layout)
-    for name in ("values", "present", "told", "mask", "attributes"):
+    for name in ("values", "present", "reported", "mask", "attributes"):
         getattr(listed, name)[:] = getattr(raw, name)
-    for one in RELATIONS:
-        block = layout.edges[one.key]
-        if LAYOUT.is_complete(one):
-            senders, receivers = complete_rows(LAYOUT, one, raw.mask)
-            values = complete_attributes(one, raw.attributes, senders, receivers)
+    for relation in RELATIONS:
+        block = layout.edges[relation.key]
+        if LAYOUT.is_complete(relation):
+            senders, receivers = complete_rows(LAYOUT, relation, raw.mask)
+            values = complete_attributes(relation, raw.attributes, senders, receivers)
             real = np.ones(len(senders), np.bool_)
         else:
-            before = LAYOUT.edges[one.key].slice
+            before = LAYOUT.edges[relation.key].slice
             senders, receivers = raw.senders[before], raw.receivers[before]
             values, real = raw.edges[before], raw.edge_mask[before]
         rows = slice(block.start, block.start + len(senders))
@@ -130,3 +145,8 @@ def legal(
 
 def observation(of: SystemStatePacket, *candidates: Blueprint) -> Observation:
     return Observation(of, LAYOUT, blank(LAYOUT), legal(of, *candidates))
+
+
+def row_of(outputs: PolicyOutputs, row: int) -> PolicyOutputs:
+    """One decision of a batch."""
+    return jax.tree.map(lambda array: array[row], outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tamiyo_jax.config import RiskConfig
-from tamiyo_jax.conformance.risk import compare_risk
+from tamiyo_jax.conformance._risk import compare_risk
 from tamiyo_jax.contracts import (
     Blueprint,
     CommandType,
@@ -27,7 +28,7 @@ from tamiyo_jax.risk import (
     Effect,
     Signals,
     Verdict,
-    downgraded_lr_delta,
+    clip_lr_delta,
     gate,
     guard,
     rules_that_hold,
@@ -85,8 +86,11 @@ signals = st.builds(
 proposals = st.sampled_from(PROPOSALS)
 
 
-def ask(proposal: tuple[CommandType | None, SeedOperation | None], told: Signals) -> Verdict:
-    return gate(*proposal, told, CONFIG)
+POLICY = {"reason": "mine:plateau", "explanation": "no improvement for 3 epochs"}
+
+
+def ask(proposal: tuple[CommandType | None, SeedOperation | None], observed: Signals) -> Verdict:
+    return gate(*proposal, observed, CONFIG, **POLICY)
 
 
 def test_all_golden_cases_are_answered_alike(golden: Path):
@@ -106,9 +110,9 @@ def test_conformance_names_a_case_that_differs(golden: Path, tmp_path: Path):
 
 
 @given(proposals, signals, st.permutations(RULES))
-def test_the_order_of_the_table_decides_nothing_but_ties(proposal, told, shuffled):
-    expected = ask(proposal, told)
-    verdict = gate(*proposal, told, CONFIG, rules=shuffled)
+def test_the_order_of_the_table_decides_nothing_but_ties(proposal, observed, shuffled):
+    expected = ask(proposal, observed)
+    verdict = gate(*proposal, observed, CONFIG, rules=shuffled, **POLICY)
 
     assert verdict.command_type == expected.command_type
     assert verdict.events == expected.events
@@ -124,15 +128,15 @@ def levels(verdict: Verdict) -> set[TelemetryLevel]:
 
 
 @given(proposals, signals)
-def test_a_verdict_never_restricts_less_than_the_proposal(proposal, told):
-    verdict = ask(proposal, told)
+def test_a_verdict_never_restricts_less_than_the_proposal(proposal, observed):
+    verdict = ask(proposal, observed)
     assert RESTRICTION[verdict.command_type] >= RESTRICTION[proposal[0]]
 
 
 @given(proposals, signals)
-def test_a_changed_command_has_the_reason_of_a_row_that_holds(proposal, told):
-    verdict = ask(proposal, told)
-    held = rules_that_hold(told, CONFIG)
+def test_a_changed_command_has_the_reason_of_a_row_that_holds(proposal, observed):
+    verdict = ask(proposal, observed)
+    held = rules_that_hold(observed, CONFIG)
     if verdict.command_type != proposal[0]:
         assert verdict.reason in {row.rule.reason for row in held}
     assert len(verdict.events) == len(held)
@@ -141,38 +145,38 @@ def test_a_changed_command_has_the_reason_of_a_row_that_holds(proposal, told):
 
 
 @given(proposals, signals)
-def test_an_optimizer_command_is_made_only_where_an_optimizer_is_known(proposal, told):
-    verdict = ask(proposal, told)
+def test_an_optimizer_command_is_made_only_where_an_optimizer_is_known(proposal, observed):
+    verdict = ask(proposal, observed)
     assert verdict.downgraded == (
         proposal[0] is SEED and verdict.command_type is CommandType.OPTIMIZER
     )
     if verdict.downgraded:
-        assert told.optimizer_id is not None
+        assert observed.optimizer_id is not None
 
 
 @given(st.floats())
 def test_a_downgrade_never_speeds_up_and_is_always_finite(lr_delta):
-    restrained = downgraded_lr_delta(lr_delta)
+    restrained = clip_lr_delta(lr_delta)
     assert -1.0 <= restrained <= 0.0
     if -1.0 <= lr_delta <= 0.0:
         assert restrained == lr_delta
 
 
 @given(signals)
-def test_culling_a_seed_is_stopped_by_nothing_but_a_rollback(told):
-    verdict = ask((SEED, SeedOperation.CULL), told)
-    if told.nonfinite_loss and told.restorable_checkpoint is not None:
+def test_culling_a_seed_is_stopped_by_nothing_but_a_rollback(observed):
+    verdict = ask((SEED, SeedOperation.CULL), observed)
+    if observed.nonfinite_loss and observed.restorable_checkpoint is not None:
         assert (verdict.command_type, verdict.reason) == (CommandType.ROLLBACK, "nonfinite_loss")
     else:
-        assert (verdict.command_type, verdict.reason) == (SEED, "policy")
+        assert (verdict.command_type, verdict.reason) == (SEED, "mine:plateau")
 
 
 @given(signals, proposals)
-def test_every_proposal_but_a_cull_pauses_in_conservative_mode(told, proposal):
-    if not told.conservative or proposal[1] is SeedOperation.CULL:
+def test_every_proposal_but_a_cull_pauses_in_conservative_mode(observed, proposal):
+    if not observed.conservative or proposal[1] is SeedOperation.CULL:
         return
     expected = {CommandType.PAUSE, CommandType.ROLLBACK}
-    assert ask(proposal, told).command_type in expected
+    assert ask(proposal, observed).command_type in expected
 
 
 def test_without_a_checkpoint_a_nonfinite_loss_pauses():
@@ -183,37 +187,39 @@ def test_without_a_checkpoint_a_nonfinite_loss_pauses():
 
 def test_a_star_row_enters_conservative_mode_even_where_it_had_no_effect():
     verdict = ask((SEED, SeedOperation.CULL), Signals(loss_delta=1.0))
-    assert verdict.reason == "policy"
+    assert verdict.reason == "mine:plateau"
     assert verdict.star == "loss_spike"
 
 
 def test_the_level_goes_before_the_restriction_in_the_reason():
-    told = Signals(nonfinite_loss=False, coverage=0.0, metrics={"hook_latency_ms": 99.0})
-    assert ask((None, None), told).reason == "degraded_inputs"
+    observed = Signals(nonfinite_loss=False, coverage=0.0, metrics={"hook_latency_ms": 99.0})
+    assert ask((None, None), observed).reason == "degraded_inputs"
 
 
 def test_the_restriction_goes_before_the_place_in_the_table():
-    told = Signals(
+    observed = Signals(
         loss_delta=0.1, optimizer_id="adam", metrics={"step_latency_ms": 500.0, "grad_var": 9.0}
     )
-    assert ask((SEED, SeedOperation.GERMINATE), told).reason == "step_latency_high"
+    assert ask((SEED, SeedOperation.GERMINATE), observed).reason == "step_latency_high"
 
 
 def test_the_earlier_of_two_equal_rows_gives_the_reason():
-    told = Signals(metrics={"step_latency_ms": 500.0, "hook_latency_ms": 99.0})
-    assert ask((None, None), told).reason == "hook_budget"
+    observed = Signals(metrics={"step_latency_ms": 500.0, "hook_latency_ms": 99.0})
+    assert ask((None, None), observed).reason == "hook_budget"
 
 
 @pytest.mark.parametrize("proposal", [CommandType.OPTIMIZER, CommandType.CIRCUIT_BREAKER, None])
-def test_a_downgrade_row_tells_but_does_not_touch_other_commands(proposal: CommandType | None):
+def test_a_downgrade_row_is_reported_but_leaves_other_commands_unchanged(
+    proposal: CommandType | None,
+):
     verdict = ask((proposal, None), Signals(loss_delta=0.1, optimizer_id="adam"))
-    assert (verdict.command_type, verdict.reason) == (proposal, "policy")
+    assert (verdict.command_type, verdict.reason) == (proposal, "mine:plateau")
     assert [event.name for event in verdict.events] == ["loss_warning"]
 
 
 def test_guard_mode_waits_where_nothing_is_wrong():
     verdict = guard(Signals(optimizer_id="adam"), CONFIG, may_brake=True)
-    assert (verdict.command_type, verdict.reason, verdict.brakes) == (None, "policy", False)
+    assert (verdict.command_type, verdict.reason, verdict.brakes) == (None, "guard:wait", False)
     assert verdict.priority is Priority.NORMAL
 
 
@@ -222,24 +228,73 @@ def test_guard_mode_waits_where_nothing_is_wrong():
     [("adam", True, True), ("adam", False, False), (None, True, False)],
 )
 def test_guard_mode_brakes_on_a_downgrade_row(optimizer_id, may_brake, brakes):
-    told = Signals(loss_delta=0.1, optimizer_id=optimizer_id)
-    verdict = guard(told, CONFIG, may_brake=may_brake)
+    observed = Signals(loss_delta=0.1, optimizer_id=optimizer_id)
+    verdict = guard(observed, CONFIG, may_brake=may_brake)
     assert verdict.brakes is brakes
     assert verdict.command_type is (CommandType.OPTIMIZER if brakes else None)
-    assert verdict.reason == ("loss_warning" if brakes else "policy")
+    assert verdict.reason == ("loss_warning" if brakes else "guard:wait")
     assert not verdict.downgraded
 
 
 def test_guard_mode_pauses_rather_than_brakes_where_both_are_asked_for():
-    told = Signals(loss_delta=0.1, optimizer_id="adam", metrics={"hook_latency_ms": 99.0})
-    verdict = guard(told, CONFIG, may_brake=True)
+    observed = Signals(loss_delta=0.1, optimizer_id="adam", metrics={"hook_latency_ms": 99.0})
+    verdict = guard(observed, CONFIG, may_brake=True)
     assert (verdict.command_type, verdict.brakes) == (CommandType.PAUSE, False)
 
 
 @given(signals)
-def test_guard_mode_differs_from_the_gate_on_wait_only_by_braking(told):
-    assert guard(told, CONFIG, may_brake=False) == ask((None, None), told)
+def test_guard_mode_differs_from_the_gate_on_wait_only_by_braking(observed):
+    verdict = guard(observed, CONFIG, may_brake=False)
+    if verdict.reason == "guard:wait":
+        verdict = replace(verdict, **POLICY)
+    assert verdict == ask((None, None), observed)
 
 
 def test_every_effect_is_used_by_some_row():
     assert {rule.effect for rule in RULES} == set(Effect)
+
+
+@pytest.mark.parametrize(
+    ("proposal", "observed", "explanation"),
+    [
+        ((None, None), Signals(), "no improvement for 3 epochs"),
+        ((None, None), Signals(loss_delta=0.31), "validation loss rose by 0.31, limit 0.15"),
+        (
+            (None, None),
+            Signals(nonfinite_loss=True),
+            "a loss in the packet is NaN or infinite; no checkpoint to return to",
+        ),
+        (
+            (None, None),
+            Signals(nonfinite_loss=True, restorable_checkpoint="step-7"),
+            "a loss in the packet is NaN or infinite",
+        ),
+        (
+            (SEED, SeedOperation.GERMINATE),
+            Signals(metrics={"gpu_util_percent": 97.0, "gpu_mem_free_gb": 0.1}),
+            "GPU 97 % busy, limit 95 and 0.1 GB of GPU memory free, limit 0.2",
+        ),
+        (
+            (SEED, SeedOperation.GERMINATE),
+            Signals(blueprint=Blueprint("b", risk=0.6)),
+            "blueprint risk 0.6, limit 0.5; no optimiser to slow down",
+        ),
+    ],
+)
+def test_a_verdict_explains_in_words_which_measurement_caused_it(proposal, observed, explanation):
+    assert ask(proposal, observed).explanation == explanation
+
+
+def test_the_guard_says_why_it_does_not_brake():
+    observed = Signals(loss_delta=0.1, optimizer_id="adam")
+    waits = guard(observed, CONFIG, may_brake=False)
+    assert waits.explanation == "no brake is due: validation loss rose by 0.1, limit 0.075"
+    calm = guard(Signals(), CONFIG, may_brake=True)
+    assert (calm.reason, calm.explanation) == ("guard:wait", "no signal is beyond its limit")
+
+
+@given(proposals, signals)
+def test_every_verdict_has_a_reason_and_an_explanation(proposal, observed):
+    verdict = ask(proposal, observed)
+    assert verdict.explanation
+    assert verdict.reason not in {"", "policy"}

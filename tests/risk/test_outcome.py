@@ -26,7 +26,7 @@ REGRESSIONS = {
 def verdict(
     command_type: CommandType | None, reason: str, level: Priority = Priority.NORMAL
 ) -> Verdict:
-    return Verdict(command_type, reason, (), level, None)
+    return Verdict(command_type, reason, "", (), level, None)
 
 
 def events(*levels: TelemetryLevel) -> list[Event]:
@@ -58,7 +58,7 @@ def test_a_pause_is_a_regression_for_the_reasons_that_hurt_the_run(reason: str):
     ],
 )
 def test_what_the_policy_wanted_is_neutral_only_where_it_did_nothing(command_type, outcome):
-    assert report_outcome(verdict(command_type, "policy")) is outcome
+    assert report_outcome(verdict(command_type, "mine:plateau")) is outcome
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_health_follows_the_worst_event_and_a_pause(levels, command_type, status
 
 
 def test_a_critical_event_from_anywhere_makes_the_priority_critical():
-    calm = verdict(None, "policy", Priority.HIGH)
+    calm = verdict(None, "mine:plateau", Priority.HIGH)
     assert priority(events(TelemetryLevel.CRITICAL), calm) is Priority.CRITICAL
     assert priority(events(TelemetryLevel.WARNING), calm) is Priority.HIGH
     assert priority([], None) is Priority.NORMAL

@@ -24,7 +24,7 @@ from tamiyo_jax.risk import (
     Signals,
     Verdict,
     admit_call,
-    after_verdict,
+    apply_verdict,
     call_failed,
     call_succeeded,
     enter_by_hand,
@@ -44,7 +44,9 @@ SECOND = 1_000_000_000
 def verdict(
     command_type: CommandType | None = None, *, star: str | None = None, brakes: bool = False
 ) -> Verdict:
-    return Verdict(command_type, "policy", (), Priority.NORMAL, star, brakes=brakes)
+    return Verdict(
+        command_type, "mine:plateau", "no improvement", (), Priority.NORMAL, star, brakes=brakes
+    )
 
 
 CALM, SPIKE, PAUSE = verdict(), verdict(star="loss_spike"), verdict(CommandType.PAUSE)
@@ -54,7 +56,7 @@ def step_through(state, verdicts, *, config=CONFIG, shadow=False, first=0):
     """The state after the verdicts, and the names of each step's events."""
     names, escalations = [], []
     for step, one in enumerate(verdicts, start=first):
-        state, events, escalate = after_verdict(state, one, step, shadow=shadow, config=config)
+        state, events, escalate = apply_verdict(state, one, step, shadow=shadow, config=config)
         names.append([event.name for event in events])
         escalations.append(escalate)
     return state, names, escalations
@@ -85,11 +87,11 @@ def test_another_star_row_starts_the_count_anew():
     assert state.conservative == ConservativeMode("loss_spike", entered_step=0, calm_steps=4)
 
 
-def test_the_events_tell_the_reason_and_how_long_it_lasted():
-    state, (entered,), _ = after_verdict(RiskState(), SPIKE, 7, shadow=False, config=CONFIG)
+def test_the_events_hold_the_reason_and_the_duration():
+    state, (entered,), _ = apply_verdict(RiskState(), SPIKE, 7, shadow=False, config=CONFIG)
     assert (entered.level, entered.attributes) == (TelemetryLevel.WARNING, {"reason": "loss_spike"})
     config = RiskConfig(calm_steps=1)
-    _, (exited,), _ = after_verdict(state, CALM, 12, shadow=False, config=config)
+    _, (exited,), _ = apply_verdict(state, CALM, 12, shadow=False, config=config)
     assert exited.level is TelemetryLevel.INFO
     assert exited.attributes == {"reason": "loss_spike", "steps": "5"}
 
@@ -101,7 +103,7 @@ def test_conservative_mode_is_never_entered_and_left_in_one_step(stars, calm_ste
     entered, calm = None, 0
     for step, star in enumerate(stars):
         was_on = state.conservative is not None
-        state, events, _ = after_verdict(
+        state, events, _ = apply_verdict(
             state, SPIKE if star else CALM, step, shadow=False, config=config
         )
         assert len(events) <= 1
@@ -134,7 +136,7 @@ def test_a_hand_takes_over_a_mode_that_a_rule_entered():
     assert not any(names)
 
 
-def test_asking_by_hand_for_what_is_the_case_tells_nothing():
+def test_setting_the_present_value_by_hand_emits_nothing():
     assert leave_by_hand(RiskState(), 0) == (RiskState(), ())
     state, _ = enter_by_hand(RiskState(), "maintenance", 3)
     assert enter_by_hand(state, "again", 4) == (state, ())
@@ -143,7 +145,7 @@ def test_asking_by_hand_for_what_is_the_case_tells_nothing():
 # Breakers and conservative mode
 
 
-def failed(state: RiskState, times: int, *, stage="inference", now_ns=0):
+def fail(state: RiskState, times: int, *, stage="inference", now_ns=0):
     events = ()
     for _ in range(times):
         state, events = call_failed(state, stage, now_ns, 9, BREAKERS)
@@ -152,9 +154,9 @@ def failed(state: RiskState, times: int, *, stage="inference", now_ns=0):
 
 @pytest.mark.parametrize("stage", ["inference", "metadata"])
 def test_a_breaker_that_opens_enters_conservative_mode(stage):
-    state, names = failed(RiskState(), 2, stage=stage)
+    state, names = fail(RiskState(), 2, stage=stage)
     assert (names, state.conservative) == (["breaker_event"], None)
-    state, names = failed(state, 1, stage=stage)
+    state, names = fail(state, 1, stage=stage)
     assert names == ["breaker_event", "conservative_entered"]
     assert state.conservative == ConservativeMode(f"{stage}_breaker_open", entered_step=9)
     with pytest.raises(CircuitOpenError):
@@ -164,7 +166,7 @@ def test_a_breaker_that_opens_enters_conservative_mode(stage):
 
 
 def test_calm_steps_count_only_while_both_breakers_are_closed():
-    state, _ = failed(RiskState(), 3, stage="metadata")
+    state, _ = fail(RiskState(), 3, stage="metadata")
     state, names, _ = step_through(state, [CALM] * 20, first=10)
     assert not any(names)
     state, events = call_succeeded(admit_call(state, "metadata", 2 * SECOND), "metadata")
@@ -176,7 +178,7 @@ def test_calm_steps_count_only_while_both_breakers_are_closed():
 
 def test_a_breaker_that_opens_in_conservative_mode_starts_the_calm_count_anew():
     state, _, _ = step_through(RiskState(), [SPIKE, *[CALM] * 4])
-    state, names = failed(state, 3)
+    state, names = fail(state, 3)
     assert names == ["breaker_event"]
     assert state.conservative == ConservativeMode("loss_spike", entered_step=0)
     state, _ = call_succeeded(admit_call(state, "inference", 2 * SECOND), "inference")
@@ -187,12 +189,12 @@ def test_a_breaker_that_opens_in_conservative_mode_starts_the_calm_count_anew():
 # Pause budget
 
 
-def test_pauses_beyond_the_budget_are_told_and_escalated():
+def test_pauses_beyond_the_budget_are_reported_and_escalated():
     state, names, escalations = step_through(RiskState(), [PAUSE] * 102)
     assert escalations == [False] * 100 + [True] * 2
     assert names[99:] == [[], ["pause_budget_exhausted"], ["pause_budget_exhausted"]]
     assert state.pause_runs == ((0, 101),)
-    _, (event,), _ = after_verdict(state, PAUSE, 102, shadow=False, config=CONFIG)
+    _, (event,), _ = apply_verdict(state, PAUSE, 102, shadow=False, config=CONFIG)
     assert event.level is TelemetryLevel.CRITICAL
     assert event.attributes == {"pauses": "103", "pauses_limit": "100", "window_steps": "1000"}
 
@@ -215,10 +217,10 @@ def test_the_window_slides_over_steps(steps, window, budget):
     for gap, pauses_now in steps:
         step += gap
         one = PAUSE if pauses_now else CALM
-        state, _, escalate = after_verdict(state, one, step, shadow=False, config=config)
+        state, _, escalate = apply_verdict(state, one, step, shadow=False, config=config)
         if pauses_now:
             pauses.append(step)
-        within = [one for one in pauses if one > step - window]
+        within = [pause for pause in pauses if pause > step - window]
         assert escalate == (pauses_now and len(within) > budget)
         assert len(state.pause_runs) <= window
 
@@ -256,12 +258,12 @@ def test_a_validation_loss_that_is_missing_or_not_finite_leaves_the_last_one(mis
 
 
 def test_guard_mode_brakes_at_most_once_in_the_cooldown():
-    told = Signals(loss_delta=0.1, optimizer_id="adam")
+    observed = Signals(loss_delta=0.1, optimizer_id="adam")
     guard_config = GuardConfig(cooldown_steps=50)
     state, brakes = RiskState(), []
     for step in range(120):
-        one = guard(told, CONFIG, may_brake=may_brake(state, step, guard_config))
-        state, _, _ = after_verdict(state, one, step, shadow=False, config=CONFIG)
+        one = guard(observed, CONFIG, may_brake=may_brake(state, step, guard_config))
+        state, _, _ = apply_verdict(state, one, step, shadow=False, config=CONFIG)
         if one.brakes:
             brakes.append(step)
     assert brakes == [0, 50, 100]
@@ -281,7 +283,7 @@ def test_guard_mode_brakes_at_most_once_in_the_cooldown():
 def test_the_state_survives_json(verdicts, failures, loss):
     _, state = loss_delta(RiskState(), packet(loss))
     state, _, _ = step_through(state, verdicts)
-    state, _ = failed(state, failures, now_ns=10**18 + 1)
+    state, _ = fail(state, failures, now_ns=10**18 + 1)
     restored = from_json(json.loads(json.dumps(to_json(state))))
     assert restored == state
     assert isinstance(restored.inference.state, CircuitBreakerState)

@@ -35,6 +35,7 @@ from tamiyo_jax.risk import (
 )
 
 CONFIG = RiskConfig()
+RELATIVE = RiskConfig(detection="relative")
 
 
 def metrics(**values: float) -> Signals:
@@ -71,6 +72,15 @@ FIRES = [
     ("optimizer_hint", Signals(loss_delta=0.08, metrics={"optimizer_lr": 0.0})),
     ("device_pressure_high", metrics(gpu_util_percent=95.0, gpu_mem_free_gb=0.2)),
     ("cpu_pressure_high", metrics(cpu_util_percent=95.0)),
+    ("step_refused", metrics(step_refused=1.0)),
+    ("update_outlier", metrics(update_rise=2.8, ruinous_in_row=3.0)),
+    ("refusals_exhausted", metrics(ruinous_in_row=32.0)),
+    ("divergence", metrics(sustained_rise=0.7, sustained_z=6.1)),
+    ("sustained_rise", metrics(sustained_rise=0.42, sustained_z=6.1)),
+    ("gradient_rising", metrics(high_gradients=8.0)),
+    ("plateau", metrics(steps_without_progress=2000.0)),
+    ("step_slow", metrics(latency_ratio=5.1)),
+    ("loader_stall", metrics(loader_ratio=5.1)),
     ("degraded_inputs", Signals(coverage=0.10)),
     ("degraded_inputs", Signals(coverage=0.29)),
 ]
@@ -87,8 +97,20 @@ QUIET = [
 ]
 
 
-def held(signals: Signals) -> list[Rule]:
-    return [row.rule for row in rules_that_hold(signals, CONFIG)]
+def list_held(signals: Signals, config: RiskConfig = CONFIG) -> list[Rule]:
+    return [row.rule for row in rules_that_hold(signals, config)]
+
+
+@pytest.mark.parametrize("index", range(len(FIRES)), ids=lambda i: f"{i}-{FIRES[i][0]}")
+def test_a_row_of_one_kind_of_detection_takes_no_part_under_the_other(index: int):
+    rule, signals = RULES[index], FIRES[index][1]
+    under = {
+        detection: rule in list_held(signals, RiskConfig(detection=detection))
+        for detection in ("absolute", "relative")
+    }
+    assert under == {
+        detection: rule.detection in ("any", detection) for detection in ("absolute", "relative")
+    }
 
 
 def test_every_row_of_the_table_has_a_case_that_makes_it_hold():
@@ -98,17 +120,26 @@ def test_every_row_of_the_table_has_a_case_that_makes_it_hold():
 @pytest.mark.parametrize("index", range(len(FIRES)), ids=lambda i: f"{i}-{FIRES[i][0]}")
 def test_a_row_fires_alone_and_does_what_it_says(index: int):
     rule, signals = RULES[index], FIRES[index][1]
-    assert rule in held(signals)
-    assert {other.reason for other in held(signals)} <= {rule.reason} | BRINGS_ALONG
+    config = RELATIVE if rule.detection == "relative" else CONFIG
+    assert rule in list_held(signals, config)
+    assert {other.reason for other in list_held(signals, config)} <= {rule.reason} | BRINGS_ALONG
 
-    verdict = gate(CommandType.SEED, SeedOperation.GERMINATE, signals, CONFIG, rules=[rule])
+    verdict = gate(
+        CommandType.SEED,
+        SeedOperation.GERMINATE,
+        signals,
+        config,
+        rules=[rule],
+        reason="mine:plateau",
+        explanation="no improvement for 3 epochs",
+    )
 
     assert verdict.enters_conservative is rule.star
     assert [(event.name, event.level) for event in verdict.events] == [(rule.event, rule.level)]
     assert all(isinstance(text, str) for text in verdict.events[0].attributes.values())
     restricted = CommandType.SEED if rule.effect is Effect.NONE else CommandType.PAUSE
     assert verdict.command_type is restricted  # no optimiser and no checkpoint is known
-    assert verdict.reason == ("policy" if rule.effect is Effect.NONE else rule.reason)
+    assert verdict.reason == ("mine:plateau" if rule.effect is Effect.NONE else rule.reason)
     critical = rule.level is TelemetryLevel.CRITICAL
     expected = Priority.HIGH if rule.raises_priority else Priority.NORMAL
     assert verdict.priority is (Priority.CRITICAL if critical else expected)
@@ -116,7 +147,7 @@ def test_a_row_fires_alone_and_does_what_it_says(index: int):
 
 @pytest.mark.parametrize("signals", QUIET)
 def test_values_at_a_limit_that_must_be_passed_hold_no_row(signals: Signals):
-    assert held(signals) == []
+    assert list_held(signals) == []
 
 
 def test_of_one_band_only_the_most_severe_row_takes_part():
@@ -135,22 +166,22 @@ def test_of_one_band_only_the_most_severe_row_takes_part():
             "cpu_util_percent": 99.0,
         },
     )
-    bands = Counter(rule.band for rule in held(everything))
+    bands = Counter(rule.band for rule in list_held(everything))
     assert set(bands.values()) == {1}
-    reasons = {rule.reason for rule in held(everything)}
+    reasons = {rule.reason for rule in list_held(everything)}
     assert {"policy_risk_critical", "loss_spike", "bp_quarantine", "device_pressure_high"} < reasons
     assert not {"policy_risk_elevated", "loss_warning", "cpu_pressure_high"} & reasons
 
 
 @pytest.mark.parametrize("device", ["cpu", "CPU"])
 def test_a_run_that_trains_on_a_cpu_is_not_blamed_for_using_it(device: str):
-    assert held(Signals(metrics={"cpu_util_percent": 100.0}, device_type=device)) == []
+    assert list_held(Signals(metrics={"cpu_util_percent": 100.0}, device_type=device)) == []
 
 
 def test_the_safety_sheet_s_risk_goes_before_the_blueprint_s():
     calm = SafetySheet(0.1, HazardBand.LOW, HandlingClass.STANDARD)
     reasons = {
-        rule.reason for rule in held(Signals(blueprint=Blueprint("b", risk=0.9, safety=calm)))
+        rule.reason for rule in list_held(Signals(blueprint=Blueprint("b", risk=0.9, safety=calm)))
     }
     assert reasons == {"bsds_present"}
 
@@ -164,12 +195,12 @@ def test_the_safety_sheet_s_risk_goes_before_the_blueprint_s():
     ],
 )
 def test_nan_in_the_numerics_of_training_counts_as_above_the_limit(name: str, reason: str):
-    assert [rule.reason for rule in held(Signals(metrics={name: math.nan}))] == [reason]
-    assert [rule.reason for rule in held(Signals(metrics={name: math.inf}))] == [reason]
+    assert [rule.reason for rule in list_held(Signals(metrics={name: math.nan}))] == [reason]
+    assert [rule.reason for rule in list_held(Signals(metrics={name: math.inf}))] == [reason]
 
 
 def test_a_loss_delta_that_is_nan_counts_as_a_spike():
-    assert [rule.reason for rule in held(Signals(loss_delta=math.nan))] == ["loss_spike"]
+    assert [rule.reason for rule in list_held(Signals(loss_delta=math.nan))] == ["loss_spike"]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +215,7 @@ def test_a_loss_delta_that_is_nan_counts_as_a_spike():
     ],
 )
 def test_an_instrument_that_says_nan_has_no_reading_and_holds_no_row(name: str):
-    assert held(Signals(metrics={name: math.nan})) == []
+    assert list_held(Signals(metrics={name: math.nan})) == []
 
 
 def test_events_carry_the_measured_value_and_its_limit():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from storage.campaign import (
+from journal.campaign import (
     EPOCH,
     POLICY_STATE,
     SECOND,
@@ -28,6 +28,7 @@ from storage.campaign import (
     summarise,
 )
 
+from tamiyo_jax.config import StorageConfig
 from tamiyo_jax.contracts import encode_report
 from tamiyo_jax.controller import AppliedPolicy, initial_state, state_to_json
 from tamiyo_jax.errors import (
@@ -37,19 +38,10 @@ from tamiyo_jax.errors import (
     JournalSealedError,
     PersistenceError,
 )
-from tamiyo_jax.storage import (
-    Record,
-    RecordType,
-    StepRecord,
-    StorageManager,
-    Unreadable,
-    read_entries,
-    read_journal,
-)
+from tamiyo_jax.journal import PosixFileSystem, Record, RecordType, read_journal
+from tamiyo_jax.storage import DirectoryLock, StepRecord, StorageManager, Unreadable, read_entries
 from tamiyo_jax.storage import records_pb2 as pb
-from tamiyo_jax.storage.facts import Ledger
-from tamiyo_jax.storage.files import PosixFileSystem
-from tamiyo_jax.storage.lock import DirectoryLock
+from tamiyo_jax.storage._facts import Ledger
 
 REPOSITORY = Path(__file__).parents[2]
 Manager = StorageManager[np.ndarray]
@@ -256,7 +248,7 @@ def test_parameters_come_back_verified(tmp_path: Path) -> None:
         assert manager.load_parameters(digest) == b"weights"
         with pytest.raises(PersistenceError, match="ENOENT"):
             manager.load_parameters("0" * 64)
-        with pytest.raises(PersistenceError, match="no SHA-256"):
+        with pytest.raises(PersistenceError, match="not a SHA-256"):
             manager.load_parameters("../journal/x")
 
 
@@ -278,8 +270,8 @@ def test_a_publisher_and_the_steps_share_the_journal(tmp_path: Path) -> None:
 
     def publish() -> None:
         while not finished.is_set() or manager.facts.pending:
-            for report_id, one in manager.facts.pending.items():
-                if one.attempts == 0 and int(report_id[1:]) % 3 == 0:
+            for report_id, pending in manager.facts.pending.items():
+                if pending.attempts == 0 and int(report_id[1:]) % 3 == 0:
                     manager.retry(report_id, 1, clock())
                 else:
                     manager.acknowledge(report_id)
@@ -317,11 +309,11 @@ def test_a_record_without_its_fold_seals_the_journal(
 
     clock = Clock()
     with begin(tmp_path, clock) as manager:
-        monkeypatch.setattr(Ledger, "reported", interrupted)
+        monkeypatch.setattr(Ledger, "add_reports", interrupted)
         with pytest.raises(KeyboardInterrupt):
             step(manager, clock, "half")
         monkeypatch.undo()
-        with pytest.raises(JournalSealedError, match="half way"):
+        with pytest.raises(JournalSealedError, match="interrupted"):
             step(manager, clock, "next")
         with contextlib.suppress(PersistenceError):  # its outcome may be unknown
             manager.close()
@@ -343,11 +335,11 @@ def test_a_lock_that_cannot_be_written_is_let_go(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # a disk that takes nothing
     try:
         with pytest.raises(PersistenceError, match="cannot be used") as raised:
-            DirectoryLock(tmp_path)
+            DirectoryLock(tmp_path, PosixFileSystem())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert raised.value.errno == errno.EFBIG
-    DirectoryLock(tmp_path).release()
+    DirectoryLock(tmp_path, PosixFileSystem()).release()
 
 
 def test_reading_needs_no_lock_filters_by_time_and_skips_what_says_nothing(tmp_path: Path) -> None:
@@ -366,7 +358,7 @@ def test_reading_needs_no_lock_filters_by_time_and_skips_what_says_nothing(tmp_p
             "PublicationRecord",
         ]
         recent = [entry.content for entry in read_entries(found, since_ns=clock())]
-        reports = [one.report.report_id for one in recent if isinstance(one, StepRecord)]
+        reports = [step.report.report_id for step in recent if isinstance(step, StepRecord)]
         assert reports == ["young"]
         report = encode_report(make_report("strange", clock()))
         for payload in (b"\xff", pb.Step(report=report, command=b"\xff").SerializeToString()):
@@ -414,3 +406,78 @@ def test_a_journal_can_be_read_while_its_owner_retires_segments(tmp_path: Path) 
         assert recovered.last_sequence == manager.last_sequence
     with pytest.raises(PersistenceError):
         read_journal(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("durability", ["group", "always"])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_lock_that_lost_its_name_seals_the_journal(
+    replaced: bool, durability: str, tmp_path: Path
+) -> None:
+    clock = Clock()
+    manager = begin(tmp_path, clock, durability=durability)
+    (tmp_path / "LOCK").unlink()
+    if replaced:
+        (tmp_path / "LOCK").touch()
+
+    def record() -> None:
+        step(manager, clock, "nowhere")
+        manager.flush()
+
+    with pytest.raises(PersistenceError, match="LOCK was moved, deleted or replaced"):
+        record()
+    with pytest.raises(JournalSealedError, match="LOCK"):
+        step(manager, clock, "nowhere either")
+    with contextlib.suppress(PersistenceError):
+        manager.close()
+
+
+def test_a_relative_run_directory_stays_where_it_was_after_a_change_of_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with begin(Path("run"), clock) as manager:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        many(manager, clock, 60)
+        manager.compact()
+        digest = manager.store_parameters(b"weights")
+        assert manager.load_parameters(digest) == b"weights"
+        assert manager.cache_directory == tmp_path / "run" / "cache" / "xla"
+    assert len(segments(tmp_path / "run")) > 2
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_by_default_a_run_keeps_every_record_however_old(tmp_path: Path) -> None:
+    clock, events = Clock(), []
+    config = StorageConfig(flush_ms=1.0)
+    for _ in range(2):
+        with StorageManager.open(
+            tmp_path, config, POLICY_STATE, clock=clock, emit=events.extend
+        ) as manager:
+            manager.start(manager.state or initial_state(POLICY_STATE))
+            many(manager, clock, 10)
+            manager.compact()
+        clock.now_ns += 10_000 * 3600 * SECOND
+    found = read_journal(tmp_path)
+    assert [record.type for record in found.records].count(RecordType.STEP) == 20
+    assert found.records[0].sequence == 1
+    assert events == []
+
+
+def test_retention_announces_what_it_removes_also_at_opening(tmp_path: Path) -> None:
+    clock, events = Clock(), []
+    with begin(tmp_path, clock, publishing=False) as manager:
+        many(manager, clock, 10)
+        last = manager.last_sequence
+    clock.now_ns += 60 * SECOND
+    config = make_storage_config(flush_ms=1.0)
+    with StorageManager.open(
+        tmp_path, config, POLICY_STATE, clock=clock, emit=events.extend
+    ) as manager:
+        assert manager.state is not None
+        manager.start(manager.state)
+    (event,) = events
+    assert event.name == "journal_retention"
+    assert event.attributes == {"first_sequence": "1", "last_sequence": str(last)}
+    assert read_journal(tmp_path).records[0].sequence == last + 1

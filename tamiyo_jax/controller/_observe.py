@@ -1,0 +1,165 @@
+"""First half of a step: a packet and its blueprints become an observation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+from tamiyo_jax.config import TamiyoConfig
+from tamiyo_jax.contracts import Blueprint, Event, SystemStatePacket, TelemetryLevel
+from tamiyo_jax.controller._state import TamiyoState
+from tamiyo_jax.graph import (
+    BlueprintArrays,
+    Completeness,
+    Registries,
+    blueprint_order,
+    completeness,
+    encode_blueprint,
+    encode_packet,
+    feature_changes,
+    layout_for,
+)
+from tamiyo_jax.policy import Observation, legality
+
+__all__ = ["Situation", "observe", "observe_encoded"]
+
+PolicyState = TypeVar("PolicyState")
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What the controller knows before it asks the policy.
+
+    What the graph lacks is no part of the question, so it is found when it is first read.
+
+    Attributes:
+      observation: what the policy is given.
+      blueprint: the active blueprint.
+      nodes: the blueprints in the order of their node rows; the active one first.
+      registries: the registries with this packet's additions.
+      missing_before: optional features that were missing on the step before.
+      truncated_before: what was cut on the step before.
+    """
+
+    observation: Observation
+    blueprint: Blueprint
+    nodes: tuple[Blueprint, ...]
+    registries: Registries
+    missing_before: frozenset[str]
+    truncated_before: tuple[tuple[str, int], ...]
+
+    @property
+    def packet(self) -> SystemStatePacket:
+        """The packet."""
+        return self.observation.packet
+
+    @property
+    def coverage(self) -> Mapping[str, float]:
+        """Share of expected input that is there, by node type and relation."""
+        return self._completeness.coverage
+
+    @property
+    def total_coverage(self) -> float:
+        """The same over all input."""
+        return self._completeness.total
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """Optional features that are missing."""
+        return self._completeness.missing
+
+    @cached_property
+    def truncated(self) -> tuple[tuple[str, int], ...]:
+        """What was cut, by type or relation."""
+        return tuple(sorted(self._completeness.truncated.items()))
+
+    @cached_property
+    def events(self) -> tuple[Event, ...]:
+        """What went missing, came back or was cut since the step before."""
+        return _events(self)
+
+    @cached_property
+    def _completeness(self) -> Completeness:
+        return completeness(self.observation.layout, self.observation.raw)
+
+
+def observe(
+    config: TamiyoConfig,
+    state: TamiyoState[PolicyState],
+    packet: SystemStatePacket,
+    blueprint: Blueprint,
+    candidates: tuple[Blueprint, ...],
+) -> Situation:
+    """Encode a validated packet and its active blueprint; see `observe_encoded`."""
+    layout = layout_for(blueprint, config.graph)
+    arrays = encode_blueprint(blueprint, layout, config=config.graph)
+    return observe_encoded(config, state, packet, arrays, candidates)
+
+
+def observe_encoded(
+    config: TamiyoConfig,
+    state: TamiyoState[PolicyState],
+    packet: SystemStatePacket,
+    arrays: BlueprintArrays,
+    candidates: tuple[Blueprint, ...],
+) -> Situation:
+    """Encode a validated packet over what was encoded of its blueprint before.
+
+    Args:
+      config: the configuration.
+      state: the state, which is not changed.
+      packet: a packet that passed `validate_packet`.
+      arrays: the packet's active blueprint, encoded for its layout; they are copied.
+      candidates: the packet's candidate blueprints, in its order.
+
+    Raises:
+      MissingFeatureError: required features are absent.
+      GraphCapacityError: more nodes or edges than the caps.
+      NoSeedCandidatesError: no seed, and the host is not declared seedless.
+    """
+    blueprint, layout = arrays.blueprint, arrays.layout
+    nodes = blueprint_order(blueprint, candidates)
+    allowed = legality(
+        packet,
+        nodes,
+        max_seeds=config.graph.max_seeds,
+        max_blueprints=config.graph.max_blueprints,
+        seedless=config.packet.seedless,
+        host_breaker=state.host_breaker,
+    )
+    raw, registries = encode_packet(
+        packet, arrays, candidates, state.registries, config=config.graph
+    )
+    return Situation(
+        observation=Observation(packet, layout, raw, allowed),
+        blueprint=blueprint,
+        nodes=nodes,
+        registries=registries,
+        missing_before=state.missing_features,
+        truncated_before=state.truncated,
+    )
+
+
+def _events(situation: Situation) -> tuple[Event, ...]:
+    gone, back = feature_changes(situation.missing_before, situation.missing)
+    cut = situation.truncated
+    events: list[Event] = []
+    if gone:
+        events.append(
+            Event("feature_missing", TelemetryLevel.WARNING, {"features": ",".join(sorted(gone))})
+        )
+    if back:
+        events.append(
+            Event("feature_restored", TelemetryLevel.INFO, {"features": ",".join(sorted(back))})
+        )
+    if cut and cut != situation.truncated_before:
+        events.append(
+            Event(
+                "graph_truncated",
+                TelemetryLevel.WARNING,
+                {name: str(count) for name, count in cut},
+            )
+        )
+    return tuple(events)

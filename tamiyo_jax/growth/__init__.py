@@ -1,0 +1,61 @@
+"""Seed slots: the stages of a seed, how it blends in, and the modules that can be grown."""
+
+from tamiyo_jax.growth._blending import (
+    METHODS,
+    Blend,
+    BlendMode,
+    BlendSchedule,
+    Channel,
+    Confidence,
+    alpha_at,
+    blend_metrics,
+)
+from tamiyo_jax.growth._seeds import (
+    TRANSITIONS,
+    SlotState,
+    Timing,
+    dormant,
+    enter,
+    is_live,
+    tick,
+    transition,
+)
+from tamiyo_jax.growth._slot import (
+    Bank,
+    Gate,
+    Seed,
+    SeedSlot,
+    blueprint_ids,
+    linen_seed,
+    slot_apply,
+    slot_init,
+    slot_variables,
+)
+
+__all__ = [
+    "METHODS",
+    "TRANSITIONS",
+    "Bank",
+    "Blend",
+    "BlendMode",
+    "BlendSchedule",
+    "Channel",
+    "Confidence",
+    "Gate",
+    "Seed",
+    "SeedSlot",
+    "SlotState",
+    "Timing",
+    "alpha_at",
+    "blend_metrics",
+    "blueprint_ids",
+    "dormant",
+    "enter",
+    "is_live",
+    "linen_seed",
+    "slot_apply",
+    "slot_init",
+    "slot_variables",
+    "tick",
+    "transition",
+]

@@ -1,0 +1,283 @@
+"""What is unusual for this run, from its own last steps.
+
+A `Detector` keeps, for each watched number, its last `WINDOW` ordinary values. With their
+median m, their median absolute deviation, and s = 1.4826 MAD (the standard deviation of a normal
+sample; Hampel 1974), but at least `LEAST_SPREAD` |m|, a new value x has
+
+    rise    asinh(x/s) − asinh(m/s)
+    z       rise · √(1 + (m/s)²)
+
+For m ≫ s this is log(x/m), and that in units of the spread of log x: spikes are rated by
+their ratio, as a factor of 2 is the same trouble at a loss of 6 and of 0.06. About zero, where
+losses of some tasks lie, it goes over into x/s, so a loss may have any sign. Values that are
+not finite are not kept, nor are those of a step that was refused, so neither can make the next
+spike look ordinary.
+
+The thresholds were chosen on public logs, see ``docs/detection.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+__all__ = [
+    "RECENT",
+    "REFUSALS_IN_ROW",
+    "WARMUP",
+    "WINDOW",
+    "Detector",
+    "Signals",
+    "detect",
+    "new_detector",
+    "no_signals",
+    "worst",
+]
+
+WINDOW = 64
+WARMUP = 32  # values, before a finite one can be unusual
+RECENT = 16  # values, whose median is the present level of the loss
+LEAST_SPREAD = 0.005  # of the median: a run that hardly varies is no reason for alarm
+
+LOSS_Z = 9.0
+LOSS_Z_WITH_GRADIENT = 6.0  # where the gradient's z is above it as well
+LOSS_RISE = math.log(1.25)
+GRADIENT_Z = 12.0
+GRADIENT_RISE = math.log(1000.0)  # a smaller one that does not move the loss is often harmless
+UPDATE_RISE = math.log(16.0)  # over the run's highest level: no warm-up or restart does that
+HIGH_GRADIENT_Z = 4.0
+PROGRESS = 0.01  # relative, the least improvement of the loss that counts
+
+REFUSALS_IN_ROW = 32
+
+LOSS, GRADIENT, UPDATE = 0, 1, 2
+FIRST_LAYER = 3
+
+
+class Signals(NamedTuple):
+    """A step beside the steps before it; scalars, so that they are cheap to read.
+
+    Attributes:
+      loss_z: f32[], see the module; 0 without a loss and in the first steps, like all z.
+      loss_rise: f32[], about log(loss / its median).
+      gradient_z: f32[], of the global gradient norm.
+      gradient_rise: f32[].
+      layer_gradient_z: f32[], the largest of any layer.
+      update_rise: f32[], log of the update ratio over the run's highest median of it.
+      sustained_rise: f32[], of the median of the last `RECENT` losses over the lowest such.
+      sustained_z: f32[], that in units of the spread of single losses.
+      high_gradients: i32[], steps in a row, up to this one, with a gradient_z above 4.
+      steps_without_progress: i32[], since that lowest median last fell by 1 %.
+      nonfinite: bool[], the loss, the gradient or the update is NaN or infinite.
+      loss_outlier: bool[], the loss is far above what is usual, alone or with the gradient.
+      gradient_outlier: bool[], the gradient alone is.
+      update_outlier: bool[], the update is.
+    """
+
+    loss_z: jax.Array
+    loss_rise: jax.Array
+    gradient_z: jax.Array
+    gradient_rise: jax.Array
+    layer_gradient_z: jax.Array
+    update_rise: jax.Array
+    sustained_rise: jax.Array
+    sustained_z: jax.Array
+    high_gradients: jax.Array
+    steps_without_progress: jax.Array
+    nonfinite: jax.Array
+    loss_outlier: jax.Array
+    gradient_outlier: jax.Array
+    update_outlier: jax.Array
+
+    @property
+    def outlier(self) -> jax.Array:
+        """bool[]: finite, but not to be trusted."""
+        return self.loss_outlier | self.gradient_outlier | self.update_outlier
+
+
+class Detector(NamedTuple):
+    """What is remembered; 256 bytes for each of S watched numbers.
+
+    Attributes:
+      values: f32[S, WINDOW], a ring by row: the loss, the global gradient norm, the update
+        ratio, and the gradient norm of each layer; filled from the left at first.
+      kept: i32[S], how many were.
+      lowest_loss: f32[], the lowest median of the last `RECENT` losses.
+      highest_update: f32[], the highest median of the window of update ratios.
+      high_gradients: i32[].
+      steps_without_progress: i32[].
+      ruinous_in_row: i32[], steps up to the newest that were not finite or outliers.
+    """
+
+    values: jax.Array
+    kept: jax.Array
+    lowest_loss: jax.Array
+    highest_update: jax.Array
+    high_gradients: jax.Array
+    steps_without_progress: jax.Array
+    ruinous_in_row: jax.Array
+
+
+def new_detector(layers: int) -> Detector:
+    """A detector that has seen nothing."""
+    rows = FIRST_LAYER + layers
+    return Detector(
+        values=jnp.zeros((rows, WINDOW), jnp.float32),
+        kept=jnp.zeros(rows, jnp.int32),
+        lowest_loss=jnp.float32(0),
+        highest_update=jnp.float32(0),
+        high_gradients=jnp.int32(0),
+        steps_without_progress=jnp.int32(0),
+        ruinous_in_row=jnp.int32(0),
+    )
+
+
+def no_signals() -> Signals:
+    """Before the first step."""
+    zero, count, none = jnp.float32(0), jnp.int32(0), jnp.bool_(False)
+    return Signals(
+        loss_z=zero,
+        loss_rise=zero,
+        gradient_z=zero,
+        gradient_rise=zero,
+        layer_gradient_z=zero,
+        update_rise=zero,
+        sustained_rise=zero,
+        sustained_z=zero,
+        high_gradients=count,
+        steps_without_progress=count,
+        nonfinite=none,
+        loss_outlier=none,
+        gradient_outlier=none,
+        update_outlier=none,
+    )
+
+
+def detect(
+    detector: Detector,
+    *,
+    loss: jax.Array | None,
+    gradient_norm: jax.Array,
+    update_ratio: jax.Array,
+    layer_gradient_norms: jax.Array,
+) -> tuple[Signals, jax.Array, Detector]:
+    """Compare a step with those before it; pure, of constant cost, for jit, scan and vmap.
+
+    Args:
+      detector: after the step before.
+      loss: f32[] of the step; None where the loop does not say it.
+      gradient_norm: f32[], global.
+      update_ratio: f32[], global ‖update‖ / ‖weights‖; 0 says nothing (a step that only
+        accumulates gradients).
+      layer_gradient_norms: f32[L].
+
+    Returns:
+      The step's signals; bool[], whether it is to be refused: it is not finite, or an outlier
+      and fewer than `REFUSALS_IN_ROW` were refused just before, so that a run whose data has
+      changed for good learns that; the detector after it.
+    """
+    said = jnp.float32(jnp.nan) if loss is None else loss.astype(jnp.float32)
+    new = jnp.concatenate([jnp.stack([said, gradient_norm, update_ratio]), layer_gradient_norms])
+    middle, spread = _level(detector)
+    rise, z = _compare(new, middle, spread, detector.kept)
+    lowest, since, sustained, sustained_z = _progress(detector, middle[LOSS], spread[LOSS])
+    highest = jnp.fmax(detector.highest_update, middle[UPDATE])
+    update_rise = jnp.where(
+        (detector.kept[UPDATE] >= WARMUP) & (update_ratio > 0) & (highest > 0),
+        jnp.log(jnp.maximum(update_ratio, 1e-30)) - jnp.log(jnp.maximum(highest, 1e-30)),
+        0,
+    )
+    high = jnp.where(z[GRADIENT] > HIGH_GRADIENT_Z, detector.high_gradients + 1, 0)
+    both = (z[LOSS] > LOSS_Z_WITH_GRADIENT) & (z[GRADIENT] > LOSS_Z_WITH_GRADIENT)
+    finite = jnp.isfinite(gradient_norm) & jnp.isfinite(update_ratio)
+    signals = Signals(
+        loss_z=z[LOSS],
+        loss_rise=rise[LOSS],
+        gradient_z=z[GRADIENT],
+        gradient_rise=rise[GRADIENT],
+        layer_gradient_z=jnp.max(z[FIRST_LAYER:], initial=0),
+        update_rise=update_rise,
+        sustained_rise=sustained,
+        sustained_z=sustained_z,
+        high_gradients=high,
+        steps_without_progress=since,
+        nonfinite=~(finite if loss is None else finite & jnp.isfinite(said)),
+        loss_outlier=(rise[LOSS] > LOSS_RISE) & ((z[LOSS] > LOSS_Z) | both),
+        gradient_outlier=(rise[GRADIENT] > GRADIENT_RISE) & (z[GRADIENT] > GRADIENT_Z),
+        update_outlier=update_rise > UPDATE_RISE,
+    )
+    ruinous = signals.nonfinite | signals.outlier
+    exhausted = detector.ruinous_in_row >= REFUSALS_IN_ROW
+    refused = signals.nonfinite | (signals.outlier & ~exhausted)
+    kept = jnp.isfinite(new) & ~refused & ((new != 0) | (jnp.arange(new.size) == LOSS))
+    values, counts = _keep(detector, new, kept)
+    in_row = jnp.where(ruinous, detector.ruinous_in_row + 1, 0)
+    return signals, refused, Detector(values, counts, lowest, highest, high, since, in_row)
+
+
+def _level(detector: Detector) -> tuple[jax.Array, jax.Array]:
+    """f32[S], f32[S]: the median of each window, and its spread; NaN where it is empty."""
+    valid = jnp.arange(WINDOW)[None] < detector.kept[:, None]
+    middle = _median(detector.values, valid)
+    spread = 1.4826 * _median(jnp.abs(detector.values - middle[:, None]), valid)
+    return middle, jnp.maximum(spread, LEAST_SPREAD * jnp.abs(middle))
+
+
+def _median(values: jax.Array, valid: jax.Array) -> jax.Array:
+    """f32[S]: the lower of the middle valid values of each row; NaN where there are none.
+
+    By the rank of each value, since 64 x 64 comparisons are faster than a sort.
+    """
+    numbers = jnp.where(valid, values, jnp.inf)
+    one, other = numbers[:, :, None], numbers[:, None, :]
+    earlier = jnp.tri(WINDOW, k=-1, dtype=bool)[None]
+    rank = jnp.sum((other < one) | ((other == one) & earlier), axis=2, dtype=jnp.int32)
+    count = jnp.sum(valid, axis=1, dtype=jnp.int32)
+    middle = jnp.maximum(count - 1, 0) // 2
+    found = jnp.sum(jnp.where(rank == middle[:, None], numbers, 0), axis=1)
+    return jnp.where(count > 0, found, jnp.nan)
+
+
+def _compare(
+    new: jax.Array, middle: jax.Array, spread: jax.Array, kept: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """f32[S], f32[S]: rise and z; 0 in the first steps and where there is no number."""
+    scale = jnp.maximum(spread, 1e-30)
+    rise = jnp.arcsinh(new / scale) - jnp.arcsinh(middle / scale)
+    known = (kept >= WARMUP) & jnp.isfinite(rise)
+    rise = jnp.where(known, rise, 0)
+    return rise, jnp.where(known, rise * jnp.hypot(1, middle / scale), 0)
+
+
+def _progress(
+    detector: Detector, middle: jax.Array, spread: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The lowest level of the loss so far, the steps since it fell, rise and z over it."""
+    ages = (detector.kept[LOSS] - 1 - jnp.arange(WINDOW)) % WINDOW
+    recent = (ages < jnp.minimum(RECENT, detector.kept[LOSS]))[None]
+    level = _median(detector.values[LOSS][None], recent)[0]
+    ready = detector.kept[LOSS] >= WARMUP
+    best = detector.lowest_loss
+    fell = level < best - PROGRESS * jnp.abs(best)
+    fell = ready & (fell | (detector.kept[LOSS] == WARMUP))  # at first there is none to fall below
+    lowest = jnp.where(fell, level, best)
+    scale = jnp.maximum(spread, 1e-30)
+    rise = jnp.arcsinh(level / scale) - jnp.arcsinh(lowest / scale)
+    rise = jnp.where(ready, jnp.maximum(rise, 0), 0)
+    since = jnp.where(fell | ~ready, 0, detector.steps_without_progress + 1)
+    return lowest, since, rise, jnp.where(ready, rise * jnp.hypot(1, middle / scale), 0)
+
+
+def _keep(detector: Detector, new: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The windows with the new values in the place of their oldest, where they are kept."""
+    here = jnp.arange(WINDOW)[None] == (detector.kept % WINDOW)[:, None]
+    values = jnp.where(here & kept[:, None], new[:, None], detector.values)
+    return values, detector.kept + kept.astype(jnp.int32)
+
+
+def worst(earlier: Signals, later: Signals) -> Signals:
+    """The larger of each signal, to look at several steps together."""
+    return jax.tree.map(jnp.maximum, earlier, later)

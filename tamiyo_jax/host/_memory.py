@@ -1,0 +1,104 @@
+"""Keeping sound states of a run in memory: beside it on a CPU, on the host of an accelerator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tamiyo_jax.errors import PersistenceError
+from tamiyo_jax.host._retention import Retention
+from tamiyo_jax.host._shared import split_shared
+
+__all__ = ["MemoryCheckpoints"]
+
+State = TypeVar("State")
+
+
+class MemoryCheckpoints:
+    """Up to three states of any pytree, by name, from which ROLLBACK restores.
+
+    The newest is kept, and an older one that a slow divergence has not reached: between 8 and 17
+    saves old once there have been so many. Each takes the memory of a train state, and is gone
+    with the process. States of an accelerator are held in the memory of its host: saving one
+    waits until it has been copied there. What is held and what is returned are copies, which no
+    donated step and no change in place can reach.
+    """
+
+    def __init__(self) -> None:
+        self._states: dict[str, tuple[Any, Callable[[Any], Any]]] = {}
+        self._retention = Retention()
+
+    def save(self, name: str, train_state: object) -> None:
+        """Keep `train_state` under `name`; drop what there is no more room for."""
+        plain, join = split_shared(train_state)
+        self._states[name] = jax.tree.map(_hold, plain), join
+        dropped = self._retention.add(name)
+        if dropped is not None:
+            del self._states[dropped]
+
+    def forget_after(self, name: str) -> None:
+        """Forget what is newer than `name`: a rollback undid it."""
+        for newer in self._retention.rewind(name):
+            del self._states[newer]
+
+    def names(self) -> frozenset[str]:
+        """Names that can be restored."""
+        return frozenset(self._states)
+
+    def restore(self, name: str, train_state: State) -> State:
+        """A copy of the state kept under `name`, which is one like `train_state`.
+
+        Raises:
+          PersistenceError: it is not kept.
+        """
+        if name not in self._states:
+            raise PersistenceError(
+                f"there is no checkpoint {name!r} in memory; there are {sorted(self._states)}",
+                name=name,
+            )
+        del train_state
+        held, join = self._states[name]
+        return cast(State, join(jax.tree.map(_release, held)))
+
+
+def _hold(leaf: object) -> object:
+    """A copy of an array; other leaves, such as the functions of Equinox, stay themselves."""
+    if isinstance(leaf, np.ndarray):
+        return leaf.copy()
+    if not isinstance(leaf, jax.Array):
+        return leaf
+    if _on_accelerator(leaf):
+        return _HeldOnHost(leaf)
+    return leaf.copy()
+
+
+def _release(held: object) -> object:
+    if isinstance(held, _HeldOnHost):
+        return held.release()
+    return held.copy() if isinstance(held, jax.Array | np.ndarray) else held
+
+
+class _HeldOnHost:
+    """An array of an accelerator, held in the memory of the host."""
+
+    def __init__(self, array: jax.Array) -> None:
+        self._sharding = array.sharding
+        self._key_impl = None
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            self._key_impl = jax.random.key_impl(array)
+            array = jax.random.key_data(array)
+        self._numbers = np.array(array)
+
+    def release(self) -> jax.Array:
+        if self._key_impl is not None:
+            return jax.random.wrap_key_data(jnp.asarray(self._numbers), impl=self._key_impl)
+        return jax.device_put(self._numbers, self._sharding)
+
+
+def _on_accelerator(array: jax.Array) -> bool:
+    on_accelerator = any(device.platform != "cpu" for device in array.devices())
+    return on_accelerator and array.is_fully_addressable

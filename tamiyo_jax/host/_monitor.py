@@ -1,0 +1,284 @@
+"""Measuring a training run inside its own jitted step, and refusing the steps that would ruin it.
+
+`monitor` wraps any Optax optimiser and leaves its updates as they are. `guarded` does the same,
+and does not apply a step that is not finite, or that is an outlier of the run itself. Both
+measure the same numbers, so a monitor says what a guard would have refused.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tamiyo_jax.errors import ConfigurationError
+from tamiyo_jax.host._detector import Detector, Signals, detect, new_detector, no_signals
+from tamiyo_jax.host._measuring import Measured, divide, layers_of, measure, sample
+from tamiyo_jax.host._naming import select_trained
+
+__all__ = [
+    "MonitorState",
+    "Refusals",
+    "Statistics",
+    "guarded",
+    "layer_names",
+    "monitor",
+    "statistics",
+    "unless_refused",
+]
+
+Params = Any
+Tree = TypeVar("Tree")
+
+
+class Refusals(NamedTuple):
+    """The steps that `guarded` did not apply; `monitor` refuses none.
+
+    Attributes:
+      refused: bool[], this step is one.
+      in_row: i32[], ruinous steps up to this one; beyond 32 only those that are not finite were
+        refused.
+      by_cause: i32[4], since the start: not finite; a loss, a gradient or an update out of the
+        ordinary. A step with several causes counts for the first.
+    """
+
+    refused: jax.Array
+    in_row: jax.Array
+    by_cause: jax.Array
+
+
+class Statistics(NamedTuple):
+    """Measurements of one step over L layers, in the order of `layer_names`.
+
+    Attributes:
+      gradient_norm: f32[L].
+      weight_norm: f32[L].
+      update_ratio: f32[L], of what the optimiser made, whether or not it was applied.
+      gradient_variance: f32[L].
+      conflict: f32[], a share in [0, 1].
+      signals: the step beside those before it.
+      refusals: what was not applied.
+    """
+
+    gradient_norm: jax.Array
+    weight_norm: jax.Array
+    update_ratio: jax.Array
+    gradient_variance: jax.Array
+    conflict: jax.Array
+    signals: Signals
+    refusals: Refusals
+
+
+class MonitorState(NamedTuple):
+    """State of `monitor` and of `guarded`.
+
+    Attributes:
+      inner: the wrapped optimiser's.
+      gradient_mean: f32[k] by layer, the moving average of its sampled gradient.
+      detector: what is usual for this run.
+      statistics: the newest numbers.
+    """
+
+    inner: optax.OptState
+    gradient_mean: tuple[jax.Array, ...]
+    detector: Detector
+    statistics: Statistics
+
+
+def layer_names(params: Params) -> tuple[str, ...]:
+    """Names of the layers of a parameter tree: the paths of arrays without their last part."""
+    return tuple(layers_of(params))
+
+
+def monitor(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Wrap an optimiser so that it also measures; the updates stay the same.
+
+    Read the numbers with `statistics`. ``update(gradient, state, params, loss=loss)`` needs the
+    parameters. Without the loss, f32[] of this step, nothing is said of it; it is not handed on.
+
+    Raises:
+      ConfigurationError: from ``init``, there is no array to measure; from ``update``, no
+        parameters were given.
+    """
+    return _wrap(tx, refuse=False)
+
+
+def guarded(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Wrap an optimiser so that it measures as `monitor` does, and refuses a ruinous step.
+
+    A refused step leaves the parameters and the state of `tx` as they were, bit for bit: its
+    updates are −0, which added to any number gives that number. So put it around everything
+    else that has a state, and hand the state of the model that is no parameter, such as
+    the running averages of a BatchNorm, to `unless_refused`. A step that is not refused has the
+    updates of `tx`.
+
+    Refused is a step whose loss, gradient or update is NaN or infinite, always, and an outlier
+    of the run, at most 32 times in a row. Where it wraps `optax.MultiSteps`, a ruinous batch is
+    left out of the accumulated gradient; wrapped by it, the accumulated step is refused.
+
+    Raises:
+      ConfigurationError: as `monitor` does.
+    """
+    return _wrap(tx, refuse=True)
+
+
+def _wrap(
+    tx: optax.GradientTransformation, *, refuse: bool
+) -> optax.GradientTransformationExtraArgs:
+    inner = optax.with_extra_args_support(tx)
+
+    def init(params: Params) -> MonitorState:
+        layers = layers_of(params)
+        if not layers:
+            raise ConfigurationError("the parameters hold no array; give monitor some to measure")
+        return MonitorState(
+            inner.init(params),
+            tuple(jnp.zeros_like(sample(layer)) for layer in layers.values()),
+            new_detector(len(layers)),
+            _make_initial(len(layers)),
+        )
+
+    def update(
+        gradient: Params,
+        state: MonitorState,
+        params: Params | None = None,
+        *,
+        loss: jax.Array | None = None,
+        **extra: object,
+    ) -> tuple[Params, MonitorState]:
+        if params is None:
+            raise ConfigurationError(
+                "monitor measures weights; call update(gradient, state, params)"
+            )
+        params = select_trained(gradient, params)
+        updates, inner_state = inner.update(gradient, state.inner, params, **extra)
+        mean, measured = measure(
+            gradient,
+            updates,
+            params,
+            gradient_mean=state.gradient_mean,
+            gradient_variance=state.statistics.gradient_variance,
+        )
+        before = state.statistics.refusals
+        signals, refused, detector = detect(
+            state.detector,
+            loss=None if loss is None else jnp.asarray(loss, jnp.float32),
+            gradient_norm=jnp.linalg.norm(measured.gradient_norm),
+            update_ratio=divide(
+                jnp.linalg.norm(measured.update_norm), jnp.linalg.norm(measured.weight_norm)
+            ),
+            layer_gradient_norms=measured.gradient_norm,
+        )
+        if refuse:
+            updates = jax.tree.map(lambda u: jnp.where(refused, -jnp.zeros_like(u), u), updates)
+            inner_state = _select(refused, state.inner, inner_state)
+            mean = _select(refused, state.gradient_mean, mean)
+        refusals = _count_refusal(before, signals, refused & refuse, detector.ruinous_in_row)
+        numbers = _numbers(measured, signals, refusals)
+        return updates, MonitorState(inner_state, mean, detector, numbers)
+
+    return optax.GradientTransformationExtraArgs(
+        init, cast(optax.TransformUpdateExtraArgsFn, update)
+    )
+
+
+def statistics(opt_state: object) -> Statistics:
+    """The newest numbers in an optimiser state, or any pytree around one, that holds a `monitor`.
+
+    Call it inside the jitted step and return them as an output of the step: the optimiser
+    state's own buffers may have been donated by the time that anyone reads them.
+
+    Raises:
+      ConfigurationError: there is no monitor in it, or more than one.
+    """
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, MonitorState))
+    found = [node for node in nodes if isinstance(node, MonitorState)]
+    if len(found) != 1:
+        remedy = (
+            "wrap it once"
+            if found
+            else "wrap it, monitor(tx), and give a state that holds the one that its init made: "
+            "parameters alone hold none"
+        )
+        raise ConfigurationError(
+            f"the optimiser is not monitored once but {len(found)} times; {remedy}",
+            monitors=len(found),
+        )
+    arrays = jax.tree.leaves(found[0].statistics)  # NNX boxes an optimiser's arrays
+    return jax.tree.unflatten(_structure(), arrays)
+
+
+def unless_refused(opt_state: object, new: Tree, old: Tree) -> Tree:
+    """`new`, or `old` where the newest step was refused: for state that is no parameter.
+
+    Call it inside the jitted step, after ``update``::
+
+        batch_stats = unless_refused(opt_state, new=batch_stats, old=state.batch_stats)
+
+    Args:
+      opt_state: as for `statistics`.
+      new: pytree of arrays, after the step.
+      old: likewise, before it.
+
+    Raises:
+      ConfigurationError: as `statistics` does.
+    """
+    return _select(statistics(opt_state).refusals.refused, old, new)
+
+
+def _numbers(measured: Measured, signals: Signals, refusals: Refusals) -> Statistics:
+    return Statistics(
+        gradient_norm=measured.gradient_norm,
+        weight_norm=measured.weight_norm,
+        update_ratio=divide(measured.update_norm, measured.weight_norm),
+        gradient_variance=measured.gradient_variance,
+        conflict=measured.conflict,
+        signals=signals,
+        refusals=refusals,
+    )
+
+
+def _count_refusal(
+    before: Refusals, signals: Signals, refused: jax.Array, in_row: jax.Array
+) -> Refusals:
+    causes = jnp.stack(
+        [
+            signals.nonfinite,
+            signals.loss_outlier,
+            signals.gradient_outlier,
+            signals.update_outlier,
+        ]
+    )
+    first = jnp.arange(causes.size) == jnp.argmax(causes)
+    return Refusals(
+        refused=refused,
+        in_row=in_row,
+        by_cause=before.by_cause + (first & refused).astype(jnp.int32),
+    )
+
+
+def _select(condition: jax.Array, yes: Tree, no: Tree) -> Tree:
+    """Arrays of `yes` where the condition holds, else of `no`."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def _make_initial(layers: int) -> Statistics:
+    """Before the first step."""
+    zeros = jnp.zeros(layers, jnp.float32)
+    return Statistics(
+        gradient_norm=zeros,
+        weight_norm=zeros,
+        update_ratio=zeros,
+        gradient_variance=zeros,
+        conflict=jnp.float32(0),
+        signals=no_signals(),
+        refusals=Refusals(jnp.bool_(False), jnp.int32(0), jnp.zeros(4, jnp.int32)),
+    )
+
+
+@functools.cache
+def _structure() -> Any:  # noqa: ANN401 - JAX has no public name for the type
+    return jax.tree.structure(jax.eval_shape(lambda: _make_initial(0)))

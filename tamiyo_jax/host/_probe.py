@@ -1,0 +1,42 @@
+"""How much a candidate would learn, before it is grown.
+
+At the point where a candidate adds nothing yet, the gradient of its parameters says how fast it
+would begin to lower the loss (GradMax, Evci et al. 2022, §3: of two growths take the one whose
+new weights have the larger gradient). All candidates of all dormant slots are compared in one
+forward and backward pass, which leaves the output as it is.
+
+The norm is that of the whole gradient, so a larger candidate has the advantage that it will have
+in training. Divided by the number of parameters it would prefer the smallest: on MNIST-1D a
+normalisation of 16 parameters to a perceptron of 552, which is what the network lacks.
+"""
+
+from __future__ import annotations
+
+import jax
+import optax
+
+from tamiyo_jax.host._training import Batch, Host, HostState, gates_of, seeds_of
+
+__all__ = ["probe"]
+
+
+def probe(host: Host, state: HostState, batch: Batch) -> dict[str, dict[str, jax.Array]]:
+    """The norm of each candidate's gradient.
+
+    Args:
+      host: what is trained.
+      state: where it is.
+      batch: what `host.loss` takes.
+
+    Returns:
+      f32[] by slot id and blueprint id, for the slots in which nothing grows.
+    """
+    empty = [name for name, slot in state.slots.items() if not slot.params]
+    if not empty:
+        return {}
+    bank = host.init_seeds(jax.random.fold_in(state.rng, state.step))
+    seeds = seeds_of(state.slots) | {name: bank[name] for name in empty}
+    gradient = jax.grad(host.loss, argnums=1)(state.params, seeds, gates_of(state.slots), batch)
+    return {
+        name: {one: optax.tree.norm(tree) for one, tree in gradient[name].items()} for name in empty
+    }

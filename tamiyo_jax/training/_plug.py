@@ -1,0 +1,345 @@
+"""Tamiyo in a training loop of your own: one call after every step.
+
+    tamiyo = Plug.open("runs", params, loss_fn, batch, mode="guard", every=50, log=print)
+    for batch in batches:
+        state, loss = train_step(state, batch)
+        state = tamiyo(state, loss)
+    tamiyo.close()
+
+Each call adds the step's measurements to a sum on the device and waits for nothing. After every
+`every` calls the means are read, the state is kept if it is sound, the controller is asked and
+its command is applied. If the controller cannot answer, the state stays as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import jax
+import numpy as np
+
+from tamiyo_jax.contracts import Blueprint, Rollback, TelemetryLevel
+from tamiyo_jax.decision import Decision
+from tamiyo_jax.errors import TamiyoError
+from tamiyo_jax.host import (
+    HardwareMeter,
+    Host,
+    HostState,
+    MemoryCheckpoints,
+    blueprint_of,
+    contribution,
+    layer_names,
+    loss_of,
+    scale_of,
+)
+from tamiyo_jax.training._accumulator import Accumulated, accumulate, mean_of, restart
+from tamiyo_jax.training._inputs import count_steps, read_steps, split_model
+from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts, step_of
+from tamiyo_jax.training._run_directory import new_run_directory
+from tamiyo_jax.training._settings import check_options, load_settings
+from tamiyo_jax.training._wiring import open_controller
+
+__all__ = ["Plug"]
+
+HOST_ID = "host"
+OPTIMIZER_ID = "optimizer"
+OWN_RISK = 0.0  # the network is there with Tamiyo or without
+
+Batch = Any
+State = TypeVar("State")
+Evaluate = Callable[[Any], tuple[jax.Array | None, Mapping[str, jax.Array]]]
+"""The validation loss of a train state, and the contribution of each of its seeds."""
+
+
+class Plug:
+    """Tamiyo's place in a training loop; made by `Plug.open` or `Plug.grow`.
+
+    It makes packets from the measurements of the steps, keeps sound states in memory, and
+    verifies and applies commands. Settings come from `TamiyoConfig.load`, and the policy is the
+    heuristic.
+
+    Attributes:
+      directory: of this run: its blueprints in ``blueprints.db``, the controller in ``tamiyo``.
+      tamiyo: the controller, for instance to switch its mode.
+      undone_steps: steps that the last call rolled back; a loop that can read its data again goes
+        back by as many batches, unless `skips_data`.
+      skips_data: these batches are to be left out, because the fault came again.
+      escalated: the controller cannot help; a person must look.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        blueprint: Blueprint,
+        *,
+        layers: tuple[str, ...],
+        evaluate: Evaluate,
+        mode: Literal["act", "shadow", "guard"],
+        every: int,
+        log: Callable[[str], object],
+        host: Host | None = None,
+        candidates: Sequence[Blueprint] = (),
+    ) -> None:
+        check_options(mode, every)
+        self._evaluate = evaluate
+        self._every = every
+        self._log = log
+        self._steps = self._asked = self._boundaries = self.undone_steps = 0
+        self.skips_data = self.escalated = False
+        self._accumulated: Accumulated | None = None
+        config = load_settings(blueprint, candidates, seedless=host is None)
+        self._kept = MemoryCheckpoints()
+        self.directory = new_run_directory(Path(directory))
+        facts = RunFacts(
+            run_id=self.directory.name,
+            blueprint_id=HOST_ID,
+            candidates=tuple(candidate.blueprint_id for candidate in candidates),
+            optimizer_id=OPTIMIZER_ID,
+            source="tamiyo_jax.plug",
+            layers=layers,
+            parameters=sum(layer.parameter_count or 0 for layer in blueprint.layers),
+            host=host,
+            interval=every,
+            seed_learning_rate=None,
+            slot_depths={},
+        )
+        meter = HardwareMeter(jax.local_devices()[0])
+        self._reporter = Reporter(facts, kept=self._kept, meter=meter, clock=time.time_ns)
+        self.tamiyo, self._applier = open_controller(
+            config,
+            self.directory,
+            blueprint,
+            candidates,
+            host=host,
+            mode=mode,
+            optimizer_id=OPTIMIZER_ID,
+            checkpointer=self._kept,
+        )
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | os.PathLike[str],
+        model: Any,  # noqa: ANN401 - any pytree
+        forward: Callable[[Any, Any], Any],
+        example: Any,  # noqa: ANN401 - as for blueprint_of
+        *,
+        mode: Literal["act", "shadow", "guard"],
+        every: int,
+        log: Callable[[str], object],
+        validate: Callable[[Any], jax.Array] | None = None,
+    ) -> Self:
+        """Plug Tamiyo into a loop that does not grow its network.
+
+        Args:
+          directory: holds runs; this run gets a directory of its own in it, named by the time of
+            day, with a number where other runs began in the same second.
+          model: the parameters that the monitored optimiser updates, or a model that is a
+            pytree of them, as JAX or NumPy arrays; leaves that are not floating arrays are left
+            as they are.
+          forward: ``(model, example)``, the network or its loss; traced, never run.
+          example: an input of `forward`; shapes and dtypes are enough.
+          mode: as for `Tamiyo.open`.
+          every: steps from one decision to the next; the policy takes them for an epoch.
+          log: called with one line of text for each command and for each error.
+          validate: the validation loss f32[] of a train state, computed at every decision; used
+            by the policy and, under ``risk.detection = "absolute"``, by the rules.
+
+        Raises:
+          ConfigurationError: `every` is less than 1, or `mode` is not a mode.
+          PersistenceError: `directory` cannot be made or written.
+          TamiyoError: as `host.blueprint_of` and `Tamiyo.open` do.
+        """
+        params, join = split_model(model)
+        check_options(mode, every)
+        return cls(
+            directory,
+            blueprint_of(
+                params,
+                lambda params, example: forward(join(params), example),
+                example,
+                blueprint_id=HOST_ID,
+                risk=OWN_RISK,
+            ),
+            layers=layer_names(params),
+            evaluate=lambda state: (None if validate is None else validate(state), {}),
+            mode=mode,
+            every=every,
+            log=log,
+        )
+
+    @classmethod
+    def grow(
+        cls,
+        directory: str | os.PathLike[str],
+        state: HostState,
+        host: Host,
+        candidates: Sequence[Blueprint],
+        validation: Batch,
+        *,
+        mode: Literal["act", "shadow", "guard"],
+        every: int,
+        log: Callable[[str], object],
+    ) -> Self:
+        """Plug Tamiyo into a loop that trains a host with seed slots by `host.train_step`.
+
+        Args:
+          directory: holds runs, as for `open`.
+          state: of the host, before its first step.
+          host: the host that is trained.
+          candidates: blueprints that seeds may be grown into, as `host.seed_bank` gives them.
+          validation: a batch for `host.loss`, on which the network and its seeds are evaluated.
+          mode: as for `Tamiyo.open`.
+          every: steps from one decision to the next.
+          log: called with one line of text for each command and for each error.
+
+        Raises:
+          ConfigurationError: `every` is less than 1, or `mode` is not a mode.
+          PersistenceError: `directory` cannot be made or written.
+          TamiyoError: as `host.blueprint_of` and `Tamiyo.open` do.
+        """
+
+        @jax.jit
+        def evaluate(state: HostState, batch: Batch) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+            contributions = contribution(host.loss, state.params, state.slots, batch)
+            return loss_of(host, state, batch), contributions
+
+        return cls(
+            directory,
+            blueprint_of(
+                state.params,
+                lambda params, batch: loss_of(host, state._replace(params=params), batch),
+                validation,
+                blueprint_id=HOST_ID,
+                risk=OWN_RISK,
+            ),
+            layers=layer_names(state.params),
+            evaluate=lambda state: evaluate(state, validation),
+            mode=mode,
+            every=every,
+            log=log,
+            host=host,
+            candidates=candidates,
+        )
+
+    def __call__(self, state: State, measured: Any) -> State:  # noqa: ANN401 - see total_loss
+        """Take a train state after a step; return it, or what a command made of it.
+
+        Args:
+          state: a `HostState`, or any pytree that holds the state of an optimiser with
+            `host.monitor` around it and `host.tamiyo_scale` in it.
+          measured: of this step: the training loss, or what `host.train_step` returns. A loss
+            may be a float or a floating array, whose mean is taken; a tuple that begins with
+            the loss; or a dict of losses, which are added up. Of the T steps of a
+            ``jax.lax.scan``, their `StepMetrics` as it stacks them: then the controller is asked
+            at most once, about the state after the last.
+
+        Raises:
+          ConfigurationError: the optimiser is not monitored or has other layers, the loss is
+            not a number, or this is traced by ``jax.jit``.
+          CommandRejectedError: the optimiser has no `tamiyo_scale`.
+        """
+        metrics = read_steps(state, measured)
+        self.undone_steps, self.skips_data = 0, False
+        before = self._steps
+        self._steps += count_steps(metrics)
+        self._accumulated = accumulate(self._accumulated, metrics)
+        if self._steps // self._every == before // self._every:
+            return state
+        return self._decide(state, self._accumulated)
+
+    def _decide(self, state: State, accumulated: Accumulated) -> State:
+        """Ask the controller about a state, and return what its command makes of it."""
+        scale_of(state)
+        boundary = self._measure(state, accumulated)
+        packet = self._reporter.packet(state, boundary)
+        try:
+            decision = self.tamiyo.step(packet)
+            self._reporter.settle(state, boundary, decision)
+            after = self._applier(state, decision)
+        except TamiyoError as error:
+            problem = f"{type(error).__name__}: {error}"
+            self._log(f"step {self._steps}: goes on without Tamiyo: {problem}")
+            return state
+        self._note(decision)
+        return after
+
+    def _note(self, decision: Decision) -> None:
+        """Log a decision, and keep what the loop may want to know of it."""
+        if decision.command is not None:
+            self._log(f"step {self._steps}: {_describe(decision)}")
+            if isinstance(decision.command.payload, Rollback) and not decision.shadow:
+                self.undone_steps = self._steps - step_of(decision.command.payload.checkpoint)
+                self.skips_data = "skip_data" in decision.command.annotations
+        if decision.escalate and not self.escalated:
+            worst = ", ".join(
+                sorted(
+                    {
+                        event.name
+                        for event in decision.events
+                        if event.level >= TelemetryLevel.CRITICAL
+                    }
+                )
+            )
+            self._log(f"step {self._steps}: escalates: {worst}; look at the run")
+        self.escalated = decision.escalate
+
+    def restore(self, state: State) -> State:
+        """The newest kept state, which is one like `state`; for a loop that ends on a bad step.
+
+        Raises:
+          PersistenceError: none is kept.
+        """
+        newest = max(self._kept.names(), default="none")
+        return self._kept.restore(newest, state)
+
+    def close(self) -> None:
+        """Bring the journal to disk and end the workers; closing twice is harmless.
+
+        Steps since the last decision are looked at, too: if they were not finite, `log` says so.
+        """
+        pending, self._accumulated = self._accumulated, None
+        if pending is not None and not _is_finite(pending):
+            newest = max(self._kept.names(), default="none")
+            self._log(
+                f"step {self._steps}: the steps since the last decision have a loss or a gradient "
+                f"that is not finite; restore(state) returns the newest kept state ({newest})"
+            )
+        self.tamiyo.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _measure(self, state: object, accumulated: Accumulated) -> Boundary:
+        """The means since the last boundary, and the validation loss of the state."""
+        self._accumulated = restart(accumulated)
+        steps, self._asked = self._steps - self._asked, self._steps
+        self._boundaries += 1
+        validation_loss, contributions = jax.device_get(self._evaluate(state))
+        return Boundary(
+            number=self._boundaries,
+            global_step=self._steps,
+            mean=mean_of(accumulated, steps),
+            validation_loss=None if validation_loss is None else float(validation_loss),
+            validation_accuracy=None,
+            contributions=contributions,
+            probe={},
+            metrics={},
+        )
+
+
+def _is_finite(accumulated: Accumulated) -> bool:
+    return all(np.isfinite(figure).all() for figure in jax.tree.leaves(accumulated.total))
+
+
+def _describe(decision: Decision) -> str:
+    target = "" if decision.command is None else decision.command.target_seed_id
+    words = ("would" if decision.shadow else "", decision.action, target, f"({decision.reason})")
+    return f"{' '.join(word for word in words if word)}: {decision.explanation}"

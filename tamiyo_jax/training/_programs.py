@@ -1,0 +1,97 @@
+"""The programs of a run: one for what grows in the slots, the next compiled while the last trains.
+
+A run's train step and its measuring are traced for the structure of the host: which slots hold a
+seed, and of which candidate. When a seed germinates, the programs with it are compiled in a
+thread. Until they are there the old ones go on, and the seed is carried beside them, as it was
+made: it is at alpha 0, so the network is the same with it and without. It begins to learn with the
+first epoch of the new programs. A seed that is to blend in before that is waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tamiyo_jax.contracts import SeedStage
+from tamiyo_jax.expansion import CompileAhead
+from tamiyo_jax.host import HostState, Slot
+
+__all__ = ["Programs", "may_grow"]
+
+Structure = frozenset[tuple[str, str]]
+"""The slots in which something grows, each with its blueprint id."""
+
+_SILENT = (SeedStage.GERMINATED, SeedStage.TRAINING)
+"""Stages at alpha 0."""
+
+_ON_THE_WAY = (*_SILENT, SeedStage.BLENDING, SeedStage.PROBATIONARY)
+
+
+class Programs:
+    """Which seeds are in the programs that run, and what compiles those of the others.
+
+    Args:
+      compile_for: compiles all of a run's programs for a host, and runs none.
+      wait: whether a run waits for its programs at once, so that equal runs are equal.
+    """
+
+    def __init__(self, compile_for: Callable[[HostState], Any], *, wait: bool) -> None:
+        self._compile_for = compile_for
+        self._wait = wait
+        self._inside: Structure | None = None
+        self._wanted: Structure = frozenset()
+        self._ahead: CompileAhead[Any] | None = None
+
+    def inside(self, host: HostState) -> HostState:
+        """The host as the programs of this epoch are to see it.
+
+        Raises:
+          CompilationError: the next programs could not be built. Called again it gives the host
+            for the old ones, and does so until another seed grows.
+        """
+        grown = structure_of(host)
+        if self._wait or self._inside is None or grown <= self._inside:
+            self._inside = grown
+            return host
+        if grown != self._wanted:
+            self._wanted = grown
+            self._ahead = CompileAhead(lambda: self._compile_for(host))
+        if self._ahead is not None and (self._ahead.done or not self._is_silent(host)):
+            ahead, self._ahead = self._ahead, None
+            ahead.result()
+            self._inside = grown
+            return host
+        return self._drop_unknown_seeds(host)
+
+    def rejoin(self, trained: HostState, before: HostState) -> HostState:
+        """The host after an epoch, with the seeds that were carried beside the programs."""
+        carried = {
+            name: old._replace(state=trained.slots[name].state)
+            for name, old in before.slots.items()
+            if old.params and not trained.slots[name].params
+        }
+        return trained._replace(slots=trained.slots | carried)
+
+    def _is_silent(self, host: HostState) -> bool:
+        outside = structure_of(host) - (self._inside or frozenset())
+        return all(int(host.slots[name].state.stage) in _SILENT for name, _ in outside)
+
+    def _drop_unknown_seeds(self, host: HostState) -> HostState:
+        """The host without the seeds that its programs do not know."""
+        outside = {name for name, _ in structure_of(host) - (self._inside or frozenset())}
+        slots = {
+            name: Slot(slot.state, {}, ()) if name in outside else slot
+            for name, slot in host.slots.items()
+        }
+        return host._replace(slots=slots)
+
+
+def may_grow(host: HostState) -> bool:
+    """Whether a slot is free and no seed is on its way; else no candidate need be compared."""
+    stages = {int(slot.state.stage) for slot in host.slots.values()}
+    return SeedStage.DORMANT in stages and not stages & set(_ON_THE_WAY)
+
+
+def structure_of(host: HostState) -> Structure:
+    """What grows in the slots of a host."""
+    return frozenset((name, one) for name, slot in host.slots.items() for one in slot.params)
