@@ -19,7 +19,7 @@ from tamiyo_jax.errors import GraphSchemaError
 from tamiyo_jax.graph._layout import GraphLayout, count_fitting
 from tamiyo_jax.graph._nodes import finite
 from tamiyo_jax.graph._raw import RawGraph
-from tamiyo_jax.graph._schema import EDGE_WIDTH, RELATIONS, Relation, find_relation
+from tamiyo_jax.graph._relations import EDGE_WIDTH, RELATIONS, Relation, find_relation
 
 __all__ = [
     "Edges",
