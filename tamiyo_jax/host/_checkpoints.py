@@ -14,7 +14,7 @@ import numpy as np
 from jax.tree_util import DictKey
 from orbax.checkpoint import v1 as ocp
 
-from tamiyo_jax._digests import DIGESTS, check_digests, make_damage_error, write_digests
+from tamiyo_jax._digests import DIGESTS, check_digests, make_damage_error, saving
 from tamiyo_jax.errors import CheckpointMismatchError, PersistenceError
 from tamiyo_jax.host._placement import place_like
 from tamiyo_jax.host._retention import Retention
@@ -32,18 +32,8 @@ def save_tree(path: str | os.PathLike[str], tree: object) -> None:
     Raises:
       PersistenceError: the directory exists, or cannot be written.
     """
-    target = Path(path).absolute()
-    if target.exists():
-        raise PersistenceError(
-            f"checkpoint {target} exists; checkpoints are never overwritten", path=str(target)
-        )
-    try:
-        ocp.save(str(target), tree)
-        write_digests(target)
-    except OSError as error:
-        raise PersistenceError(
-            f"checkpoint {target} could not be written: {error}", path=str(target)
-        ) from error
+    with saving(Path(path).absolute()) as directory:
+        ocp.save(str(directory), tree)
 
 
 def load_tree(path: str | os.PathLike[str], like: Tree, host: Host | None = None) -> Tree:
@@ -197,4 +187,8 @@ class HostCheckpoints:
     def names(self) -> frozenset[str]:
         """Names of the complete checkpoints."""
         paths = self._directory.iterdir()
-        return frozenset(path.name for path in paths if (path / DIGESTS).is_file())
+        return frozenset(
+            path.name
+            for path in paths
+            if not path.name.startswith(".") and (path / DIGESTS).is_file()
+        )

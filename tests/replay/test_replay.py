@@ -100,6 +100,7 @@ def test_a_run_replayed_onto_the_same_seed_is_the_same_run_bit_for_bit(tmp_path:
             steps=40 * task.steps_per_epoch,
             state=loop.init_loop(task, 3),
             run_id=name,
+            compile_ahead=False,
             applier=applier,
             checkpoints=checkpoints,
         )
