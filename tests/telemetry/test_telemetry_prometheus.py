@@ -22,7 +22,7 @@ from tamiyo_jax.errors import ConfigurationError
 from tamiyo_jax.telemetry import MemorySink, PrometheusSink
 from tamiyo_jax.telemetry._instruments import instrument_of
 
-DOCS = Path(__file__).parents[2] / "docs" / "runtime.md"
+DOCS = Path(__file__).parents[2] / "docs" / "telemetry.md"
 
 
 Run = tuple[CollectorRegistry, list[TelemetryPacket]]
