@@ -102,7 +102,7 @@ def test_only_the_decoders_attention_is_blind_to_what_comes_next():
         name = made.blueprints[0].blueprint_id
         after = shake(params[name])
         later = x.at[:, 3:].multiply(-2.0)
-        y, z = (made.bank[name].apply(after, one) for one in (x, later))
+        y, z = (made.bank[name].apply(after, inputs) for inputs in (x, later))
         assert np.allclose(y[:, :3], z[:, :3], atol=1e-6) is blind
         assert not np.allclose(y[:, 3:], z[:, 3:], atol=1e-6)
 
