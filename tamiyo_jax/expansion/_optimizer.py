@@ -129,5 +129,5 @@ def _unknown(paths: list[str]) -> ConfigurationError:
     return ConfigurationError(
         f"the optimiser's state depends on the parameters in {paths} and has there no tree like "
         "them; use optimisers that keep one tree for each average, without masks",
-        paths=paths,
+        actual=paths,
     )

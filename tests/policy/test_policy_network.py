@@ -51,16 +51,9 @@ def assert_close(one: PolicyOutputs, other: PolicyOutputs, tolerance: float) -> 
     chex.assert_trees_all_close(one, other, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "small",
-        pytest.param("no_seeds", marks=pytest.mark.slow),
-        pytest.param("empty_relations", marks=pytest.mark.slow),
-    ],
-)
-def test_golden_passes_are_reproduced_padded_and_unpadded(golden, name):
-    errors = compare_policy(golden / f"policy_{name}.npz")
+def test_a_golden_pass_is_reproduced_padded_and_unpadded(golden):
+    """One of them; `tamiyo-jax conformance` takes all, and its test too."""
+    errors = compare_policy(golden / "policy_small.npz")
     assert set(errors) == set(PolicyOutputs._fields) - {"rationale"}
     assert max(errors.values()) <= 1e-5, errors
 
