@@ -16,7 +16,7 @@ from tamiyo_jax.telemetry import MemorySink
 PACKAGE = Path(tamiyo_jax.__file__).parent
 DOCS = Path(__file__).parents[1] / "docs"
 FINDINGS = DOCS / "findings.md"
-RUNTIME = (DOCS / "runtime.md").read_text(encoding="utf-8")
+TELEMETRY = (DOCS / "telemetry.md").read_text(encoding="utf-8")
 
 # What only a worker process measures; tests of its own look at it.
 OF_WORKERS = {
@@ -27,8 +27,8 @@ OF_WORKERS = {
 
 
 def first_cells(heading: str) -> list[str]:
-    """Names in the first column of the table under a header of the runtime's page."""
-    _, _, table = RUNTIME.partition(f"| {heading} |")
+    """Names in the first column of the table under a header of the page on telemetry."""
+    _, _, table = TELEMETRY.partition(f"| {heading} |")
     rows = table.partition("\n\n")[0].splitlines()[2:]
     return [name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
 

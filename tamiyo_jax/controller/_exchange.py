@@ -150,7 +150,7 @@ def _programs(policy: ArrayPolicy[Any, Any], layout: GraphLayout, plan: Plan) ->
         return answers.flatten(_decider(policy, layout)(params, asked))
 
     def policy_steps(params: object, arrays: tuple[Any, ...]) -> tuple[jax.Array, ...]:
-        unpack = jax.vmap(lambda one: questions.unpack(Packed(one, ())))
+        unpack = jax.vmap(lambda packed: questions.unpack(Packed(packed, ())))
         states, raws, legality = unpack(arrays)
         first = jax.tree.map(lambda leaf: leaf[0], states)
         after, outputs = policy.decide_many(params, first, raws, layout=layout)

@@ -31,7 +31,7 @@ from tamiyo_jax.graph._nodes import (
 )
 from tamiyo_jax.graph._raw import RawGraph, blank
 from tamiyo_jax.graph._registry import Registries
-from tamiyo_jax.graph._schema import Relation
+from tamiyo_jax.graph._relations import Relation
 from tamiyo_jax.graph._seed_edges import SeedEdges, SeedPlacement, draw_seed_edges, seed_links
 
 __all__ = ["BlueprintArrays", "Stage", "StageKey", "blueprint_order", "encode_blueprint"]

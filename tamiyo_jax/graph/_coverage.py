@@ -13,7 +13,8 @@ import numpy as np
 
 from tamiyo_jax.graph._layout import GraphLayout
 from tamiyo_jax.graph._raw import RawGraph
-from tamiyo_jax.graph._schema import FEATURE_WIDTH, NODE_TYPES, RELATIONS, Column, Relation
+from tamiyo_jax.graph._relations import RELATIONS, Relation
+from tamiyo_jax.graph._schema import FEATURE_WIDTH, NODE_TYPES, Column
 
 __all__ = [
     "Completeness",

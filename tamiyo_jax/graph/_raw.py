@@ -7,14 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tamiyo_jax.graph._layout import GraphLayout
-from tamiyo_jax.graph._schema import (
-    ATTRIBUTE_WIDTH,
-    EDGE_WIDTH,
-    FEATURE_WIDTH,
-    NODE_TYPES,
-    RELATIONS,
-    find_relation,
-)
+from tamiyo_jax.graph._relations import EDGE_WIDTH, RELATIONS, find_relation
+from tamiyo_jax.graph._schema import ATTRIBUTE_WIDTH, FEATURE_WIDTH, NODE_TYPES
 
 __all__ = ["RawGraph", "blank"]
 

@@ -17,7 +17,8 @@ from tamiyo_jax.graph._edges import Edges, write_edges
 from tamiyo_jax.graph._layout import GraphLayout
 from tamiyo_jax.graph._nodes import SEED_STAGES, finite, position, positions
 from tamiyo_jax.graph._raw import RawGraph
-from tamiyo_jax.graph._schema import ATTRIBUTE_WIDTH, EDGE_WIDTH
+from tamiyo_jax.graph._relations import EDGE_WIDTH
+from tamiyo_jax.graph._schema import ATTRIBUTE_WIDTH
 
 __all__ = ["SeedEdges", "SeedLinks", "SeedPlacement", "draw_seed_edges", "seed_links", "watches"]
 

@@ -53,7 +53,7 @@ def limit_to_budget(packet: SystemStatePacket, state: HostState, host: Host) -> 
         if seed.stage is SeedStage.DORMANT
     }
     commonest = max(
-        packet.candidates, key=lambda one: sum(one in fits for fits in fitting.values())
+        packet.candidates, key=lambda candidate: sum(candidate in fits for fits in fitting.values())
     )
     opened = {seed_id for seed_id, fits in fitting.items() if commonest in fits}
     offered = tuple(

@@ -90,7 +90,11 @@ def _fit_stored_seeds(like: Tree, stored: Mapping[str, str], host: Host) -> Tree
         slots: dict[str, Slot] = {}
         for name, slot in node.slots.items():
             prefix = _text((*path, *map(DictKey, ("slots", name, "params")))) + "/"
-            found = [one for one in banks_of(host)[name] if _holds(stored, prefix + one)]
+            found = [
+                blueprint_id
+                for blueprint_id in banks_of(host)[name]
+                if _holds(stored, prefix + blueprint_id)
+            ]
             shapes = seed_shapes(host, name, found[0]) if found else ({}, ())
             slots[name] = Slot(slot.state, *shapes)
         return node._replace(slots=slots)
@@ -101,7 +105,7 @@ def _fit_stored_seeds(like: Tree, stored: Mapping[str, str], host: Host) -> Tree
 
 
 def _holds(stored: Mapping[str, str], path: str) -> bool:
-    return any(one == path or one.startswith(path + "/") for one in stored)
+    return any(name == path or name.startswith(path + "/") for name in stored)
 
 
 def _text(path: Sequence[Any]) -> str:

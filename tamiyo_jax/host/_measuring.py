@@ -71,9 +71,9 @@ class Measured(NamedTuple):
     conflict: jax.Array
 
 
-def layers_of(tree: Params) -> dict[str, list[jax.Array]]:
-    """The arrays of each layer, by its name; alike for parameters, gradients and updates."""
-    layers: dict[str, list[jax.Array]] = {}
+def layers_of(tree: Params) -> dict[str, list[Any]]:
+    """The arrays of each layer, or their shapes, by its name; for parameters or gradients."""
+    layers: dict[str, list[Any]] = {}
     for name, array in zip(leaf_layers(tree), jax.tree.leaves(tree), strict=True):
         layers.setdefault(name, []).append(array)
     return layers

@@ -157,9 +157,9 @@ class _Walk:
         if weights and data and name != "concatenate":
             return self.apply(eqn, flows)
         if len(data) == 2 and name in ("mul", "div"):
-            for one, other in (data, data[::-1]):
-                if one.fed and other.layers <= one.fed:
-                    return one  # a normalisation's factor meets what it was computed from
+            for flow, other in (data, data[::-1]):
+                if flow.fed and other.layers <= flow.fed:
+                    return flow  # a normalisation's factor meets what it was computed from
         merged, mark = self.join(flows), landmark(eqn)
         if mark is None or not (merged.data or mark == "root"):
             return merged
@@ -250,8 +250,8 @@ class _Walk:
             walk = _Walk(Trace())
             after = step(walk, carry)[: len(carry)]
             joined = [
-                walk.join((before, one))._replace(depth=before.depth)
-                for before, one in zip(carry, after, strict=True)
+                walk.join((before, following))._replace(depth=before.depth)
+                for before, following in zip(carry, after, strict=True)
             ]
             if joined == carry:
                 return [self.join(pair) for pair in zip(initial, carry, strict=True)]

@@ -108,7 +108,7 @@ def test_a_dump_can_be_of_the_steps_with_a_reason(run: Path) -> None:
 
 
 def test_a_dump_can_begin_at_a_time(tmp_path: Path) -> None:
-    steps = [record(number, one) for number, one in enumerate(packets(5), start=1)]
+    steps = [record(number, packet) for number, packet in enumerate(packets(5), start=1)]
     run = write_run(tmp_path, steps)  # a step a second from 22:13:21 on
     assert len(dump_journal(run, "--since", "2023-11-14T22:13:23")) == 3
     assert dump_journal(run, "--since", "2023-11-15") == []

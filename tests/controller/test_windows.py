@@ -304,7 +304,7 @@ def step_report_of(index: int, step: Step) -> FieldReport:
         blueprint_id="host",
         outcome=ReportOutcome.SUCCESS,
         issued_at_ns=START_NS + index,
-        metrics={name: one for name, one in numbers.items() if one is not None},
+        metrics={name: number for name, number in numbers.items() if number is not None},
     )
 
 
@@ -343,7 +343,7 @@ def test_every_window_says_what_its_steps_say_together(steps: list[Step], length
     complete = [index for index in commanded if index + length < len(steps)]
     assert [report.command_id for report in reports] == [f"command-{number}" for number in complete]
     assert [window.command_id for window in state.windows] == [
-        f"command-{one}" for one in commanded if one not in complete
+        f"command-{index}" for index in commanded if index not in complete
     ]
     for index, report in zip(complete, reports, strict=True):
         seen = steps[index + 1 : index + 1 + length]
@@ -357,7 +357,9 @@ def test_every_window_says_what_its_steps_say_together(steps: list[Step], length
             expected["avg_hook_latency_ms"] = total_of(latencies) / len(latencies)
         beyond = abs(total) > 3.4028234663852886e38
         assert report.metrics == {
-            name: one for name, one in expected.items() if not (beyond and name.endswith("total"))
+            name: value
+            for name, value in expected.items()
+            if not (beyond and name.endswith("total"))
         }
         alarmed = any(step.critical or step.delta is None for step in seen)
         assert (report.outcome is ReportOutcome.REGRESSION) == (alarmed or total > 0)

@@ -131,7 +131,7 @@ IMAGE_STREAM = expansion.Dimension(
     normalised=False,
 )
 HEADS = expansion.Dimension(
-    made_by={f"*/attention/{one}/{part}": axis for one in ("query", "key", "value")
+    made_by={f"*/attention/{projection}/{part}": axis for projection in ("query", "key", "value")
              for part, axis in (("kernel", -2), ("bias", -2))},
     used_by={"*/attention/out/kernel": -3},
     normalised=False,

@@ -41,7 +41,8 @@ from tamiyo_jax.graph import (
     relation_group,
     total_coverage,
 )
-from tamiyo_jax.graph._schema import find_node_type, find_relation
+from tamiyo_jax.graph._relations import find_relation
+from tamiyo_jax.graph._schema import find_node_type
 
 CONFIG = GraphConfig()
 LENIENT = GraphConfig(strict_features=False)

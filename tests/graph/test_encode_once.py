@@ -72,9 +72,9 @@ def packet_of(make_packet, make_seed):
 
 
 def assert_equal(ours, theirs):
-    for name, one, other in zip(ours._fields, ours, theirs, strict=True):
-        assert one.dtype == other.dtype
-        np.testing.assert_array_equal(one, other, err_msg=name)
+    for name, mine, expected in zip(ours._fields, ours, theirs, strict=True):
+        assert mine.dtype == expected.dtype
+        np.testing.assert_array_equal(mine, expected, err_msg=name)
 
 
 @settings(max_examples=40)
@@ -147,10 +147,10 @@ def test_what_steps_share_cannot_be_written(make_packet, make_blueprint):
     arrays = encode_blueprint(make_blueprint(), layout_for(make_blueprint(), LENIENT))
     first, _ = encode_packet(make_packet(), arrays, (), Registries.empty())
     second, _ = encode_packet(make_packet(), arrays, (), Registries.empty())
-    for name, one, other, static in zip(first._fields, first, second, arrays.raw, strict=True):
+    for name, earlier, later, static in zip(first._fields, first, second, arrays.raw, strict=True):
         assert not static.flags.writeable, name
-        if np.shares_memory(one, other) or np.shares_memory(one, static):
-            assert not one.flags.writeable, name
+        if np.shares_memory(earlier, later) or np.shares_memory(earlier, static):
+            assert not earlier.flags.writeable, name
 
 
 class Walked(tuple):

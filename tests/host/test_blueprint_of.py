@@ -287,7 +287,7 @@ def check_decision(blueprint: Blueprint, policy: str, directory: Path) -> None:
 def test_channels_are_those_of_one_position() -> None:
     def channels(model: Architecture) -> dict[str, tuple[int | None, int | None]]:
         layers = model.blueprint.layers
-        return {one.layer_id: (one.input_channels, one.output_channels) for one in layers}
+        return {item.layer_id: (item.input_channels, item.output_channels) for item in layers}
 
     seen = channels(decoder())
     assert seen["embedding"] == (11, 6)
@@ -308,8 +308,12 @@ def test_activations_know_whom_they_follow_and_whom_they_feed() -> None:
     assert [activation.type for activation in blueprint.activations] == ["softmax", "silu"] * 2
     assert ids[:2] == ["block_0/attention/key/softmax", "block_0/gate/silu"]
     pairs = blueprint.relation_pairs
-    follows = [(names[layer], ids[one]) for layer, one in pairs["layer__feeds__activation"]]
-    feeds = [(ids[one], names[layer]) for one, layer in pairs["activation__affects__layer"]]
+    follows = [
+        (names[layer], ids[activation]) for layer, activation in pairs["layer__feeds__activation"]
+    ]
+    feeds = [
+        (ids[activation], names[layer]) for activation, layer in pairs["activation__affects__layer"]
+    ]
     assert ("block_0/attention/query", ids[0]) in follows
     assert ("block_0/attention/key", ids[0]) in follows
     assert ("block_0/gate", ids[1]) in follows
@@ -382,7 +386,7 @@ def test_depthwise_and_pointwise_convolutions_are_distinguished() -> None:
 
     example = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32)
     layers = linen(Separable(), example).blueprint.layers
-    assert [(one.type, one.input_channels, one.output_channels) for one in layers] == [
+    assert [(item.type, item.input_channels, item.output_channels) for item in layers] == [
         ("depthwise_conv", 4, 4),
         ("conv", 4, 6),
     ]
@@ -503,7 +507,7 @@ def test_the_demonstration_host_is_described_as_it_was_by_hand() -> None:
         blueprint_id="digits-host",
         risk=0.1,
     )
-    assert made.layers == tuple(replace(one, dropout_rate=None) for one in task.blueprint.layers)
+    assert made.layers == tuple(replace(item, dropout_rate=None) for item in task.blueprint.layers)
     assert task.blueprint.chain
     assert made.layer_edges == tuple(LayerEdge(i, i + 1) for i in range(len(made.layers) - 1))
 

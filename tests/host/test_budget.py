@@ -41,7 +41,7 @@ def make_slots(
     made = make_host()
 
     def bank(width: int):
-        return {one: {"w": jnp.zeros(size * width)} for one, size in sizes.items()}
+        return {name: {"w": jnp.zeros(size * width)} for name, size in sizes.items()}
 
     slots = {}
     for name, width in widths.items():

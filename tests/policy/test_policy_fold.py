@@ -84,6 +84,7 @@ def test_they_do_where_every_relation_is_written_out(params, folded, counts, edg
     edges=st.integers(0, 6),
     draw=st.integers(0, 2**31),
 )
+@pytest.mark.slow
 def test_they_do_where_edges_stay_a_list(params, folded, counts, edges, draw):
     raw = raw_graph(np.random.default_rng(draw), counts, edges=edges, layout=SPARSE)
     assert_close(run(params, SPARSE, raw), run(folded[SPARSE], SPARSE, raw))
@@ -93,8 +94,8 @@ def test_the_layouts_of_these_tests_take_every_way_through_a_layer():
     ways = {
         (route.attends, route.place, route.dense, route.before)
         for layout in (LAYOUT, SPARSE, written_out(blank(LAYOUT))[0])
-        for one in plan(layout)
-        for route in one.routes
+        for layer in plan(layout)
+        for route in layer.routes
     }
     assert ways == {
         (False, "each", True, False),
@@ -163,7 +164,7 @@ def test_complete_relations_are_never_written_out_as_edges(params):
 
 def test_folded_parameters_are_less_than_half_of_the_reference_network():
     start = init_params(PolicyConfig.reference(), jax.random.key(0))
-    sizes = [sum(x.size for x in jax.tree.leaves(one)) for one in (start, fold(start, LAYOUT))]
+    sizes = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (start, fold(start, LAYOUT))]
     assert sizes[1] < 0.5 * sizes[0]
 
 

@@ -81,8 +81,8 @@ def test_decisions_come_again_as_they_were_and_signed_for_the_new_run(tmp_path: 
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_run_replayed_onto_the_same_seed_is_the_same_run_bit_for_bit(tmp_path: Path) -> None:
     task, library = digits_task(3), MemoryBlueprintLibrary()
-    for one in (task.blueprint, *task.candidates):
-        library.put(one)
+    for blueprint in (task.blueprint, *task.candidates):
+        library.put(blueprint)
 
     def train(controller: Any, secret: bytes, name: str) -> loop.RunResult:
         verifier = Verifier((Secret(secret),), NonceLedger(0), CHECKS)

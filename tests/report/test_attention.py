@@ -26,7 +26,9 @@ def as_found(directory: Path, **fields: Any) -> Run:
 
 
 def healthy(directory: Path, count: int = 20) -> Path:
-    return write_run(directory, [record(n, one) for n, one in enumerate(packets(count), start=1)])
+    return write_run(
+        directory, [record(n, packet) for n, packet in enumerate(packets(count), start=1)]
+    )
 
 
 def test_a_healthy_run_needs_no_attention(tmp_path: Path):
@@ -118,7 +120,9 @@ def test_a_run_that_is_silent_while_it_is_held_hangs(tmp_path: Path):
 
 
 def test_a_long_pause_between_two_decisions_is_noted(tmp_path: Path):
-    steps = [record(n if n < 10 else n + 3600, one) for n, one in enumerate(packets(20), start=1)]
+    steps = [
+        record(n if n < 10 else n + 3600, packet) for n, packet in enumerate(packets(20), start=1)
+    ]
     one = only(list_findings(as_found(write_run(tmp_path, steps))), "No decision between")
     assert one.urgency is Urgency.NOTE
     assert "(1.0 h)" in one.what
@@ -127,15 +131,17 @@ def test_a_long_pause_between_two_decisions_is_noted(tmp_path: Path):
 def test_a_validation_loss_that_rose_since_its_best_is_said_in_percent(tmp_path: Path):
     losses = (1.0, 0.5, 0.75)
     steps = [
-        record(number, replace(one, validation_loss=loss))
-        for number, (one, loss) in enumerate(zip(packets(3), losses, strict=True), start=1)
+        record(number, replace(packet, validation_loss=loss))
+        for number, (packet, loss) in enumerate(zip(packets(3), losses, strict=True), start=1)
     ]
     one = only(list_findings(as_found(write_run(tmp_path, steps))), "above its best")
     assert "50 % above its best, 0.5 at step 20" in one.what
 
 
 def test_without_a_validation_loss_it_is_said_that_no_rule_can_see_it(tmp_path: Path):
-    steps = [record(n, replace(one, validation_loss=None)) for n, one in enumerate(packets(3), 1)]
+    steps = [
+        record(n, replace(packet, validation_loss=None)) for n, packet in enumerate(packets(3), 1)
+    ]
     assert (
         "Plug.open"
         in only(list_findings(as_found(write_run(tmp_path, steps))), "validation loss").do
@@ -145,8 +151,8 @@ def test_without_a_validation_loss_it_is_said_that_no_rule_can_see_it(tmp_path: 
 def test_more_pauses_than_the_budget_are_critical(tmp_path: Path):
     config = make_config(risk={"pause_budget": 20})
     hot = [
-        replace(one, training_metrics={**one.training_metrics, "hook_latency_ms": 80.0})
-        for one in packets(30)
+        replace(packet, training_metrics={**packet.training_metrics, "hook_latency_ms": 80.0})
+        for packet in packets(30)
     ]
     one = only(list_findings(as_found(decide_run(tmp_path, hot, config=config))), "paused 30 times")
     assert one.urgency is Urgency.CRITICAL

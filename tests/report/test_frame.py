@@ -81,7 +81,9 @@ def test_a_run_is_read_on_where_the_last_reading_ended(tmp_path: Path):
 
 def test_segments_that_retention_removes_stay_in_what_was_read(tmp_path: Path):
     reader = RunReader(tmp_path)
-    write_run(tmp_path, [record(number, one) for number, one in enumerate(packets(3), start=1)])
+    write_run(
+        tmp_path, [record(number, packet) for number, packet in enumerate(packets(3), start=1)]
+    )
     assert len(reader.read()) == 3
     old = set((tmp_path / "journal").iterdir())
     write_run(tmp_path, [record(number, None) for number in (4, 5)])

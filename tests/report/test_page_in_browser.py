@@ -165,7 +165,8 @@ def test_several_runs_are_compared_in_one_page(tab: Tab, tmp_path: Path):
     tab.open(write(tmp_path / "page.html", *pair))
     marks = dict(tab.run(COLOURED))
     assert sorted(marks) == [
-        f"compared-{one}" for one in ("accuracy", "parameters", "training_loss", "validation_loss")
+        f"compared-{figure}"
+        for figure in ("accuracy", "parameters", "training_loss", "validation_loss")
     ]
     tab.run("document.querySelectorAll('details.run')[1].open = true")
     tab.run("new Promise((done) => setTimeout(done, 100))")
@@ -183,8 +184,8 @@ def test_ids_that_are_markup_stay_text(tab: Tab, tmp_path: Path):
     run = decide_run(
         tmp_path / "a<b>&amp;",
         [
-            replace(one, seeds=seeds, training_metrics=metrics, training_run_id=evil)
-            for one in packets(6)
+            replace(other, seeds=seeds, training_metrics=metrics, training_run_id=evil)
+            for other in packets(6)
         ],
     )
     tab.problems.clear()
@@ -198,7 +199,9 @@ def test_ids_that_are_markup_stay_text(tab: Tab, tmp_path: Path):
 def test_runs_that_lack_something_have_the_figures_that_they_can_have(tab: Tab, tmp_path: Path):
     some = packets(20)
     config = make_config(storage={"record_packets": False})
-    steps = [record(n, replace(one, validation_loss=None)) for n, one in enumerate(some, start=1)]
+    steps = [
+        record(n, replace(packet, validation_loss=None)) for n, packet in enumerate(some, start=1)
+    ]
     runs = {
         "empty": write_run(tmp_path / "empty", []),
         "one": decide_run(tmp_path / "one", some[:1]),
@@ -210,7 +213,9 @@ def test_runs_that_lack_something_have_the_figures_that_they_can_have(tab: Tab, 
     figures = {}
     for name, run in runs.items():
         tab.open(write(tmp_path / "page.html", run))
-        figures[name] = {one.removeprefix("run-0-") for one, marks in tab.run(COLOURED) if marks}
+        figures[name] = {
+            figure.removeprefix("run-0-") for figure, marks in tab.run(COLOURED) if marks
+        }
     assert tab.problems == []
     assert figures["empty"] == set()
     assert figures["one"] >= {"heat", "losses"}

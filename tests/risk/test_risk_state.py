@@ -55,8 +55,8 @@ CALM, SPIKE, PAUSE = verdict(), verdict(star="loss_spike"), verdict(CommandType.
 def step_through(state, verdicts, *, config=CONFIG, shadow=False, first=0):
     """The state after the verdicts, and the names of each step's events."""
     names, escalations = [], []
-    for step, one in enumerate(verdicts, start=first):
-        state, events, escalate = apply_verdict(state, one, step, shadow=shadow, config=config)
+    for step, verdict in enumerate(verdicts, start=first):
+        state, events, escalate = apply_verdict(state, verdict, step, shadow=shadow, config=config)
         names.append([event.name for event in events])
         escalations.append(escalate)
     return state, names, escalations

@@ -139,7 +139,7 @@ def orphan(process: int, directory: Path) -> dict[str, Any]:
 def main() -> None:
     scenario, port, process, directory = sys.argv[1:]
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process))
-    work = {one.__name__: one for one in (agreement, thousand, orphan)}[scenario]
+    work = {function.__name__: function for function in (agreement, thousand, orphan)}[scenario]
     saw = work(int(process), Path(directory))
     Path(directory, f"saw-{process}").write_bytes(pickle.dumps(saw))
     jax.distributed.shutdown()

@@ -1,4 +1,4 @@
-"""A controller for very many steps, with everything happening to it that happens in a long run.
+"""A controller for very many steps, with everything that occurs in a long run.
 
 Real workers are killed and hung, policies updated and blueprints changed while it steps. What
 it holds of the machine is sampled; `benchmarks/soak.py` checks a long run, a test a short one.

@@ -83,10 +83,10 @@ def decide_both_ways(
     assert [summarise(decision) for decision in together] == [
         summarise(decision) for decision in alone
     ]
-    for one, other in zip(together, alone, strict=True):
-        if isinstance(one, Decision) and isinstance(other, Decision):
-            assert one.value == pytest.approx(other.value, abs=1e-5)
-            assert one.risk_score == pytest.approx(other.risk_score, abs=1e-5)
+    for batched, single in zip(together, alone, strict=True):
+        if isinstance(batched, Decision) and isinstance(single, Decision):
+            assert batched.value == pytest.approx(single.value, abs=1e-5)
+            assert batched.risk_score == pytest.approx(single.risk_score, abs=1e-5)
     for moved, wanted in zip(state.policy_state, expected.policy_state, strict=True):
         np.testing.assert_allclose(moved, wanted, rtol=1e-5, atol=1e-6)
     assert state.registries == expected.registries
@@ -97,6 +97,7 @@ def decide_both_ways(
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
+@pytest.mark.slow
 def test_many_decisions_are_those_of_single_steps(tmp_path: Path, count: int) -> None:
     results = decide_both_ways(tmp_path, story(count))
     assert len(results) == count
@@ -129,6 +130,7 @@ def test_packets_that_fail_do_not_touch_their_neighbours(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.slow
 def test_packets_of_different_layouts_may_be_mixed(tmp_path: Path) -> None:
     def library() -> Any:
         made = make_library()
@@ -148,7 +150,7 @@ def test_a_breaker_that_a_command_moves_is_seen_by_the_packets_behind_it(tmp_pat
     results = decide_both_ways(tmp_path, story(5), params=params)
     actions = [result.action for result in results if isinstance(result, Decision)]
     assert {"BREAKER_OPEN", "BREAKER_CLOSE"} <= set(actions)
-    assert all(one != other for one, other in itertools.pairwise(actions))
+    assert all(earlier != later for earlier, later in itertools.pairwise(actions))
 
 
 def test_outputs_that_are_not_finite_fail_each_packet_as_a_single_step(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_sink_that_cannot_write_loses_its_packets_and_no_other_sink_does() -> 
     for number in range(10):
         telemetry.emit(packet(number))
     telemetry.close()
-    assert [one.packet_id for one in memory.packets] == [str(number) for number in range(10)]
+    assert [packet.packet_id for packet in memory.packets] == [str(number) for number in range(10)]
     assert telemetry.dropped == 10
 
 

@@ -219,7 +219,7 @@ def wandb(directory: Path) -> Iterator[Opened]:
         while not any(item.HasField("exit") for item in wandb_records(directory)):
             assert time.monotonic() < until, "the file has no end"
             time.sleep(0.1)  # another process writes it
-        items = [item for one in wandb_records(directory) for item in one.history.item]
+        items = [item for record in wandb_records(directory) for item in record.history.item]
         names = ["/".join(item.nested_key) or item.key for item in items]
         kinds = {"decisions": "decision", "events": "event"}
         found = [re.fullmatch(r"tamiyo/(decisions|events)/(\w+)", name) for name in names]

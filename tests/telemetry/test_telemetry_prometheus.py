@@ -22,7 +22,7 @@ from tamiyo_jax.errors import ConfigurationError
 from tamiyo_jax.telemetry import MemorySink, PrometheusSink
 from tamiyo_jax.telemetry._instruments import instrument_of
 
-DOCS = Path(__file__).parents[2] / "docs" / "runtime.md"
+DOCS = Path(__file__).parents[2] / "docs" / "telemetry.md"
 
 
 Run = tuple[CollectorRegistry, list[TelemetryPacket]]
@@ -74,7 +74,7 @@ def test_durations_are_histograms_in_seconds(run: Run) -> None:
     assert samples["tamiyo_step_latency_seconds_count"] == DECISIONS
     assert samples["tamiyo_step_latency_seconds_sum"] == pytest.approx(sum(taken))
     below = {float(s.labels["le"]): s.value for s in read.samples if "le" in s.labels}
-    assert below == {bound: sum(one <= bound for one in taken) for bound in below}
+    assert below == {bound: sum(seconds <= bound for seconds in taken) for bound in below}
 
 
 def test_events_are_counted_by_name_and_level(run: Run) -> None:
@@ -151,7 +151,9 @@ def test_decisions_are_counted_by_action_and_reason_and_made_up_reasons_share_a_
 
 def test_the_strict_parser_of_openmetrics_takes_it(run: Run) -> None:
     registry, _ = run
-    read = {one.name: one for one in parse_openmetrics(generate_openmetrics(registry).decode())}
+    read = {
+        family.name: family for family in parse_openmetrics(generate_openmetrics(registry).decode())
+    }
     assert read["tamiyo_field_reports_published"].type == "counter"
     assert read["tamiyo_field_reports_pending"].type == "gauge"
     assert read["tamiyo_telemetry_dropped"].type == "counter"
@@ -177,7 +179,7 @@ def test_the_documented_names_are_those_of_scrapes(run: Run) -> None:
         ("tamiyo_events_total", "counter"),
         ("tamiyo_health_status", "gauge"),
     }
-    own = {one for one in shown if not one[0].endswith(("_info", "_created"))}
+    own = {name for name in shown if not name[0].endswith(("_info", "_created"))}
     assert own == documented | beside
 
 
