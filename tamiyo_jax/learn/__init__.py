@@ -16,6 +16,7 @@ from tamiyo_jax.learn._evaluation import (
 )
 from tamiyo_jax.learn._fitting import FitSettings, Targets, fit, fit_loss
 from tamiyo_jax.learn._observation import packet_of
+from tamiyo_jax.learn._rivals import TUNED
 from tamiyo_jax.learn._rules import Rules, heuristic_rules, new_memory, no_rules, rule_action
 from tamiyo_jax.learn._tasks import (
     HELD_OUT,
@@ -30,6 +31,7 @@ from tamiyo_jax.learn._tasks import (
 __all__ = [
     "HELD_OUT",
     "TRAINING",
+    "TUNED",
     "Agreement",
     "Architecture",
     "Batch",

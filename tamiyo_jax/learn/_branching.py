@@ -43,6 +43,9 @@ __all__ = [
 SCALE = 20.0
 """Logits for one nat of advantage."""
 LOSS_LIMIT = 3.0
+NEVER_TRIED = (Action.PAUSE, Action.BREAKER_OPEN, Action.BREAKER_CLOSE)
+NEVER_LEAD = 3.0
+"""Logits by which what is never tried stays below the base."""
 BRAKE = -0.5
 TRAIN_EPOCHS = 2
 
@@ -247,32 +250,45 @@ def _repeat(tree: Any, number: int) -> Any:  # noqa: ANN401
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), tree)
 
 
-def _answer(outputs: Any, action: EnvAction) -> jax.Array:  # noqa: ANN401
-    """f32[T]: what the network says for an action: its logit and the scores of what it takes."""
+def _answer(outputs: Any, legality: Any, action: EnvAction) -> jax.Array:  # noqa: ANN401
+    """f32[T]: what the network says for an action.
+
+    That is its logit, less what its seed and blueprint are short of the best ones; `select`
+    takes the best ones, so the logit alone stands for an action that is to be chosen.
+    """
     rows = jnp.arange(len(action.action))
-    seed, blueprint = jnp.maximum(action.seed, 0), jnp.maximum(action.blueprint, 0)
     logit = outputs.policy_logits[rows, action.action]
-    seeds = jnp.where(action.seed >= 0, outputs.seed_scores[rows, seed], 0)
-    blueprints = jnp.where(action.blueprint >= 0, outputs.blueprint_scores[rows, blueprint], 0)
+    seeds = _shortfall(outputs.seed_scores, legality.seeds[rows, action.action], action.seed)
+    blueprints = _shortfall(outputs.blueprint_scores, legality.blueprints, action.blueprint)
     return logit + seeds + blueprints
+
+
+def _shortfall(scores: jax.Array, legal: jax.Array, row: jax.Array) -> jax.Array:
+    """f32[T]: the row's score less the best legal one; 0 where no row is taken."""
+    real = jnp.where(legal & jnp.isfinite(scores), scores, jnp.float32(-1e9))
+    taken = jnp.take_along_axis(real, jnp.maximum(row, 0)[:, None], axis=1)[:, 0]
+    return jnp.where(row >= 0, taken - jnp.max(real, axis=1), 0)
 
 
 def branch_loss(settings: BranchSettings) -> Callable[[Params, GraphLayout, Any], jax.Array]:
     """The loss of the advantages, of the value, of the risk classes and of the fixed heads."""
 
     def loss(params: Params, layout: GraphLayout, examples: Any) -> jax.Array:  # noqa: ANN401
-        graphs, _, branches = examples
+        graphs, legality, branches = examples
         outputs = outputs_of(params, layout, graphs)
         wanted = jnp.clip(SCALE * (branches.advantage - settings.margin), -5.0, 5.0)
-        error = wanted - (_answer(outputs, branches.other) - _answer(outputs, branches.base))
+        base = _answer(outputs, legality, branches.base)
+        error = wanted - (_answer(outputs, legality, branches.other) - base)
         pinball = jnp.maximum(settings.quantile * error, (settings.quantile - 1) * error)
         value = jnp.square(outputs.value - branches.value)
         logs = jax.nn.log_softmax(outputs.risk_logits, axis=-1)
         risk = -jnp.take_along_axis(logs, branches.risk[:, None], axis=1)[:, 0]
+        never = outputs.policy_logits[:, jnp.array(NEVER_TRIED)] - base[:, None]
+        never = jnp.sum(jnp.maximum(never + NEVER_LEAD, 0), axis=-1)
         delta = jnp.square(outputs.param_delta - BRAKE)
         schedule = jnp.sum(jnp.square(outputs.schedule_params - jnp.array([[-1.0, 1.0]])), axis=-1)
         blend = -jax.nn.log_softmax(outputs.blending_logits, axis=-1)[:, 0]
-        return jnp.mean(pinball + 0.1 * (value + risk + delta + schedule + blend))
+        return jnp.mean(pinball + never + 0.1 * (value + risk + delta + schedule + blend))
 
     return loss
 
