@@ -38,7 +38,7 @@ def evaluate(
         bool,
         typer.Option("--tune", help="Choose the rivals' numbers on the training families first."),
     ] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Runs that are trained at once.")] = 160,
+    batch: Annotated[int, typer.Option(min=1, help="Runs that are trained at once.")] = 192,
     as_json: Json = False,
 ) -> None:
     """Compare a policy with schedules and rules, on the same tasks and the same randomness.
