@@ -246,7 +246,7 @@ def test_one_manager_owns_the_run_directory() -> None:
     assert {name for _, name in makers} == {
         "storage/_manager.py",
         "service/_assembly.py",  # for a controller
-        "cli/_compaction.py",  # for a directory that nobody uses
+        "cli/_compaction.py",  # for a directory that no process uses
     }
 
 

@@ -181,10 +181,13 @@ def stack(
 ) -> tuple[np.ndarray, ...]:
     """Questions about observations of one layout, packed, with a leading axis."""
     policy_state = jax.device_get(policy_state)
-    packed = [plan.questions.pack(question(policy_state, one)).arrays for one in observations]
+    packed = [
+        plan.questions.pack(question(policy_state, observation)).arrays
+        for observation in observations
+    ]
     return tuple(map(np.stack, zip(*packed, strict=True)))
 
 
 def unstack(plan: Plan, arrays: tuple[np.ndarray, ...]) -> list[Answered]:
     """The answers to them."""
-    return [plan.answers.unpack(Packed(one, ())) for one in zip(*arrays, strict=True)]
+    return [plan.answers.unpack(Packed(array, ())) for array in zip(*arrays, strict=True)]

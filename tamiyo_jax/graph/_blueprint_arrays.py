@@ -38,12 +38,12 @@ __all__ = ["BlueprintArrays", "Stage", "StageKey", "blueprint_order", "encode_bl
 
 DEFAULTS = GraphConfig()
 
-# Stages and seatings that are remembered; a run has few at a time.
+# Stages and seed placements that are kept; a run has few at a time.
 _remembered = functools.lru_cache(maxsize=8)
 
 
 class StageKey:
-    """Registries and blueprints, told apart by identity.
+    """A key of registries and blueprints, compared by identity.
 
     Blueprints hold mappings and so have no hash, and that of a registry takes a walk over its
     keys; none of them ever changes.
@@ -88,7 +88,7 @@ class BlueprintArrays(NamedTuple):
       listed: relations complete by construction whose edges stand in the table, and change
         with the packet.
       staged: the stages, the newest remembered.
-      seated: the edges of seeds by their seats, the newest remembered.
+      seated: the edges of seeds by their placements; only the newest are kept.
     """
 
     blueprint: Blueprint

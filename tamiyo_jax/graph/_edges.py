@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int32
 
 from tamiyo_jax.config import GraphConfig
 from tamiyo_jax.contracts import Blueprint
@@ -65,8 +66,8 @@ class Edges(NamedTuple):
 
 
 def complete_rows(
-    layout: GraphLayout, relation: Relation, mask: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    layout: GraphLayout, relation: Relation, mask: Bool[np.ndarray, " nodes"]
+) -> tuple[Int32[np.ndarray, " edges"], Int32[np.ndarray, " edges"]]:
     """All pairs of a complete relation, source by source.
 
     Args:
@@ -87,8 +88,11 @@ def complete_rows(
 
 
 def complete_attributes(
-    relation: Relation, attributes: np.ndarray, senders: np.ndarray, receivers: np.ndarray
-) -> np.ndarray:
+    relation: Relation,
+    attributes: Float32[np.ndarray, "nodes 2"],
+    senders: Int32[np.ndarray, " edges"],
+    receivers: Int32[np.ndarray, " edges"],
+) -> Float32[np.ndarray, "edges 3"]:
     """Attributes of edges of a complete relation, from their ends.
 
     Args:

@@ -83,7 +83,7 @@ class Column:
     """One column of a node type's features.
 
     Attributes:
-      name: the feature; a presence column bears the name of the feature that it tells of.
+      name: the feature; a presence column has the name of the feature whose presence it holds.
       statistic: name of the statistic that normalises it, None where it is used raw.
       presence: True for a presence bit.
       required: a packet or blueprint without it is refused under `strict_features`.

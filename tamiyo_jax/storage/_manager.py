@@ -169,7 +169,7 @@ class StorageManager(Generic[PolicyState]):
 
     @property
     def log_directory(self) -> Path:
-        """Where workers write what they print; nobody else can write there."""
+        """Directory of the workers' output, mode 0700."""
         return self._directory / "workers"
 
     @property

@@ -212,7 +212,7 @@ def test_noise_makes_copies_learn_different_things():
 def test_the_gradient_of_a_wider_network_is_what_its_moments_are_mapped_to():
     small, large, dimensions = WIDENINGS["everything in scanned layers"]
     plan, grown = widened(small, large, dimensions, noise=0.0)
-    mapped = expansion.mapped(plan, jax.grad(small.loss)(small.params), 1)
+    mapped = expansion.map_moments(plan, jax.grad(small.loss)(small.params), 1)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
         mapped,

@@ -62,14 +62,14 @@ def extents(name: str, data: bytes) -> list[Extent]:
 
 
 def touched(where: list[Extent], begin: int, end: int) -> set[int]:
-    return {one.sequence for one in where if one.begin < end and begin < one.end}
+    return {place.sequence for place in where if place.begin < end and begin < place.end}
 
 
 def is_torn(before: Recovered, where: list[Extent], lost: set[int], at: int) -> bool:
     """Whether a crash may have left a segment bad at a byte: all before it is above `synced`."""
     synced = max(record.synced for record in before.records if record.sequence not in lost)
     first = where[0].sequence
-    return max((one.sequence for one in where if one.end <= at), default=first - 1) >= synced
+    return max((place.sequence for place in where if place.end <= at), default=first - 1) >= synced
 
 
 def check_flip(

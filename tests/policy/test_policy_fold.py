@@ -26,7 +26,7 @@ step = jax.jit(policy_step, static_argnames=("layout", "rate"))
 # Listed relations between so many nodes that edges stay a list, and are fewer than the nodes.
 SPARSE = GraphLayout.of(
     {"global": 1, "seed": 5, "blueprint": 1, "layer": 100, "activation": 50, "parameter": 30},
-    {one.key: 6 for one in RELATIONS if not one.complete}
+    {relation.key: 6 for relation in RELATIONS if not relation.complete}
     | {"activation__affects__layer": 6, "layer__belongs_to__blueprint": 6},
 )
 
@@ -116,8 +116,8 @@ def test_the_layouts_of_these_tests_take_every_way_through_a_layer():
 def test_types_without_room_are_left_out(params, empty):
     layout = GraphLayout.of(
         {**FULL, empty: 0},
-        {one.key: 0 if empty in (one.source, one.target) else 4
-         for one in RELATIONS if not one.complete},
+        {relation.key: 0 if empty in (relation.source, relation.target) else 4
+         for relation in RELATIONS if not relation.complete},
     )  # fmt: skip
     counts = {name: count for name, count in FULL.items() if name != empty}
     raw = raw_graph(np.random.default_rng(0), counts, layout=layout)
@@ -151,7 +151,7 @@ def test_complete_relations_are_never_written_out_as_edges(params):
     """No array of the program has a row for each edge of layer × activation."""
     layout = GraphLayout.of(
         {**FULL, "layer": 96, "activation": 89},
-        {one.key: 4 for one in RELATIONS if not one.complete},
+        {relation.key: 4 for relation in RELATIONS if not relation.complete},
     )
     raw = raw_graph(np.random.default_rng(0), FULL, layout=layout)
     made = jax.make_jaxpr(partial(policy_step, layout=layout, rate=0.1))(

@@ -167,7 +167,7 @@ def test_untrained_parameters_follow_the_key_and_have_the_abstract_shapes():
 def test_the_reference_network_has_a_parameter_for_every_relation():
     shapes = abstract_params(PolicyConfig.reference())
     for layer in ("sage_0", "sage_1", "gat_0", "gat_1"):
-        assert set(shapes[layer]) == {one.key for one in RELATIONS}
+        assert set(shapes[layer]) == {relation.key for relation in RELATIONS}
     assert shapes["gat_0"][RELATIONS[0].key]["source_kernel"].shape == (256, 4, 128)
 
 

@@ -110,4 +110,4 @@ def programs(directory: Path) -> Iterator[dict[str, str]]:
         yield found
     finally:
         jax.config.update("jax_dump_ir_to", before)
-        found.update({one.name: one.read_text() for one in directory.iterdir()})
+        found.update({path.name: path.read_text() for path in directory.iterdir()})
