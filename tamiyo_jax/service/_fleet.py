@@ -19,7 +19,6 @@ from tamiyo_jax.contracts import Secret, SystemStatePacket
 from tamiyo_jax.controller import (
     Answer,
     Mode,
-    Situation,
     TamiyoState,
     initial_state,
     state_from_json,
@@ -38,7 +37,7 @@ from tamiyo_jax.inference import (
 from tamiyo_jax.library import BlueprintLibrary, BlueprintResolver, CacheListener, fetch_inline
 from tamiyo_jax.policy import ArrayPolicy
 from tamiyo_jax.service._assembly import Parts
-from tamiyo_jax.service._steps import Stepper, step_together
+from tamiyo_jax.service._steps import Begun, Stepper
 from tamiyo_jax.storage import StorageManager
 from tamiyo_jax.telemetry import Telemetry
 
@@ -174,7 +173,7 @@ class Fleet:
         """
         asked = [(self._runs[packet.training_run_id].stepper, packet) for packet in packets]
         if isinstance(self._choice.policy, ArrayPolicy) and self._mode is not Mode.GUARD:
-            return step_together(asked, self._ask_each, _MOST)
+            return self._step_together(asked)
         return [_step(stepper, packet) for stepper, packet in asked]
 
     def state_of(self, run_id: str) -> str:
@@ -199,16 +198,40 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask_each(
-        self, asked: Sequence[tuple[TamiyoState[Any], Situation]]
-    ) -> Sequence[Answer[Any]]:
-        state, situation = asked[0]
-        self._runner.prepare_each(state.policy_state, situation.observation, _MOST)
-        questions = [(state.policy_state, one.observation) for state, one in asked]
-        budget_ms = self._config.deadlines.inference_ms * len(asked)
-        answers = self._runner.run_each(questions, budget_ms)
-        for answer, (before, observation) in zip(answers, questions, strict=True):
-            check_answer(answer, before, observation, self._methods)
+    def _step_together(
+        self, asked: Sequence[tuple[Stepper, SystemStatePacket]]
+    ) -> list[Decision | TamiyoError]:
+        """Decide with passes over the weights that packets of one layout share."""
+        results: dict[int, Decision | TamiyoError] = {}
+        layouts: dict[object, list[tuple[int, Begun]]] = {}
+        for place, (stepper, packet) in enumerate(asked):
+            begun = stepper.begin(packet)
+            if isinstance(begun, Begun):
+                layout = begun.situation.observation.layout
+                layouts.setdefault(layout, []).append((place, begun))
+            else:
+                results[place] = begun
+        for alike in layouts.values():
+            for start in range(0, len(alike), _MOST):
+                group = alike[start : start + _MOST]
+                answers = self._ask([begun for _, begun in group])
+                for (place, begun), answer in zip(group, answers, strict=True):
+                    results[place] = asked[place][0].end(begun, answer)
+        return [results[place] for place in range(len(asked))]
+
+    def _ask(self, group: Sequence[Begun]) -> Sequence[Answer[Any] | TamiyoError]:
+        """Ask the policy about packets of one layout; an error is that of all of them."""
+        questions = [
+            (begun.attempt.state.policy_state, begun.situation.observation) for begun in group
+        ]
+        budget_ms = self._config.deadlines.inference_ms * len(group)
+        try:
+            self._runner.prepare_each(*questions[0], _MOST)
+            answers = self._runner.run_each(questions, budget_ms)
+            for answer, (before, observation) in zip(answers, questions, strict=True):
+                check_answer(answer, before, observation, self._methods)
+        except TamiyoError as error:
+            return [error] * len(group)
         return answers
 
     def _parts(self, state: TamiyoState[Any], storage: StorageManager[Any]) -> Parts:

@@ -48,7 +48,6 @@ from tamiyo_jax.errors import (
     TamiyoError,
     WorkerUnavailableError,
 )
-from tamiyo_jax.graph import GraphLayout
 from tamiyo_jax.inference import DeployedPolicy
 from tamiyo_jax.journal import Ticket
 from tamiyo_jax.policy import ArrayPolicy
@@ -58,10 +57,7 @@ from tamiyo_jax.service._recording import failure_record, make_decision, outcome
 from tamiyo_jax.storage import StepRecord
 from tamiyo_jax.telemetry import failure_packet, outcome_packet, status_packet
 
-__all__ = ["AskEach", "Stepper", "step_together"]
-
-AskEach = Callable[[Sequence[tuple[TamiyoState[Any], Situation]]], Sequence[Answer[Any]]]
-"""Asks the policy about situations of one layout, each in the state of its own controller."""
+__all__ = ["Begun", "Stepper"]
 
 # What a stage's breaker counts: calls that were made and not answered as they should be.
 _COUNTED: Mapping[Stage, tuple[type[TamiyoError], ...]] = {
@@ -98,6 +94,14 @@ class _Attempt:
     def packet_bytes(self) -> bytes:
         """The packet as the journal keeps it."""
         return encode_packet(self.packet)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A step up to the policy; see `Stepper.begin`."""
+
+    attempt: _Attempt
+    situation: Situation
 
 
 class Stepper:
@@ -182,6 +186,35 @@ class Stepper:
             self.state = self._parts.storage.state or self.state
             raise
         return results
+
+    def begin(self, packet: SystemStatePacket) -> Begun | TamiyoError:
+        """Make a step up to the policy, for a caller that asks it for several controllers at once.
+
+        Returns:
+          What `end` needs next; or the error of the step, which is on record.
+        """
+        attempt = self._begin(packet, self.state)
+        try:
+            situation = self._observe(attempt)
+            self._admit(attempt, "inference")
+        except TamiyoError as error:
+            return self._record_failure(attempt, error)
+        return Begun(attempt, situation)
+
+    def end(self, begun: Begun, answer: Answer[Any] | TamiyoError) -> Decision | TamiyoError:
+        """Make the rest of a step, with what the policy answered or raised."""
+        attempt = begun.attempt
+        try:
+            if isinstance(answer, TamiyoError):
+                raise answer
+            after, outcome = self._conclude(attempt.state, begun.situation, answer)
+            after = self._count_success(after, "inference")
+        except TamiyoError as error:
+            return self._record_failure(attempt, error)
+        try:
+            return self._commit(attempt, after, outcome)
+        except TamiyoError as error:
+            return error
 
     def select_run(self, state: TamiyoState[Any], run_id: str) -> TamiyoState[Any]:
         """The state with a run as the current one; see `controller.select_run`."""
@@ -508,59 +541,3 @@ class Stepper:
 
 def _with_risk(state: TamiyoState[Any], risk: RiskState) -> TamiyoState[Any]:
     return state if risk is state.risk else replace(state, risk=risk)
-
-
-def step_together(
-    asked: Sequence[tuple[Stepper, SystemStatePacket]], ask_each: AskEach, most: int
-) -> list[Decision | TamiyoError]:
-    """Decide on one packet for each of several controllers that share a policy.
-
-    Each decides as `Stepper.step` would; those of one layout share a pass over the weights.
-
-    Args:
-      asked: controllers, all different, and their packets.
-      ask_each: asks a policy that is a function of arrays.
-      most: packets of one pass.
-    """
-    results: dict[int, Decision | TamiyoError] = {}
-    layouts: dict[GraphLayout, list[int]] = {}
-    observed: dict[int, tuple[_Attempt, Situation]] = {}
-    for place, (stepper, packet) in enumerate(asked):
-        attempt = stepper._begin(packet, stepper.state)
-        try:
-            situation = stepper._observe(attempt)
-            stepper._admit(attempt, "inference")
-        except TamiyoError as error:
-            results[place] = stepper._record_failure(attempt, error)
-            continue
-        observed[place] = attempt, situation
-        layouts.setdefault(situation.observation.layout, []).append(place)
-    for places in layouts.values():
-        for start in range(0, len(places), most):
-            group = places[start : start + most]
-            answered = _answer_group([(asked[one][0], *observed[one]) for one in group], ask_each)
-            results.update(zip(group, answered, strict=True))
-    return [results[place] for place in range(len(asked))]
-
-
-def _answer_group(
-    group: Sequence[tuple[Stepper, _Attempt, Situation]], ask_each: AskEach
-) -> list[Decision | TamiyoError]:
-    """Decisions on observed packets of one layout, each of a controller of its own."""
-    try:
-        answers = ask_each([(attempt.state, situation) for _, attempt, situation in group])
-    except TamiyoError as error:
-        return [stepper._record_failure(attempt, error) for stepper, attempt, _ in group]
-    results: list[Decision | TamiyoError] = []
-    for (stepper, attempt, situation), answer in zip(group, answers, strict=True):
-        try:
-            after, outcome = stepper._conclude(attempt.state, situation, answer)
-            after = stepper._count_success(after, "inference")
-        except TamiyoError as error:
-            results.append(stepper._record_failure(attempt, error))
-            continue
-        try:
-            results.append(stepper._commit(attempt, after, outcome))
-        except TamiyoError as error:
-            results.append(error)
-    return results

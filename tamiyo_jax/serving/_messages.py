@@ -69,7 +69,8 @@ class RunKeys(NamedTuple):
                 field="run_id",
                 value=run_id,
             )
-        return cls(*(f"tamiyo:run:{run_id}:{part}" for part in cls._fields))
+        prefix = f"tamiyo:run:{run_id}"
+        return cls(f"{prefix}:packets", f"{prefix}:answers", f"{prefix}:state")
 
 
 class Request(NamedTuple):
@@ -116,7 +117,8 @@ def open_request(keys: RunKeys, message: bytes, secret: Secret) -> Request:
             field="message",
             value=len(content),
         )
-    return Request(*_HEAD.unpack_from(content), content[_HEAD.size :])
+    number, deadline_ms = _HEAD.unpack_from(content)
+    return Request(number, deadline_ms, content[_HEAD.size :])
 
 
 def seal_answer(
