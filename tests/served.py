@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -39,14 +40,19 @@ def put_blueprints(url: str) -> None:
 
 @contextlib.contextmanager
 def served(
-    url: str, directory: Path, *, limits: Limits = QUICK, **arguments: Any
+    url: str,
+    directory: Path,
+    *,
+    limits: Limits = QUICK,
+    config: TamiyoConfig = CONFIG,
+    **arguments: Any,
 ) -> Iterator[Metrics]:
     """A server in a thread; yields its metrics."""
     defaults: dict[str, Any] = {"policy": "heuristic", "params": None, "mode": "act"}
     metrics = Metrics()
     library = RedisBlueprintLibrary(url)
     with Fleet.open(
-        CONFIG, directory=directory, library=library, **{**defaults, **arguments}
+        config, directory=directory, library=library, **{**defaults, **arguments}
     ) as fleet:
         server = Server(url, fleet, secret=SECRET, limits=limits, metrics=metrics)
         thread = threading.Thread(target=server.run)
@@ -83,8 +89,12 @@ class ServerProcess:
         self.process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+
+    @functools.cached_property
+    def first_line(self) -> str:
+        """What it prints once it serves."""
         assert self.process.stdout is not None
-        self.first_line = self.process.stdout.readline()
+        return self.process.stdout.readline()
 
     @property
     def address(self) -> str:
@@ -98,7 +108,7 @@ class ServerProcess:
         self.process.send_signal(signal.SIGCONT)
         self.process.send_signal(number)
         output, _ = self.process.communicate(timeout=60)
-        return self.first_line + output
+        return output
 
 
 def client_of(url: str, run_id: str, config: TamiyoConfig = CONFIG) -> Client:

@@ -125,10 +125,13 @@ class CompiledExchange:
         answers = self._steps(self._params, tuple(array[rows] for array in arrays))
         return tuple(np.asarray(array)[:count] for array in answers)
 
-    def answer_each(self, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        """Answers to B questions, each with a policy state of its own; else as `answer_many`."""
+    def answer_each(self, arrays: tuple[np.ndarray, ...], size: int) -> tuple[np.ndarray, ...]:
+        """Answers to at most `size` questions, each with a policy state of its own.
+
+        Compiles once for each size; else as `answer_many`.
+        """
         count = len(arrays[0])
-        rows = np.minimum(np.arange(batch_size(count)), count - 1)
+        rows = np.minimum(np.arange(size), count - 1)
         answers = self._each(self._params, tuple(array[rows] for array in arrays))
         return tuple(np.asarray(array)[:count] for array in answers)
 

@@ -180,36 +180,39 @@ class InlineRunner(Generic[PolicyState]):
         latency_ms = _check_budget(started, budget_ms)
         return tuple(Answer(*answer, latency_ms=latency_ms) for answer in answers)
 
-    def prepare_each(self, policy_state: PolicyState, observation: Observation, count: int) -> None:
-        """Compile `run_each` for up to `count` observations of one layout, if that is new."""
+    def prepare_each(self, policy_state: PolicyState, observation: Observation, most: int) -> None:
+        """Compile for the observation's layout if that is new: for one, and for `most` at once."""
         self.prepare(policy_state, observation)
-        exchange = cast(CompiledExchange, self._exchanges[observation.layout])
-        for size in sorted({batch_size(each) for each in range(1, count + 1)}):
-            if (observation.layout, size) not in self._at_once:
-                asked = [(jax.device_get(policy_state), observation)] * size
-                with _policy_failures(observation.packet.packet_id):
-                    exchange.answer_each(stack_each(exchange.plan, asked))
-                self._at_once.add((observation.layout, size))
+        layout = observation.layout
+        exchange = cast(CompiledExchange, self._exchanges[layout])
+        if (layout, most) not in self._at_once:
+            asked = [(jax.device_get(policy_state), observation)]
+            with _policy_failures(observation.packet.packet_id):
+                exchange.answer_each(stack_each(exchange.plan, asked), most)
+            self._at_once.add((layout, most))
 
     def run_each(
-        self, questions: Sequence[tuple[PolicyState, Observation]], budget_ms: float
+        self, questions: Sequence[tuple[PolicyState, Observation]], most: int, budget_ms: float
     ) -> tuple[Answer[PolicyState], ...]:
         """Ask the policy, a function of arrays, for many runs at once: each has its own state.
 
         Args:
           questions: policy states and observations of one layout, for which `prepare_each` was
-            called.
+            called; at most `most`.
+          most: as for `prepare_each`.
           budget_ms: milliseconds for all of them together.
 
         Raises:
           TamiyoError: as `run`; there is no answer to any of them then.
         """
+        if len(questions) == 1:
+            return (self.run(*questions[0], budget_ms),)
         first = questions[0][1]
         exchange = cast(CompiledExchange, self._exchanges[first.layout])
         started = time.perf_counter()
         with _policy_failures(first.packet.packet_id):
             asked = [(jax.device_get(state), observation) for state, observation in questions]
-            arrays = exchange.answer_each(stack_each(exchange.plan, asked))
+            arrays = exchange.answer_each(stack_each(exchange.plan, asked), most)
             answers = unstack(exchange.plan, arrays)
         latency_ms = _check_budget(started, budget_ms)
         return tuple(Answer(*answer, latency_ms=latency_ms) for answer in answers)

@@ -43,7 +43,7 @@ from tamiyo_jax.telemetry import Telemetry
 
 __all__ = ["Fleet"]
 
-_MOST = 16  # packets of one pass: each power of two up to it is compiled when a layout is new
+_MOST = 8  # packets of one pass over the weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +227,7 @@ class Fleet:
         budget_ms = self._config.deadlines.inference_ms * len(group)
         try:
             self._runner.prepare_each(*questions[0], _MOST)
-            answers = self._runner.run_each(questions, budget_ms)
+            answers = self._runner.run_each(questions, _MOST, budget_ms)
             for answer, (before, observation) in zip(answers, questions, strict=True):
                 check_answer(answer, before, observation, self._methods)
         except TamiyoError as error:

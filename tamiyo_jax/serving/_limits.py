@@ -17,6 +17,8 @@ class Limits:
       entries_per_round: entries of a run that are read before it is the others' turn.
       runs: runs that a server decides for at once.
       lease_s: seconds without a heartbeat after which a server's runs go to another.
+      round_s: seconds that a round may take, as when a layout is new and is compiled, before
+        the server counts as dead.
       idle_s: seconds without an entry after which a run is put away; its state is kept.
       kept_s: seconds for which the state of a run that was put away is kept.
     """
@@ -26,5 +28,6 @@ class Limits:
     entries_per_round: int = 4
     runs: int = 1_000
     lease_s: float = 3.0
+    round_s: float = 120.0
     idle_s: float = 600.0
     kept_s: float = 7 * 86_400.0

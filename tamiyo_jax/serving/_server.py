@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tamiyo_jax.contracts import Secret, SystemStatePacket, decode_packet
@@ -112,6 +114,8 @@ class Server:
         self._runs: dict[str, _Run] = {}
         self._stopping = False
         self._next_beat = 0.0
+        self._turned = time.monotonic()
+        self._ended = threading.Event()
 
     def stop(self) -> None:
         """Let `run` answer what it has read, hand its runs on, and return; for signal handlers."""
@@ -119,7 +123,25 @@ class Server:
 
     def run(self) -> None:
         """Serve until `stop`; a Redis that fails is waited for."""
+        heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        heart.start()
+        try:
+            self._serve()
+        finally:
+            self._ended.set()
+            heart.join()
+        self._leave()
+
+    def _beat(self) -> None:
+        """Keep the lease while a round takes long, as when it compiles; but not for ever."""
+        while not self._ended.wait(self._limits.lease_s / 4):
+            if time.monotonic() - self._turned < self._limits.round_s:
+                with suppress(PublishError):
+                    self._store.beat(self._limits.lease_s)
+
+    def _serve(self) -> None:
         while not self._stopping:
+            self._turned = time.monotonic()
             try:
                 self._tend()
                 self._round()
@@ -129,6 +151,9 @@ class Server:
                 self._forget(list(self._runs))
                 self._next_beat = 0.0
                 time.sleep(_RETRY_S)
+
+    def _leave(self) -> None:
+        """Hand all runs on."""
         self._metrics.drain()
         try:
             for run_id in list(self._runs):
