@@ -114,6 +114,8 @@ def kill_at_random(redis: RedisServer, directory: Path, kills: int, seed: int) -
 def _servers(redis: RedisServer, directory: Path) -> Iterator[list[ServerProcess]]:
     servers = [ServerProcess(redis.url, directory / f"server-{i}") for i in range(2)]
     try:
+        for server in servers:
+            assert "serves" in server.first_line
         yield servers
     finally:
         for server in servers:

@@ -147,6 +147,7 @@ def test_a_paused_server_loses_its_runs_and_writes_nothing_when_it_goes_on(
     first = ServerProcess(redis_server.url, tmp_path / "a")
     second = None
     try:
+        assert "serves" in first.first_line
         with client_of(redis_server.url, "run-1") as client:
             got = [told(insist(client, packet)) for packet in packets[:2]]
             first.send(signal.SIGSTOP)
@@ -175,6 +176,7 @@ def test_sigterm_drains_and_the_endpoints_say_how_it_goes(
     put_blueprints(redis_server.url)
     server = ServerProcess(redis_server.url, tmp_path / "a")
     try:
+        assert "serves" in server.first_line
         with client_of(redis_server.url, "run-1") as client:
             for packet in story_of("run-1", 3):
                 insist(client, packet)
