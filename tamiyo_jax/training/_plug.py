@@ -24,7 +24,7 @@ import numpy as np
 
 from tamiyo_jax.contracts import Blueprint, Rollback, TelemetryLevel
 from tamiyo_jax.decision import Decision
-from tamiyo_jax.errors import TamiyoError
+from tamiyo_jax.errors import ConfigurationError, TamiyoError
 from tamiyo_jax.host import (
     HardwareMeter,
     Host,
@@ -36,12 +36,14 @@ from tamiyo_jax.host import (
     loss_of,
     scale_of,
 )
+from tamiyo_jax.service import Tamiyo
+from tamiyo_jax.serving import Client
 from tamiyo_jax.training._accumulator import Accumulated, accumulate, mean_of, restart
 from tamiyo_jax.training._inputs import count_steps, read_steps, split_model
 from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts, step_of
 from tamiyo_jax.training._run_directory import new_run_directory
 from tamiyo_jax.training._settings import check_options, load_settings
-from tamiyo_jax.training._wiring import open_controller
+from tamiyo_jax.training._wiring import connect_controller, open_controller
 
 __all__ = ["Plug"]
 
@@ -64,7 +66,7 @@ class Plug:
 
     Attributes:
       directory: of this run: its blueprints in ``blueprints.db``, the controller in ``tamiyo``.
-      tamiyo: the controller, for instance to switch its mode.
+      tamiyo: the controller, for instance to switch its mode; or the client of a server.
       undone_steps: steps that the last call rolled back; a loop that can read its data again goes
         back by as many batches, unless `skips_data`.
       skips_data: these batches are to be left out, because the fault came again.
@@ -83,6 +85,8 @@ class Plug:
         log: Callable[[str], object],
         host: Host | None = None,
         candidates: Sequence[Blueprint] = (),
+        server: str | None = None,
+        run_id: str | None = None,
     ) -> None:
         check_options(mode, every)
         self._evaluate = evaluate
@@ -95,8 +99,8 @@ class Plug:
         self._kept = MemoryCheckpoints()
         self.directory = new_run_directory(Path(directory))
         facts = RunFacts(
-            run_id=self.directory.name,
-            blueprint_id=HOST_ID,
+            run_id=run_id or self.directory.name,
+            blueprint_id=blueprint.blueprint_id,
             candidates=tuple(candidate.blueprint_id for candidate in candidates),
             optimizer_id=OPTIMIZER_ID,
             source="tamiyo_jax.plug",
@@ -109,6 +113,17 @@ class Plug:
         )
         meter = HardwareMeter(jax.local_devices()[0])
         self._reporter = Reporter(facts, kept=self._kept, meter=meter, clock=time.time_ns)
+        self.tamiyo: Tamiyo | Client
+        if server is not None and run_id is not None:
+            self.tamiyo, self._applier = connect_controller(
+                config,
+                blueprint,
+                server=server,
+                run_id=run_id,
+                optimizer_id=OPTIMIZER_ID,
+                checkpointer=self._kept,
+            )
+            return
         self.tamiyo, self._applier = open_controller(
             config,
             self.directory,
@@ -132,6 +147,8 @@ class Plug:
         every: int,
         log: Callable[[str], object],
         validate: Callable[[Any], jax.Array] | None = None,
+        server: str | None = None,
+        run_id: str | None = None,
     ) -> Self:
         """Plug Tamiyo into a loop that does not grow its network.
 
@@ -148,21 +165,32 @@ class Plug:
           log: called with one line of text for each command and for each error.
           validate: the validation loss f32[] of a train state, computed at every decision; used
             by the policy and, under ``risk.detection = "absolute"``, by the rules.
+          server: the URL of the Redis of a `tamiyo-jax serve`, which then decides, in the mode
+            and by the policy that it was started with; None decides in this process.
+          run_id: with `server`, the run: its key is in the variable ``security.secret_env``, and
+            its blueprint is put into the library under this id.
 
         Raises:
-          ConfigurationError: `every` is less than 1, or `mode` is not a mode.
+          ConfigurationError: `every` is less than 1, or `mode` is not a mode; or one of `server`
+            and `run_id` is given without the other.
           PersistenceError: `directory` cannot be made or written.
           TamiyoError: as `host.blueprint_of` and `Tamiyo.open` do.
         """
         params, join = split_model(model)
         check_options(mode, every)
+        if (server is None) != (run_id is None):
+            raise ConfigurationError(
+                "a run on a server needs both server and run_id; its key is that of run_id",
+                field="run_id",
+                value=run_id,
+            )
         return cls(
             directory,
             blueprint_of(
                 params,
                 lambda params, example: forward(join(params), example),
                 example,
-                blueprint_id=HOST_ID,
+                blueprint_id=run_id or HOST_ID,
                 risk=OWN_RISK,
             ),
             layers=layer_names(params),
@@ -170,6 +198,8 @@ class Plug:
             mode=mode,
             every=every,
             log=log,
+            server=server,
+            run_id=run_id,
         )
 
     @classmethod
