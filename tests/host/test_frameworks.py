@@ -58,6 +58,7 @@ class Net(nnx.Module):
         return self.second(self.slot(jnp.tanh(self.first(x))))
 
 
+@pytest.mark.slow
 def test_the_linen_slot_grows_inside_an_nnx_model():
     graph, params, rest = nnx.split(Net(nnx.Rngs(0)), nnx.Param, ...)
 

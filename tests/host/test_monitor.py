@@ -191,6 +191,7 @@ def test_narrow_and_complex_parameters_are_measured_in_single_precision(dtype):
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=15)
+@pytest.mark.slow
 def test_any_tree_of_arrays_is_measured_layer_by_layer(shapes, seed):
     generator = np.random.default_rng(seed)
     params = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,9 +27,12 @@ def example(family: str, dtype=jnp.float32) -> jax.Array:
     return jax.random.normal(jax.random.key(1), SHAPES[family], jnp.float32).astype(dtype)
 
 
-def make_bank(family: str, x: jax.Array):
-    made = host.seed_bank(family, x)
-    return made, growth.slot_init(made.bank, jax.random.key(0), x)
+@cache
+def bank_of(family: str):
+    """The bank of a family and its parameters, for `example`."""
+    made = host.seed_bank(family, example(family))
+    init = jax.jit(lambda x: growth.slot_init(made.bank, jax.random.key(0), x))
+    return made, init(example(family))
 
 
 def shake(params):
@@ -38,12 +43,13 @@ def shake(params):
 @pytest.mark.parametrize("family", host.FAMILIES)
 def test_a_fresh_seed_changes_nothing_even_at_alpha_1_and_a_trained_one_does(family):
     x = example(family)
-    made, params = make_bank(family, x)
+    made, params = bank_of(family)
     gate = growth.Gate(jnp.float32(1))
     for name in growth.blueprint_ids(made.bank):
         alone = {name: params[name]}
-        np.testing.assert_array_equal(growth.slot_apply(made.bank, alone, gate, x), x)
-        y = growth.slot_apply(made.bank, shake(alone), gate, x)
+        apply = jax.jit(lambda params: growth.slot_apply(made.bank, params, gate, x))
+        np.testing.assert_array_equal(apply(alone), x)
+        y = apply(shake(alone))
         assert y.shape == x.shape
         assert bool(jnp.all(jnp.isfinite(y)))
         assert not np.allclose(y, x)
@@ -52,15 +58,16 @@ def test_a_fresh_seed_changes_nothing_even_at_alpha_1_and_a_trained_one_does(fam
 @pytest.mark.parametrize("family", host.FAMILIES)
 def test_a_fresh_seed_can_learn(family):
     x = example(family)
-    made, params = make_bank(family, x)
+    made, params = bank_of(family)
     for name, seed in made.bank.items():
-        slope = jax.grad(lambda p, seed=seed: jnp.sum(seed.apply(p, x) * x))(params[name])
+        slope_of = jax.jit(jax.grad(lambda p, seed=seed: jnp.sum(seed.apply(p, x) * x)))
+        slope = slope_of(params[name])
         assert any(np.any(leaf) for leaf in jax.tree.leaves(slope)), name
 
 
 @pytest.mark.parametrize("family", host.FAMILIES)
 def test_the_blueprint_counts_what_the_module_has(family):
-    made, params = make_bank(family, example(family))
+    made, params = bank_of(family)
     assert [blueprint.blueprint_id for blueprint in made.blueprints] == list(made.bank)
     for blueprint in made.blueprints:
         validate_blueprint(
@@ -98,11 +105,11 @@ def test_the_blueprint_of_a_wide_perceptron_in_full():
 def test_only_the_decoders_attention_is_blind_to_what_comes_next():
     for family, blind in (("encoder", False), ("decoder", True)):
         x = example(family)
-        made, params = make_bank(family, x)
+        made, params = bank_of(family)
         name = made.blueprints[0].blueprint_id
         after = shake(params[name])
         later = x.at[:, 3:].multiply(-2.0)
-        y, z = (made.bank[name].apply(after, inputs) for inputs in (x, later))
+        y, z = map(jax.jit(partial(made.bank[name].apply, after)), (x, later))
         assert np.allclose(y[:, :3], z[:, :3], atol=1e-6) is blind
         assert not np.allclose(y[:, 3:], z[:, 3:], atol=1e-6)
 
@@ -110,7 +117,7 @@ def test_only_the_decoders_attention_is_blind_to_what_comes_next():
 def test_one_bank_serves_slots_of_other_widths_and_numbers_of_axes():
     bank = host.seed_bank("convolution", example("convolution")).bank
     narrow = jnp.ones((2, 6, 4), jnp.float32)
-    params = growth.slot_init(bank, jax.random.key(0), narrow)
+    params = jax.eval_shape(lambda x: growth.slot_init(bank, jax.random.key(0), x), narrow)
     assert params["separable-conv-16"]["depthwise"]["kernel"].shape == (3, 1, 4)
 
 
@@ -118,7 +125,9 @@ def test_one_bank_serves_slots_of_other_widths_and_numbers_of_axes():
 @pytest.mark.parametrize("family", host.FAMILIES)
 def test_a_network_of_half_precision_keeps_it(family):
     x = example(family, jnp.bfloat16)
-    make_bank(family, x)  # slot_init refuses a candidate that changes the dtype
+    bank = host.seed_bank(family, x).bank
+    # It refuses a candidate that changes the dtype.
+    jax.eval_shape(lambda x: growth.slot_init(bank, jax.random.key(0), x), x)
 
 
 def test_an_unknown_family_and_an_input_with_too_few_axes_are_refused():

@@ -84,6 +84,7 @@ def test_they_do_where_every_relation_is_written_out(params, folded, counts, edg
     edges=st.integers(0, 6),
     draw=st.integers(0, 2**31),
 )
+@pytest.mark.slow
 def test_they_do_where_edges_stay_a_list(params, folded, counts, edges, draw):
     raw = raw_graph(np.random.default_rng(draw), counts, edges=edges, layout=SPARSE)
     assert_close(run(params, SPARSE, raw), run(folded[SPARSE], SPARSE, raw))

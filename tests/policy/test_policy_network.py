@@ -51,6 +51,7 @@ def assert_close(one: PolicyOutputs, other: PolicyOutputs, tolerance: float) -> 
     chex.assert_trees_all_close(one, other, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_a_golden_pass_is_reproduced_padded_and_unpadded(golden):
     """One of them; `tamiyo-jax conformance` takes all, and its test too."""
     errors = compare_policy(golden / "policy_small.npz")
@@ -65,6 +66,7 @@ counts = st.fixed_dictionaries(
 
 @settings(max_examples=40)  # the two layouts compile once each
 @given(counts=counts, edges=st.integers(0, 4), draw=st.integers(0, 2**31))
+@pytest.mark.slow
 def test_complete_relations_equal_the_same_relations_written_out(params, counts, edges, draw):
     raw = raw_graph(np.random.default_rng(draw), counts, edges=edges)
     assert_close(run(params, LAYOUT, raw), run(params, *written_out(raw)), 1e-5)
@@ -236,6 +238,7 @@ def test_the_step_lowers_for_cpu_gpu_and_tpu(params):
     assert exported.platforms == ("cpu", "cuda", "tpu")
 
 
+@pytest.mark.slow
 def test_untrained_parameters_are_the_same_under_jit_and_vmap() -> None:
     config = PolicyConfig.small()
     keys = jax.random.split(jax.random.key(3), 2)

@@ -97,6 +97,7 @@ def decide_both_ways(
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
+@pytest.mark.slow
 def test_many_decisions_are_those_of_single_steps(tmp_path: Path, count: int) -> None:
     results = decide_both_ways(tmp_path, story(count))
     assert len(results) == count
@@ -129,6 +130,7 @@ def test_packets_that_fail_do_not_touch_their_neighbours(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.slow
 def test_packets_of_different_layouts_may_be_mixed(tmp_path: Path) -> None:
     def library() -> Any:
         made = make_library()

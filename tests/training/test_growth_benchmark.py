@@ -22,7 +22,7 @@ from tamiyo_jax.training import _loop as loop
 pytest.importorskip("mnist1d")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # Optax's own optimisers and schedules mix dtypes.
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("standard_promotion")]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,6 @@ def train(task: Task, epochs: int) -> loop.RunResult:
     return loop.run(task, None, steps=steps, state=loop.init_loop(task, 0), run_id="run")
 
 
-@pytest.mark.slow
 def test_the_small_network_trains_as_one_whose_slots_stay_closed(growth, digits) -> None:
     closed, small = train(digits, 2), train(growth.without_slots(digits, None), 2)
     jax.tree.map(
@@ -112,7 +111,6 @@ def test_the_blueprint_of_the_mnist1d_host_names_the_layers_that_are_measured(mn
         assert layers[depth].layer_id == slot.replace("seed", "convolution")
 
 
-@pytest.mark.slow
 def test_a_seed_gives_three_networks_and_they_a_table_and_a_plot(growth, tmp_path) -> None:
     rows = [growth.asdict(run) for run in growth.measure("mnist1d", 0, 2)]
     assert sorted(row["variant"] for row in rows) == ["big", "grown", "small"]

@@ -118,6 +118,7 @@ def assert_identical(left, right) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_run_resumed_from_a_checkpoint_goes_on_bit_for_bit(task, tmp_path):
     whole = Scripted(SCRIPT)
     expected = train(task, whole, 12, deterministic=True)
@@ -195,6 +196,7 @@ def test_packets_name_the_newest_good_checkpoint(task, tmp_path):
     assert len(checkpoints.names()) == 3
 
 
+@pytest.mark.slow
 def test_a_state_with_a_broken_seed_is_no_checkpoint_though_the_network_is_sound(task, tmp_path):
     state = loop.init_loop(task, 0)
     grown = host.operate(
@@ -229,6 +231,7 @@ def test_a_run_takes_no_more_device_memory_the_longer_it_is(task):
     assert held[-1] == held[1]
 
 
+@pytest.mark.slow
 def test_all_slots_can_be_grown_from_the_start(task):
     state = loop.grow_all(task, loop.init_loop(task, 0), "mlp-wide")
     stages = {int(slot.state.stage) for slot in state.host.slots.values()}

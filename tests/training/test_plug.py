@@ -432,6 +432,7 @@ def test_an_equinox_optimiser_may_be_given_the_whole_model(tmp_path: Path):
     assert np.isfinite(model.linear.weight).all()
 
 
+@pytest.mark.slow
 def test_two_monitored_optimisers_are_measured_as_one(tmp_path: Path):
     generator, discriminator = (
         {name: {"kernel": jnp.ones((4, 1), jnp.float32)}} for name in ("generator", "discriminator")
