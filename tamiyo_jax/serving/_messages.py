@@ -166,20 +166,17 @@ def _from_plain(plain: Mapping[str, Any]) -> Decision | TamiyoError:
         kind = getattr(errors, plain["error"]) if plain["error"] in errors.__all__ else TamiyoError
         context = {name: _tuples(value) for name, value in plain["context"].items()}
         return kind(plain["message"], **context)
-    fields = dict(plain)
+    fields: dict[str, Any] = dict(plain)
     command, sequence = fields.pop("command"), fields.pop("sequence")
-    return Decision(
-        **{
-            **fields,
-            "command": None if command is None else decode_command(base64.b64decode(command)),
-            "events": tuple(
-                Event(**{**event, "level": TelemetryLevel(event["level"])})
-                for event in plain["events"]
-            ),
-            "latency": Latency(**plain["latency"]),
-            "ticket": RemoteTicket(sequence, done=True),
-        }
-    )
+    fields["command"] = None if command is None else decode_command(base64.b64decode(command))
+    fields["events"] = tuple(map(_event, plain["events"]))
+    fields["latency"] = Latency(**plain["latency"])
+    return Decision(**fields, ticket=RemoteTicket(sequence, done=True))
+
+
+def _event(plain: Mapping[str, Any]) -> Event:
+    level = TelemetryLevel(plain["level"])
+    return Event(plain["name"], level, plain["attributes"], plain["event_id"])
 
 
 def _portable(value: object) -> object:
