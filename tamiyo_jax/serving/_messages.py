@@ -13,7 +13,6 @@ import json
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, NamedTuple, cast
 
 from tamiyo_jax import errors
@@ -154,9 +153,17 @@ def _to_plain(result: Decision | TamiyoError) -> dict[str, Any]:
     return {
         **{name: getattr(result, name) for name in (*names, "shadow", "escalate", "restorable")},
         "command": encoded,
-        "events": [asdict(event) for event in result.events],
+        "events": [
+            {
+                "name": event.name,
+                "level": int(event.level),
+                "attributes": dict(event.attributes),
+                "event_id": event.event_id,
+            }
+            for event in result.events
+        ],
         "coverage": dict(result.coverage),
-        "latency": asdict(result.latency),
+        "latency": {name: getattr(result.latency, name) for name in Latency.__slots__},
         "sequence": result.ticket.sequence,
     }
 
