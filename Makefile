@@ -80,6 +80,7 @@ bench: $(DEV) .venv/.redis peer
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/forward.py
 	$(BIN)/python benchmarks/monitor.py --sequences 4
+	$(BIN)/python benchmarks/sinks.py
 
 growth: $(DEV)
 	$(BIN)/python benchmarks/growth.py --plot docs/growing.png

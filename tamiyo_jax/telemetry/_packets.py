@@ -110,6 +110,7 @@ def _training_metrics(packet: SystemStatePacket) -> Iterator[Metric]:
         ("tamiyo.validation_loss", packet.validation_loss, "loss"),
         ("tamiyo.validation_accuracy", packet.validation_accuracy, "share"),
         ("tamiyo.live_parameters", packet.training_metrics.get("live_parameters"), "parameters"),
+        ("tamiyo.lr_multiplier", packet.training_metrics.get("lr_multiplier"), ""),
     )
     for name, value, unit in reported:
         if value is not None:

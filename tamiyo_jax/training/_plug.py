@@ -67,7 +67,7 @@ class Plug:
       undone_steps: steps that the last call rolled back; a loop that can read its data again goes
         back by as many batches, unless `skips_data`.
       skips_data: these batches are to be left out, because the fault came again.
-      escalated: the controller cannot help, and asks for someone to look.
+      escalated: the controller cannot help; a person must look.
     """
 
     def __init__(

@@ -135,12 +135,12 @@ def test_a_reader_waits_no_longer_than_it_said_and_no_longer_than_needed(make: M
     library = make()
     started = time.monotonic()
     assert library.changes(0, 0.15) == []
-    assert 0.14 <= time.monotonic() - started < 1.0
+    assert 0.14 <= time.monotonic() - started < 10.0
     timer = threading.Timer(0.1, library.put, (make_blueprint(),))
     timer.start()
     started = time.monotonic()
     assert [change.revision for change in library.changes(0, 20.0)] == [1]
-    assert time.monotonic() - started < 5.0
+    assert time.monotonic() - started < 15.0
     timer.join()
 
 
@@ -355,7 +355,7 @@ def test_a_server_that_hangs_is_given_up_in_time(own_redis_server: RedisServer) 
     started = time.monotonic()
     with pytest.raises(PersistenceError, match="Timeout"):
         library.changes(0, 60.0)
-    assert time.monotonic() - started < 10.0
+    assert time.monotonic() - started < 30.0
     own_redis_server.thaw()
     assert library.revision() == 0
     library.close()

@@ -45,7 +45,7 @@ from tamiyo_jax.workers import Load, WorkerPool, WorkerSpec, worker_environment
 from tamiyo_jax.workers._messages import encode, receive, send
 
 MEBIBYTE = 1 << 20
-HASTY = {"inference_ms": 700.0, "metadata_ms": 700.0}
+HASTY = {"inference_ms": 1_500.0, "metadata_ms": 1_500.0}
 
 
 def alive(pid: int) -> bool:
@@ -149,7 +149,7 @@ def test_trouble_of_every_kind_is_ended_and_the_spare_answers_the_next_step(
                 tamiyo.step(make_packet(step, training_metrics=trouble_metrics(trouble)))
             took = time.monotonic() - started
             assert not alive(victim)
-            assert took < HASTY["inference_ms"] / 1e3 + 0.5
+            assert took < HASTY["inference_ms"] / 1e3 + 5.0
             assert tamiyo.state.policy_state == before.policy_state
             assert tamiyo.state.steps == before.steps
             assert tamiyo.state.failures == before.failures + 1
@@ -197,7 +197,7 @@ def test_without_a_warm_worker_a_step_raises_at_once_and_counts_nothing(tmp_path
         started = time.monotonic()
         with pytest.raises(WorkerUnavailableError, match="starting"):
             tamiyo.step(make_packet(2))
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < HASTY["inference_ms"] / 1e3
         assert tamiyo.state.risk.inference == before
         until(lambda: len(pool_pids(tamiyo)) == 1)
         assert tamiyo.step(make_packet(3)).report_id
@@ -219,7 +219,7 @@ def test_a_blueprint_that_cannot_be_fetched_in_time_ends_the_fetch_not_the_train
         with pytest.raises(DeadlineExceededError) as raised:
             tamiyo.step(make_packet(0))
         assert raised.value.stage == "metadata"
-        assert time.monotonic() - started < HASTY["metadata_ms"] / 1e3 + 0.5
+        assert time.monotonic() - started < HASTY["metadata_ms"] / 1e3 + 5.0
         assert tamiyo.state.risk.metadata.failures == 1
         assert tamiyo.step(make_packet(1, candidate_blueprint_ids=("grow-a",))).report_id
 
@@ -283,7 +283,7 @@ def test_a_worker_sees_no_secret_and_is_the_first_to_go_when_memory_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TAMIYO_SECRET", SECRET.decode())
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something else that is nobody's business")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something else that workers must not see")
     with pool_of("environment", tmp_path) as pool:
         pool.wait_ready()
         seen = pool.call(None, 60_000.0)
@@ -302,7 +302,7 @@ def test_a_worker_cannot_take_more_memory_than_it_may(tmp_path: Path) -> None:
             pool.call(8192 * MEBIBYTE, 60_000.0)
 
 
-def test_a_call_that_expires_in_the_queue_kills_nobody(tmp_path: Path) -> None:
+def test_a_call_that_expires_in_the_queue_kills_no_worker(tmp_path: Path) -> None:
     with pool_of("naps", tmp_path) as pool:
         pool.wait_ready()
         pool.call(0.0, 60_000.0)
@@ -330,8 +330,8 @@ def test_what_is_done_meanwhile_takes_no_time_of_its_own(tmp_path: Path) -> None
     with pool_of("naps", tmp_path) as pool:
         pool.wait_ready()
         started = time.monotonic()
-        assert pool.call(0.5, 60_000.0, lambda: time.sleep(0.4)) == 0.5
-        assert time.monotonic() - started < 0.8
+        assert pool.call(1.5, 60_000.0, lambda: time.sleep(1.5)) == 1.5
+        assert time.monotonic() - started < 2.8
 
 
 def test_an_answer_that_came_is_taken_however_long_was_done_else_meanwhile(tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_an_answer_is_nobodys_where_what_was_done_meanwhile_failed(tmp_path: Pat
         assert pool.call(0.02, 60_000.0) == 0.02
 
 
-def test_a_call_that_leaves_the_queue_too_late_kills_nobody(tmp_path: Path) -> None:
+def test_a_call_that_leaves_the_queue_too_late_kills_no_worker(tmp_path: Path) -> None:
     with pool_of("naps", tmp_path) as pool:
         pool.wait_ready()
         (pid,) = pool.pids()
