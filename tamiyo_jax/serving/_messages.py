@@ -13,7 +13,6 @@ import json
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, NamedTuple, cast
 
 from tamiyo_jax import errors
@@ -154,9 +153,17 @@ def _to_plain(result: Decision | TamiyoError) -> dict[str, Any]:
     return {
         **{name: getattr(result, name) for name in (*names, "shadow", "escalate", "restorable")},
         "command": encoded,
-        "events": [asdict(event) for event in result.events],
+        "events": [
+            {
+                "name": event.name,
+                "level": int(event.level),
+                "attributes": dict(event.attributes),
+                "event_id": event.event_id,
+            }
+            for event in result.events
+        ],
         "coverage": dict(result.coverage),
-        "latency": asdict(result.latency),
+        "latency": {name: getattr(result.latency, name) for name in Latency.__slots__},
         "sequence": result.ticket.sequence,
     }
 
@@ -166,20 +173,17 @@ def _from_plain(plain: Mapping[str, Any]) -> Decision | TamiyoError:
         kind = getattr(errors, plain["error"]) if plain["error"] in errors.__all__ else TamiyoError
         context = {name: _tuples(value) for name, value in plain["context"].items()}
         return kind(plain["message"], **context)
-    fields = dict(plain)
+    fields: dict[str, Any] = dict(plain)
     command, sequence = fields.pop("command"), fields.pop("sequence")
-    return Decision(
-        **{
-            **fields,
-            "command": None if command is None else decode_command(base64.b64decode(command)),
-            "events": tuple(
-                Event(**{**event, "level": TelemetryLevel(event["level"])})
-                for event in plain["events"]
-            ),
-            "latency": Latency(**plain["latency"]),
-            "ticket": RemoteTicket(sequence, done=True),
-        }
-    )
+    fields["command"] = None if command is None else decode_command(base64.b64decode(command))
+    fields["events"] = tuple(map(_event, plain["events"]))
+    fields["latency"] = Latency(**plain["latency"])
+    return Decision(**fields, ticket=RemoteTicket(sequence, done=True))
+
+
+def _event(plain: Mapping[str, Any]) -> Event:
+    level = TelemetryLevel(plain["level"])
+    return Event(plain["name"], level, plain["attributes"], plain["event_id"])
 
 
 def _portable(value: object) -> object:

@@ -162,19 +162,23 @@ class RunStore:
     def find(self) -> set[str]:
         """The ids of the runs that have a stream of packets."""
         with self._raise_publish_error():
-            found = self._redis.scan_iter(
-                match=f"{_RUNS}*{_PACKETS}", count=_SCAN_COUNT, _type="STREAM"
+            pattern = f"{_RUNS}*{_PACKETS}"
+            found = cast(
+                "Any", self._redis.scan_iter(match=pattern, count=_SCAN_COUNT, _type="STREAM")
             )
-            names = [key.decode("utf-8", "replace") for key in cast("Any", found)]
+            names = [key.decode("utf-8", "replace") for key in found]
         return {name.removeprefix(_RUNS).removesuffix(_PACKETS) for name in names}
 
     def take(self, keys: RunKeys) -> Taken | None:
         """Become the owner of a run; None while another server is."""
         with self._raise_publish_error():
-            reply = self._take(keys=[keys.state, _SERVERS], args=[self._server])
+            reply = cast(
+                "list[Any] | None",
+                self._take(keys=[keys.state, _SERVERS], args=[self._server]),
+            )
         if reply is None:
             return None
-        token, position, number, digest, state = cast("list[Any]", reply)
+        token, position, number, digest, state = reply
         return Taken(
             token=int(token),
             position=(position or b"0-0").decode(),
@@ -214,7 +218,7 @@ class RunStore:
                 keys = [each.keys.state, each.keys.packets, each.keys.answers]
                 arguments = [*each[1:], _KEPT_ANSWERS]
                 self._write(keys=keys, args=cast("Any", arguments), client=pipe)
-            replies = cast("list[Any]", pipe.execute(raise_on_error=False))
+            replies = pipe.execute(raise_on_error=False)
         return [reply == 1 for reply in replies]
 
     def release(self, keys: RunKeys, token: int, kept_s: float) -> None:

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tamiyo_jax.host import Detector, Signals, StepMetrics, detect, new_detector, worst
 
-__all__ = ["Accumulated", "accumulate", "mean_of", "restart", "summarize"]
+__all__ = ["Accumulated", "accumulate", "is_finite", "mean_of", "restart", "summarize"]
 
 
 class Accumulated(NamedTuple):
@@ -89,3 +90,8 @@ def _add(before: Accumulated, step: StepMetrics) -> tuple[Accumulated, None]:
     summed = jax.tree.map(jnp.add, before.total, step)
     statistics = summed.statistics._replace(signals=signals, refusals=numbers.refusals)
     return Accumulated(summed._replace(statistics=statistics), detector), None
+
+
+def is_finite(accumulated: Accumulated) -> bool:
+    """Whether all sums are finite; waits for the device."""
+    return all(np.isfinite(figure).all() for figure in jax.tree.leaves(accumulated.total))

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import jax
-import numpy as np
 
 from tamiyo_jax.contracts import Blueprint, Rollback, TelemetryLevel
 from tamiyo_jax.decision import Decision
-from tamiyo_jax.errors import ConfigurationError, TamiyoError
+from tamiyo_jax.errors import TamiyoError
 from tamiyo_jax.host import (
     HardwareMeter,
     Host,
@@ -36,14 +35,12 @@ from tamiyo_jax.host import (
     loss_of,
     scale_of,
 )
-from tamiyo_jax.service import Tamiyo
-from tamiyo_jax.serving import Client
-from tamiyo_jax.training._accumulator import Accumulated, accumulate, mean_of, restart
+from tamiyo_jax.training._accumulator import Accumulated, accumulate, is_finite, mean_of, restart
 from tamiyo_jax.training._inputs import count_steps, read_steps, split_model
-from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts, step_of
+from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts, describe, step_of
 from tamiyo_jax.training._run_directory import new_run_directory
 from tamiyo_jax.training._settings import check_options, load_settings
-from tamiyo_jax.training._wiring import connect_controller, open_controller
+from tamiyo_jax.training._wiring import open_controller
 
 __all__ = ["Plug"]
 
@@ -113,17 +110,6 @@ class Plug:
         )
         meter = HardwareMeter(jax.local_devices()[0])
         self._reporter = Reporter(facts, kept=self._kept, meter=meter, clock=time.time_ns)
-        self.tamiyo: Tamiyo | Client
-        if server is not None and run_id is not None:
-            self.tamiyo, self._applier = connect_controller(
-                config,
-                blueprint,
-                server=server,
-                run_id=run_id,
-                optimizer_id=OPTIMIZER_ID,
-                checkpointer=self._kept,
-            )
-            return
         self.tamiyo, self._applier = open_controller(
             config,
             self.directory,
@@ -133,6 +119,8 @@ class Plug:
             mode=mode,
             optimizer_id=OPTIMIZER_ID,
             checkpointer=self._kept,
+            server=server,
+            run_id=run_id,
         )
 
     @classmethod
@@ -177,13 +165,7 @@ class Plug:
           TamiyoError: as `host.blueprint_of` and `Tamiyo.open` do.
         """
         params, join = split_model(model)
-        check_options(mode, every)
-        if (server is None) != (run_id is None):
-            raise ConfigurationError(
-                "a run on a server needs both server and run_id; its key is that of run_id",
-                field="run_id",
-                value=run_id,
-            )
+        check_options(mode, every, server, run_id)
         return cls(
             directory,
             blueprint_of(
@@ -301,7 +283,7 @@ class Plug:
     def _note(self, decision: Decision) -> None:
         """Log a decision, and keep what the loop may want to know of it."""
         if decision.command is not None:
-            self._log(f"step {self._steps}: {_describe(decision)}")
+            self._log(f"step {self._steps}: {describe(decision)}")
             if isinstance(decision.command.payload, Rollback) and not decision.shadow:
                 self.undone_steps = self._steps - step_of(decision.command.payload.checkpoint)
                 self.skips_data = "skip_data" in decision.command.annotations
@@ -333,7 +315,7 @@ class Plug:
         Steps since the last decision are looked at, too: if they were not finite, `log` says so.
         """
         pending, self._accumulated = self._accumulated, None
-        if pending is not None and not _is_finite(pending):
+        if pending is not None and not is_finite(pending):
             newest = max(self._kept.names(), default="none")
             self._log(
                 f"step {self._steps}: the steps since the last decision have a loss or a gradient "
@@ -363,13 +345,3 @@ class Plug:
             probe={},
             metrics={},
         )
-
-
-def _is_finite(accumulated: Accumulated) -> bool:
-    return all(np.isfinite(figure).all() for figure in jax.tree.leaves(accumulated.total))
-
-
-def _describe(decision: Decision) -> str:
-    target = "" if decision.command is None else decision.command.target_seed_id
-    words = ("would" if decision.shadow else "", decision.action, target, f"({decision.reason})")
-    return f"{' '.join(word for word in words if word)}: {decision.explanation}"

@@ -19,7 +19,7 @@ from tamiyo_jax.library import (
 from tamiyo_jax.service import Tamiyo, resolve_secrets
 from tamiyo_jax.serving import Client, connect
 
-__all__ = ["connect_controller", "open_controller"]
+__all__ = ["open_controller"]
 
 SECRET_BYTES = 32
 
@@ -34,10 +34,12 @@ def open_controller(
     mode: Literal["act", "shadow", "guard"],
     optimizer_id: str,
     checkpointer: Checkpointer,
-) -> tuple[Tamiyo, CommandApplier]:
+    server: str | None,
+    run_id: str | None,
+) -> tuple[Tamiyo | Client, CommandApplier]:
     """Open a controller whose policy is the heuristic, and an applier for its commands.
 
-    The key that signs commands is made here and known to no other.
+    The key that signs commands is made here and known to no other; with a server it is the run's.
 
     Args:
       config: the settings.
@@ -48,10 +50,25 @@ def open_controller(
       mode: as for `Tamiyo.open`.
       optimizer_id: the optimiser that commands may scale.
       checkpointer: restores for ROLLBACK.
+      server: the URL of Redis, to have a server decide; None decides here.
+      run_id: with `server`, the run.
 
     Raises:
-      TamiyoError: as `Tamiyo.open` does.
+      TamiyoError: as `Tamiyo.open` and `connect` do.
     """
+    if server is not None and run_id is not None:
+        secrets = resolve_secrets(config, None)
+        library = RedisBlueprintLibrary(server, config.graph)
+        library.put(blueprint)
+        library.close()
+        applier = _make_applier(
+            config,
+            secrets,
+            host=host,
+            optimizer_id=optimizer_id,
+            checkpointer=checkpointer,
+        )
+        return connect(server, run_id, config=config), applier
     secret = os.urandom(SECRET_BYTES)
     applier = _make_applier(
         config,
@@ -75,38 +92,6 @@ def open_controller(
         secret=secret,
     )
     return controller, applier
-
-
-def connect_controller(
-    config: TamiyoConfig,
-    blueprint: Blueprint,
-    *,
-    server: str,
-    run_id: str,
-    optimizer_id: str,
-    checkpointer: Checkpointer,
-) -> tuple[Client, CommandApplier]:
-    """Connect to a server, and make an applier for its commands.
-
-    Args:
-      config: the settings; the run's key is read from the environment.
-      blueprint: of the network; it is put into the library that the servers read.
-      server: the URL of Redis.
-      run_id: the run.
-      optimizer_id: the optimiser that commands may scale.
-      checkpointer: restores for ROLLBACK.
-
-    Raises:
-      TamiyoError: as `connect` does, and `RedisBlueprintLibrary.put`.
-    """
-    secrets = resolve_secrets(config, None)
-    library = RedisBlueprintLibrary(server, config.graph)
-    library.put(blueprint)
-    library.close()
-    applier = _make_applier(
-        config, secrets, host=None, optimizer_id=optimizer_id, checkpointer=checkpointer
-    )
-    return connect(server, run_id, config=config), applier
 
 
 def _make_applier(

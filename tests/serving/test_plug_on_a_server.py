@@ -26,6 +26,14 @@ def loss_fn(params: Any, x: jax.Array) -> jax.Array:
     return jnp.mean((x @ params["dense"]["kernel"] - 1.0) ** 2)
 
 
+@jax.jit
+def train_step(state: Any) -> Any:
+    params, opt_state = state
+    loss, gradient = jax.value_and_grad(loss_fn)(params, X)
+    updates, opt_state = TX.update(gradient, opt_state, params)
+    return (optax.apply_updates(params, updates), opt_state), loss
+
+
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_plug_on_a_server_trains_as_one_of_its_own(
     redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -52,10 +60,7 @@ def test_a_plug_on_a_server_trains_as_one_of_its_own(
         ) as tamiyo,
     ):
         for step in range(20):
-            params, opt_state = state
-            loss, gradient = jax.value_and_grad(loss_fn)(params, X)
-            updates, opt_state = TX.update(gradient, opt_state, params)
-            state = optax.apply_updates(params, updates), opt_state
+            state, loss = train_step(state)
             state = tamiyo(state, jnp.float32(jnp.nan) if step == 17 else loss)
         assert not any("without Tamiyo" in line for line in said), said
         assert any("ROLLBACK" in line for line in said), said
