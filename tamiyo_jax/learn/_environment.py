@@ -18,7 +18,7 @@ import optax
 from tamiyo_jax.config import GraphConfig
 from tamiyo_jax.contracts import SeedStage
 from tamiyo_jax.graph import GraphLayout, RawGraph, layout_for
-from tamiyo_jax.growth import TRANSITIONS, blueprint_ids, dormant, enter
+from tamiyo_jax.growth import TRANSITIONS, dormant, enter
 from tamiyo_jax.host import (
     LIMITS,
     HostState,
@@ -135,7 +135,7 @@ class HostEnv:
         self.layout: GraphLayout = layout_for(self.network.blueprint, self.graph_config)
         self.observer = Observer(self.network, self.layout, self.graph_config)
         ids = [one.blueprint_id for one in self.network.candidates]
-        order = blueprint_ids(dict.fromkeys(ids))  # pyright: ignore[reportArgumentType] - keys alone
+        order = sorted(ids)  # in which `SlotState.blueprint` counts
         self._places = np.array([order.index(one) for one in ids], np.int32)
         shapes = jax.eval_shape(self.network.host.init_seeds, jax.random.PRNGKey(0))
         self._sizes = {

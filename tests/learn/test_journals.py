@@ -110,6 +110,7 @@ def test_the_graphs_are_those_that_a_live_policy_sees(logged) -> None:
         np.testing.assert_allclose(data.graphs.nodes["x"][last][block.slice], wide, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_clone_chooses_as_the_heuristic_did_in_a_run_that_it_did_not_see(logged) -> None:
     data = read(logged[0])
     settings = FitSettings(updates=150, batch_size=32, learning_rate=1e-2)
@@ -133,6 +134,7 @@ def test_a_journal_without_decisions_of_a_policy_is_refused(tmp_path: Path) -> N
         dataset([tmp_path], make_library(), TamiyoConfig())
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_policy_with_its_card(logged, tmp_path: Path) -> None:
     root, _ = logged
     output = tmp_path / "policy"
