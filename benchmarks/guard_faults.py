@@ -18,6 +18,7 @@ import optax
 from guard_loops import LOOPS, Batch, Loop
 
 from tamiyo_jax import host
+from tamiyo_jax.config import RiskConfig
 
 Tree = Any
 
@@ -176,9 +177,23 @@ def corrupted(state: Tree, fault: Fault) -> Tree:
     return jax.tree.map(change, state, is_leaf=is_adam)
 
 
+def rule_holds(state: Tree) -> jax.Array:
+    """bool[]: a rule that brakes or rolls back holds for the newest step."""
+    limits, signals = RiskConfig(detection="relative"), host.statistics(state).signals
+    risen = signals.sustained_rise > limits.sustained_rise
+    return (
+        (signals.high_updates >= limits.high_updates)
+        | (signals.high_gradients >= limits.high_gradients)
+        | (risen & (signals.sustained_z > limits.sustained_z))
+    )
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def run(loop_name: str, rival: str, fault: Fault, key: jax.Array) -> Tree:
-    """A whole run: parameters, what else the model holds, refusals bool[T], held-out loss."""
+    """A whole run: parameters, what else the model holds, refusals bool[T], held-out loss.
+
+    Also bool[T], whether a rule held that brakes or rolls back.
+    """
     loop: Loop = LOOPS[loop_name]
     tx = optax.with_extra_args_support(
         RIVALS[rival](optax.chain(optax.adam(loop.rate), scale_by_given()))
@@ -186,7 +201,7 @@ def run(loop_name: str, rival: str, fault: Fault, key: jax.Array) -> Tree:
     first, data = jax.random.split(key)
     params, extra = loop.init(first)
 
-    def step(carry: Tree, given: tuple[Fault, jax.Array]) -> tuple[Tree, jax.Array]:
+    def step(carry: Tree, given: tuple[Fault, jax.Array]) -> tuple[Tree, Tree]:
         params, extra, state = carry
         fault, key = given
         batch = broken(loop.draw(key, params), fault)
@@ -196,17 +211,17 @@ def run(loop_name: str, rival: str, fault: Fault, key: jax.Array) -> Tree:
         updates, state = tx.update(
             gradient, corrupted(state, fault), params, loss=loss, rate=fault.rate
         )
-        refused = refused_by(state)
+        refused, held = refused_by(state), jnp.bool_(False)
         if rival == "guarded":
-            new = host.unless_refused(state, new=new, old=extra)
-        return (optax.apply_updates(params, updates), new, state), refused
+            new, held = host.unless_refused(state, new=new, old=extra), rule_holds(state)
+        return (optax.apply_updates(params, updates), new, state), (refused, held)
 
     steps = len(fault.gain)
     keys = jax.random.split(data, steps)
-    (params, extra, _), refused = jax.lax.scan(
+    (params, extra, _), (refused, held) = jax.lax.scan(
         step, (params, extra, tx.init(params)), (fault, keys)
     )
-    return params, extra, refused, loop.test(params, extra)
+    return params, extra, refused, loop.test(params, extra), held
 
 
 def run_rivals(loop: str, steps: int, at: int, seeds: int) -> dict[str, dict[str, list[Figures]]]:
@@ -217,10 +232,26 @@ def run_rivals(loop: str, steps: int, at: int, seeds: int) -> dict[str, dict[str
     found: dict[str, dict[str, list[Figures]]] = {name: {} for name in cases}
     for rival in RIVALS:
         many = jax.vmap(jax.vmap(partial(run, loop, rival), (None, 0)), (0, None))
-        _, _, refused, loss = jax.device_get(many(stacked, keys))
+        _, _, refused, loss, _ = jax.device_get(many(stacked, keys))
         for index, name in enumerate(cases):
             found[name][rival] = [
                 Figures(np.flatnonzero(refused[index, seed]).tolist(), float(loss[index, seed]))
                 for seed in range(seeds)
             ]
+    return found
+
+
+def healthy_steps(loop: str, steps: int, seeds: int) -> dict[str, Tree]:
+    """Guarded runs without a fault beside the plain ones, one after another."""
+    fault = faults(steps, steps)["none"]
+    found: dict[str, Tree] = {"steps": steps * seeds, "refused": 0, "rules held": 0, "same bits": 0}
+    for seed in range(200, 200 + seeds):
+        plain, guarded = (
+            jax.device_get(run(loop, name, fault, jax.random.key(seed)))
+            for name in ("plain", "guarded")
+        )
+        pairs = zip(jax.tree.leaves(plain[:2]), jax.tree.leaves(guarded[:2]), strict=True)
+        found["refused"] += int(guarded[2].sum())
+        found["rules held"] += int(guarded[4].sum())
+        found["same bits"] += all(a.tobytes() == b.tobytes() for a, b in pairs)
     return found

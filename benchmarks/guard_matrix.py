@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from guard_faults import Figures, faults, run_rivals
+from guard_faults import Figures, faults, healthy_steps, run_rivals
 from guard_loops import LOOPS
 from guard_plugged import train
 
@@ -147,8 +147,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--healthy", type=int, nargs=len(EVERY), default=(1000, 3000, 3000))
+    parser.add_argument("--alone", type=int, default=8000, help="steps of healthy runs, no Plug")
     parser.add_argument("--loops", nargs="*", default=list(LOOPS))
-    parser.add_argument("--parts", nargs="*", default=["healthy", "faults"])
+    parser.add_argument("--parts", nargs="*", default=["alone", "healthy", "faults"])
     parser.add_argument("--json", metavar="PATH", type=Path, required=True)
     parser.add_argument("--plot", metavar="PATH", type=Path)
     arguments = parser.parse_args()
@@ -157,6 +158,9 @@ def main() -> None:
         figures = json.loads(arguments.json.read_text(encoding="utf-8"))
     for loop in arguments.loops:
         own = figures.setdefault(loop, {})
+        if "alone" in arguments.parts:
+            own["alone"] = healthy_steps(loop, arguments.alone, arguments.seeds)
+            print(f"{loop}, healthy, in the step: {own['alone']}", flush=True)
         if "healthy" in arguments.parts:
             own["healthy"] = healthy(loop, tuple(arguments.healthy), arguments.seeds)
             print(f"{loop}, healthy: {own['healthy']}", flush=True)

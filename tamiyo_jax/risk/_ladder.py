@@ -199,7 +199,8 @@ def _release(ladder: Ladder, packet: SystemStatePacket, config: GuardConfig) -> 
     due = ladder.calm_steps > 0 and ladder.calm_steps % config.release_steps == 0
     if not due or packet.optimizer_id is None or not 0 < multiplier < 1:
         return None
-    if packet.training_metrics.get("update_rise", 0.0) - math.log(multiplier) > LARGEST_UPDATE:
+    rise = packet.training_metrics.get("update_rise", 0.0)
+    if rise and rise - math.log(multiplier) > LARGEST_UPDATE:  # 0 is unknown
         return None
     lifted = min(1.0, multiplier / (1 - config.brake))
     return None if lifted / multiplier - 1 < 1e-6 else lifted / multiplier - 1

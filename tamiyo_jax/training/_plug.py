@@ -259,6 +259,7 @@ class Plug:
         except TamiyoError as error:
             problem = f"{type(error).__name__}: {error}"
             self._log(f"step {self._watch.steps}: goes on without Tamiyo: {problem}")
+            self._watch.resume(self._kept.names())
             return state
         self._note(decision)
         self._watch.resume(self._kept.names())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -71,10 +71,9 @@ class Watch:
 
     def interval(self) -> tuple[StepMetrics, dict[str, float]]:
         """The means since the last interval, and its pace; waits for the device."""
-        if self._accumulated is None:
-            raise AssertionError("an interval has at least one step")
-        mean = mean_of(self._accumulated)
-        self._accumulated = restart(self._accumulated)
+        accumulated = cast(Accumulated, self._accumulated)  # there has been a step
+        mean = mean_of(accumulated)
+        self._accumulated = restart(accumulated)
         self._alarm = LateReader[jax.Array]()
         steps, self._asked = self.steps - self._asked, self.steps
         seconds = time.perf_counter() - self._resumed

@@ -140,6 +140,15 @@ def test_outliers_are_accepted_after_so_many_in_a_row_but_never_a_nan():
         assert bool(host.statistics(state).refusals.refused)
 
 
+def test_a_monitor_refuses_nothing_and_counts_no_refusal():
+    step, params, state = calm_run(host.monitor(optax.sgd(1e-6)))
+    for _ in range(40):
+        params, state = step(params, state, 30 * BATCHES[CALM])
+    seen = host.statistics(state)
+    assert bool(seen.signals.loss_outlier)
+    assert (bool(seen.refusals.refused), int(seen.refusals.in_row)) == (False, 0)
+
+
 def rated_run(rates):
     """Refusals by step, and ‖update‖, under a factor on the learning rate by step."""
     adam = optax.adam(1e-3)
