@@ -68,7 +68,7 @@ class Plug:
       undone_steps: batches that the last call rolled back; a loop that reads its data without
         `batches` goes back by as many, unless `skips_data`.
       skips_data: these batches are to be left out, because the fault came again.
-      escalated: the controller cannot help, and asks for someone to look.
+      escalated: the controller cannot help; a person must look.
     """
 
     def __init__(

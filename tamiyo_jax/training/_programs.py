@@ -61,9 +61,9 @@ class Programs:
             ahead.result()
             self._inside = grown
             return host
-        return self._without(host)
+        return self._drop_unknown_seeds(host)
 
-    def rejoined(self, trained: HostState, before: HostState) -> HostState:
+    def rejoin(self, trained: HostState, before: HostState) -> HostState:
         """The host after an epoch, with the seeds that were carried beside the programs."""
         carried = {
             name: old._replace(state=trained.slots[name].state)
@@ -76,7 +76,7 @@ class Programs:
         outside = structure_of(host) - (self._inside or frozenset())
         return all(int(host.slots[name].state.stage) in _SILENT for name, _ in outside)
 
-    def _without(self, host: HostState) -> HostState:
+    def _drop_unknown_seeds(self, host: HostState) -> HostState:
         """The host without the seeds that its programs do not know."""
         outside = {name for name, _ in structure_of(host) - (self._inside or frozenset())}
         slots = {
