@@ -87,6 +87,7 @@ bench: $(DEV) .venv/.redis peer
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/forward.py
 	$(BIN)/python benchmarks/monitor.py --sequences 4
+	$(BIN)/python benchmarks/plug_costs.py
 	$(BIN)/python benchmarks/sinks.py
 
 growth: $(DEV)
@@ -110,7 +111,7 @@ examples-fresh:
 
 guard: .venv/.installed-demo
 	$(BIN)/python benchmarks/guard.py --plot docs/guard.png
-	$(BIN)/python benchmarks/guard_faults.py
+	$(BIN)/python benchmarks/guard_matrix.py --json docs/guard_faults.json --plot docs/guard_faults.png
 
 # On public training logs, which the project does not contain; without them it says so.
 detectors: $(DEV)

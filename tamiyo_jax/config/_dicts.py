@@ -103,8 +103,7 @@ class RiskDict(TypedDict, total=False):
     calm_steps: int
     pause_budget: int
     pause_window_steps: int
-    update_rise: float
-    update_outliers_in_row: int
+    high_updates: int
     ruinous_in_row: int
     divergence: float
     sustained_rise: float

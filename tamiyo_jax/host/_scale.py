@@ -18,7 +18,7 @@ __all__ = ["LIMITS", "ScaleState", "scale_by", "scale_of", "tamiyo_scale"]
 
 State = TypeVar("State")
 
-LIMITS = (0.1, 10.0)
+LIMITS = (0.001, 10.0)
 """Bounds of the multiplier after all commands together."""
 
 

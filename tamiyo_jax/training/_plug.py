@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import jax
 
-from tamiyo_jax.contracts import Blueprint, Rollback, TelemetryLevel
+from tamiyo_jax.contracts import Blueprint, Rollback
 from tamiyo_jax.decision import Decision
 from tamiyo_jax.errors import TamiyoError
 from tamiyo_jax.host import (
@@ -35,11 +35,12 @@ from tamiyo_jax.host import (
     loss_of,
     scale_of,
 )
-from tamiyo_jax.training._accumulator import Accumulated, accumulate, is_finite, mean_of, restart
-from tamiyo_jax.training._inputs import count_steps, read_steps, split_model
-from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts, describe, step_of
+from tamiyo_jax.training._inputs import read_steps, split_model
+from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts
 from tamiyo_jax.training._run_directory import new_run_directory
 from tamiyo_jax.training._settings import check_options, load_settings
+from tamiyo_jax.training._telling import tell
+from tamiyo_jax.training._watch import Watch
 from tamiyo_jax.training._wiring import open_controller
 
 __all__ = ["Plug"]
@@ -64,8 +65,8 @@ class Plug:
     Attributes:
       directory: of this run: its blueprints in ``blueprints.db``, the controller in ``tamiyo``.
       tamiyo: the controller, for instance to switch its mode; or the client of a server.
-      undone_steps: steps that the last call rolled back; a loop that can read its data again goes
-        back by as many batches, unless `skips_data`.
+      undone_steps: batches that the last call rolled back; a loop that reads its data without
+        `batches` goes back by as many, unless `skips_data`.
       skips_data: these batches are to be left out, because the fault came again.
       escalated: the controller cannot help; a person must look.
     """
@@ -87,11 +88,11 @@ class Plug:
     ) -> None:
         check_options(mode, every)
         self._evaluate = evaluate
-        self._every = every
         self._log = log
-        self._steps = self._asked = self._boundaries = self.undone_steps = 0
-        self.skips_data = self.escalated = False
-        self._accumulated: Accumulated | None = None
+        self._boundaries = self.undone_steps = 0
+        self.skips_data = self.escalated = self._closed = False
+        self._watch = Watch(every)
+        self._last: Decision | None = None
         config = load_settings(blueprint, candidates, seedless=host is None)
         self._kept = MemoryCheckpoints()
         self.directory = new_run_directory(Path(directory))
@@ -257,17 +258,12 @@ class Plug:
         """
         metrics = read_steps(state, measured)
         self.undone_steps, self.skips_data = 0, False
-        before = self._steps
-        self._steps += count_steps(metrics)
-        self._accumulated = accumulate(self._accumulated, metrics)
-        if self._steps // self._every == before // self._every:
-            return state
-        return self._decide(state, self._accumulated)
+        return self._decide(state) if self._watch.add(metrics) else state
 
-    def _decide(self, state: State, accumulated: Accumulated) -> State:
+    def _decide(self, state: State) -> State:
         """Ask the controller about a state, and return what its command makes of it."""
         scale_of(state)
-        boundary = self._measure(state, accumulated)
+        boundary = self._measure(state)
         packet = self._reporter.packet(state, boundary)
         try:
             decision = self.tamiyo.step(packet)
@@ -275,30 +271,35 @@ class Plug:
             after = self._applier(state, decision)
         except TamiyoError as error:
             problem = f"{type(error).__name__}: {error}"
-            self._log(f"step {self._steps}: goes on without Tamiyo: {problem}")
+            self._log(f"step {self._watch.steps}: goes on without Tamiyo: {problem}")
+            self._watch.resume(self._kept.names())
             return state
         self._note(decision)
+        self._watch.resume(self._kept.names())
         return after
 
     def _note(self, decision: Decision) -> None:
-        """Log a decision, and keep what the loop may want to know of it."""
-        if decision.command is not None:
-            self._log(f"step {self._steps}: {describe(decision)}")
-            if isinstance(decision.command.payload, Rollback) and not decision.shadow:
-                self.undone_steps = self._steps - step_of(decision.command.payload.checkpoint)
-                self.skips_data = "skip_data" in decision.command.annotations
-        if decision.escalate and not self.escalated:
-            worst = ", ".join(
-                sorted(
-                    {
-                        event.name
-                        for event in decision.events
-                        if event.level >= TelemetryLevel.CRITICAL
-                    }
-                )
+        """Log a decision, and tell the loop where its data goes on."""
+        for line in tell(decision, self._last):
+            self._log(f"step {self._watch.steps}: {line}")
+        self._last, self.escalated = decision, decision.escalate
+        command = None if decision.shadow else decision.command
+        if command is not None and isinstance(command.payload, Rollback):
+            self.skips_data = "skip_data" in command.annotations
+            self.undone_steps = self._watch.go_back(
+                command.payload.checkpoint, skips_data=self.skips_data
             )
-            self._log(f"step {self._steps}: escalates: {worst}; look at the run")
-        self.escalated = decision.escalate
+
+    def batches(self, read: Callable[[int], Iterable[Batch]]) -> Iterator[Batch]:
+        """The batches of the loop, one for each call; after a rollback, again from its state on.
+
+        The time that each takes to arrive is measured, so that a stalled loader is reported.
+
+        Args:
+          read: gives the batches from a position on, counted from 0; called at the start, and
+            after a rollback unless the data is to be skipped.
+        """
+        return self._watch.batches(read)
 
     def restore(self, state: State) -> State:
         """The newest kept state, which is one like `state`; for a loop that ends on a bad step.
@@ -314,13 +315,14 @@ class Plug:
 
         Steps since the last decision are looked at, too: if they were not finite, `log` says so.
         """
-        pending, self._accumulated = self._accumulated, None
-        if pending is not None and not is_finite(pending):
+        if not self._closed and not self._watch.is_finite():
             newest = max(self._kept.names(), default="none")
             self._log(
-                f"step {self._steps}: the steps since the last decision have a loss or a gradient "
-                f"that is not finite; restore(state) returns the newest kept state ({newest})"
+                f"step {self._watch.steps}: the steps since the last decision have a loss or a "
+                "gradient that is not finite; restore(state) returns the newest kept state "
+                f"({newest})"
             )
+        self._closed = True
         self.tamiyo.close()
 
     def __enter__(self) -> Self:
@@ -329,19 +331,18 @@ class Plug:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _measure(self, state: object, accumulated: Accumulated) -> Boundary:
+    def _measure(self, state: object) -> Boundary:
         """The means since the last boundary, and the validation loss of the state."""
-        self._accumulated = restart(accumulated)
-        steps, self._asked = self._steps - self._asked, self._steps
+        mean, metrics = self._watch.interval()
         self._boundaries += 1
         validation_loss, contributions = jax.device_get(self._evaluate(state))
         return Boundary(
             number=self._boundaries,
-            global_step=self._steps,
-            mean=mean_of(accumulated, steps),
+            global_step=self._watch.steps,
+            mean=mean,
             validation_loss=None if validation_loss is None else float(validation_loss),
             validation_accuracy=None,
             contributions=contributions,
             probe={},
-            metrics={},
+            metrics=metrics,
         )
