@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tamiyo_jax.host import Detector, Signals, StepMetrics, detect, new_detector, worst
 
-__all__ = ["Accumulated", "accumulate", "mean_of", "restart", "summarize"]
+__all__ = ["Accumulated", "accumulate", "is_finite", "mean_of", "restart", "summarize"]
 
 
 class Accumulated(NamedTuple):
@@ -52,6 +53,11 @@ def summarize(steps: StepMetrics) -> StepMetrics:
     refusals = jax.tree.map(lambda figures: figures[-1], steps.statistics.refusals)
     kept = mean.statistics._replace(signals=signals, refusals=refusals)
     return mean._replace(statistics=kept)
+
+
+def is_finite(accumulated: Accumulated) -> bool:
+    """Whether all that was added up is finite; waits for the device."""
+    return all(np.isfinite(figure).all() for figure in jax.tree.leaves(accumulated.total))
 
 
 def restart(accumulated: Accumulated) -> Accumulated:

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import jax
-import numpy as np
 
-from tamiyo_jax.contracts import Blueprint, Rollback, TelemetryLevel
+from tamiyo_jax.contracts import Blueprint, Rollback
 from tamiyo_jax.decision import Decision
 from tamiyo_jax.errors import TamiyoError
 from tamiyo_jax.host import (
@@ -31,13 +31,21 @@ from tamiyo_jax.host import (
     HostState,
     MemoryCheckpoints,
     blueprint_of,
-    contribution,
     layer_names,
     loss_of,
     scale_of,
 )
-from tamiyo_jax.training._accumulator import Accumulated, accumulate, mean_of, restart
+from tamiyo_jax.training._accumulator import (
+    Accumulated,
+    accumulate,
+    is_finite,
+    mean_of,
+    restart,
+)
+from tamiyo_jax.training._evaluation import Evaluate, Evaluation, evaluate_growth, run_once
 from tamiyo_jax.training._inputs import count_steps, read_steps, split_model
+from tamiyo_jax.training._log_lines import describe, describe_escalation
+from tamiyo_jax.training._programs import Programs
 from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts, step_of
 from tamiyo_jax.training._run_directory import new_run_directory
 from tamiyo_jax.training._settings import check_options, load_settings
@@ -51,16 +59,13 @@ OWN_RISK = 0.0  # the network is there with Tamiyo or without
 
 Batch = Any
 State = TypeVar("State")
-Evaluate = Callable[[Any], tuple[jax.Array | None, Mapping[str, jax.Array]]]
-"""The validation loss of a train state, and the contribution of each of its seeds."""
 
 
 class Plug:
     """Tamiyo's place in a training loop; made by `Plug.open` or `Plug.grow`.
 
     It makes packets from the measurements of the steps, keeps sound states in memory, and
-    verifies and applies commands. Settings come from `TamiyoConfig.load`, and the policy is the
-    heuristic.
+    verifies and applies commands. Settings come from `TamiyoConfig.load`; the heuristic decides.
 
     Attributes:
       directory: of this run: its blueprints in ``blueprints.db``, the controller in ``tamiyo``.
@@ -83,9 +88,11 @@ class Plug:
         log: Callable[[str], object],
         host: Host | None = None,
         candidates: Sequence[Blueprint] = (),
+        programs: Programs | None = None,
     ) -> None:
         check_options(mode, every)
         self._evaluate = evaluate
+        self._programs = programs
         self._every = every
         self._log = log
         self._steps = self._asked = self._boundaries = self.undone_steps = 0
@@ -166,7 +173,7 @@ class Plug:
                 risk=OWN_RISK,
             ),
             layers=layer_names(params),
-            evaluate=lambda state: (None if validate is None else validate(state), {}),
+            evaluate=lambda state: Evaluation(validate and validate(state), {}, {}),
             mode=mode,
             every=every,
             log=log,
@@ -181,6 +188,7 @@ class Plug:
         candidates: Sequence[Blueprint],
         validation: Batch,
         *,
+        step: Callable[[HostState], object],
         mode: Literal["act", "shadow", "guard"],
         every: int,
         log: Callable[[str], object],
@@ -192,22 +200,21 @@ class Plug:
           state: of the host, before its first step.
           host: the host that is trained.
           candidates: blueprints that seeds may be grown into, as `host.seed_bank` gives them.
-          validation: a batch for `host.loss`, on which the network and its seeds are evaluated.
+          validation: a batch for `host.loss`, on which the network and its seeds are evaluated and
+            candidates are compared.
+          step: what the loop runs on a state, such as ``lambda state: train_step(state, batch)``
+            with a batch like those of the loop. For a seed that germinates it is called once, on
+            a copy, in a thread; the loop goes on without the seed until its program is there.
           mode: as for `Tamiyo.open`.
           every: steps from one decision to the next.
           log: called with one line of text for each command and for each error.
 
         Raises:
-          ConfigurationError: `every` is less than 1, or `mode` is not a mode.
-          PersistenceError: `directory` cannot be made or written.
-          TamiyoError: as `host.blueprint_of` and `Tamiyo.open` do.
+          TamiyoError: as `open` does.
         """
-
-        @jax.jit
-        def evaluate(state: HostState, batch: Batch) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-            contributions = contribution(host.loss, state.params, state.slots, batch)
-            return loss_of(host, state, batch), contributions
-
+        evaluate = evaluate_growth(host, validation)
+        programs = Programs(partial(run_once, step, evaluate), wait=False)
+        programs.inside(state)
         return cls(
             directory,
             blueprint_of(
@@ -218,12 +225,13 @@ class Plug:
                 risk=OWN_RISK,
             ),
             layers=layer_names(state.params),
-            evaluate=lambda state: evaluate(state, validation),
+            evaluate=evaluate,
             mode=mode,
             every=every,
             log=log,
             host=host,
             candidates=candidates,
+            programs=programs,
         )
 
     def __call__(self, state: State, measured: Any) -> State:  # noqa: ANN401 - see total_loss
@@ -248,9 +256,25 @@ class Plug:
         before = self._steps
         self._steps += count_steps(metrics)
         self._accumulated = accumulate(self._accumulated, metrics)
-        if self._steps // self._every == before // self._every:
+        if self._steps // self._every != before // self._every:
+            return self._inside(self._decide(self._whole(state), self._accumulated))
+        ready = self._programs is not None and self._programs.ready
+        return self._inside(self._whole(state)) if ready else state
+
+    def _whole(self, state: State) -> State:
+        """The state with the seeds whose programs are not there yet."""
+        if self._programs is None or not isinstance(state, HostState):
             return state
-        return self._decide(state, self._accumulated)
+        return self._programs.rejoined(state)
+
+    def _inside(self, whole: State) -> State:
+        """The state without the seeds whose programs are not there yet."""
+        if self._programs is None or not isinstance(whole, HostState):
+            return whole
+        state, error = self._programs.inside(whole)
+        if error is not None:
+            self._log(f"step {self._steps}: goes on without the seed: {error}")
+        return state
 
     def _decide(self, state: State, accumulated: Accumulated) -> State:
         """Ask the controller about a state, and return what its command makes of it."""
@@ -271,21 +295,12 @@ class Plug:
     def _note(self, decision: Decision) -> None:
         """Log a decision, and keep what the loop may want to know of it."""
         if decision.command is not None:
-            self._log(f"step {self._steps}: {_describe(decision)}")
+            self._log(f"step {self._steps}: {describe(decision)}")
             if isinstance(decision.command.payload, Rollback) and not decision.shadow:
                 self.undone_steps = self._steps - step_of(decision.command.payload.checkpoint)
                 self.skips_data = "skip_data" in decision.command.annotations
         if decision.escalate and not self.escalated:
-            worst = ", ".join(
-                sorted(
-                    {
-                        event.name
-                        for event in decision.events
-                        if event.level >= TelemetryLevel.CRITICAL
-                    }
-                )
-            )
-            self._log(f"step {self._steps}: escalates: {worst}; look at the run")
+            self._log(f"step {self._steps}: {describe_escalation(decision)}")
         self.escalated = decision.escalate
 
     def restore(self, state: State) -> State:
@@ -303,7 +318,7 @@ class Plug:
         Steps since the last decision are looked at, too: if they were not finite, `log` says so.
         """
         pending, self._accumulated = self._accumulated, None
-        if pending is not None and not _is_finite(pending):
+        if pending is not None and not is_finite(pending):
             newest = max(self._kept.names(), default="none")
             self._log(
                 f"step {self._steps}: the steps since the last decision have a loss or a gradient "
@@ -322,24 +337,14 @@ class Plug:
         self._accumulated = restart(accumulated)
         steps, self._asked = self._steps - self._asked, self._steps
         self._boundaries += 1
-        validation_loss, contributions = jax.device_get(self._evaluate(state))
+        loss, contributions, probe = jax.device_get(self._evaluate(state))
         return Boundary(
             number=self._boundaries,
             global_step=self._steps,
             mean=mean_of(accumulated, steps),
-            validation_loss=None if validation_loss is None else float(validation_loss),
+            validation_loss=None if loss is None else float(loss),
             validation_accuracy=None,
             contributions=contributions,
-            probe={},
+            probe=probe,
             metrics={},
         )
-
-
-def _is_finite(accumulated: Accumulated) -> bool:
-    return all(np.isfinite(figure).all() for figure in jax.tree.leaves(accumulated.total))
-
-
-def _describe(decision: Decision) -> str:
-    target = "" if decision.command is None else decision.command.target_seed_id
-    words = ("would" if decision.shadow else "", decision.action, target, f"({decision.reason})")
-    return f"{' '.join(word for word in words if word)}: {decision.explanation}"
