@@ -105,7 +105,7 @@ def measure(library: BlueprintLibrary, puts: int) -> dict[str, float]:
 
 @contextmanager
 def redis_server(directory: Path) -> Iterator[str]:
-    """URL of a server of its own that keeps what it was told on disk."""
+    """URL of a server of its own that keeps its data on disk."""
     program = shutil.which("redis-server")
     if program is None:
         raise SystemExit("redis-server is not on the path; install it, or choose --library sqlite")

@@ -78,7 +78,7 @@ def story(layers: Sequence[str]) -> Iterator[SystemStatePacket]:
     """The packets of `benchmarks/isolation.py`, with statistics of these layers."""
     task = digits_task(seed=0)
     meter, generator = host.HardwareMeter(jax.local_devices()[0]), np.random.default_rng(0)
-    candidates = tuple(one.blueprint_id for one in task.candidates)
+    candidates = tuple(candidate.blueprint_id for candidate in task.candidates)
     still = host.statistics(host.monitor(optax.identity()).init(dict.fromkeys(layers, 0.0)))
     still = jax.device_get(still)
     for packet in packets(task.blueprint.blueprint_id, candidates):
@@ -116,12 +116,12 @@ def disk(root: Path) -> Found:
     found: dict[str, object] = {}
     for number, (name, (way, layers, storage)) in enumerate(cases.items()):
         config = TamiyoConfig(deadlines=PATIENT, storage=storage)
-        directory, told = root / str(number), story(layers)
+        directory, packets = root / str(number), story(layers)
         with replace(way, isolation="inline").opener(directory, config)() as tamiyo:
             sizes = []
             for steps in (50, 200):
                 for _ in range(steps):
-                    tamiyo.step(next(told))
+                    tamiyo.step(next(packets))
                 sizes.append(size_of(directory / "tamiyo" / "journal"))
         found[f"bytes per decision, {name}"] = (sizes[1] - sizes[0]) // 200
     return {}, found
@@ -144,22 +144,22 @@ WAYS = {
 def machine(root: Path) -> Found:
     """Processes, memory, threads and files while a controller is open and all is warm."""
     here = psutil.Process()
-    told = list(story(("hidden-0", "hidden-1", "readout")))[:20]
+    packets = list(story(("hidden-0", "hidden-1", "readout")))[:20]
     found: dict[str, object] = {}
     for name, way in WAYS.items():
         threads, files = threading.active_count(), here.num_fds()
         with way.opener(root / name, TamiyoConfig(deadlines=PATIENT))() as tamiyo:
-            for packet in told:
+            for packet in packets:
                 tamiyo.step(packet)
             inference = getattr(tamiyo._steps.deployed.runner, "pool", None)  # they are the subject
             for pool in (inference, tamiyo._parts.metadata):
                 while pool is not None and len(pool.pids()) < 2:
                     time.sleep(0.05)
-            workers = [one.memory_full_info() for one in here.children(recursive=True)]
+            workers = [child.memory_full_info() for child in here.children(recursive=True)]
             found[f"while open, {name}"] = {
                 "processes": len(workers),
-                "resident, MB": [round(one.rss / MB) for one in workers],
-                "of it its own, MB": [round(one.uss / MB) for one in workers],
+                "resident, MB": [round(worker.rss / MB) for worker in workers],
+                "of it its own, MB": [round(worker.uss / MB) for worker in workers],
                 "threads here": threading.active_count() - threads,
                 "open files here": here.num_fds() - files,
             }
@@ -182,7 +182,7 @@ def start(root: Path) -> Found:
     taken: dict[str, list[float]] = {}
     imports: list[list[float]] = []
     config = TamiyoConfig(deadlines=PATIENT)
-    told = list(story(("hidden-0", "hidden-1", "readout")))
+    packets = list(story(("hidden-0", "hidden-1", "readout")))
 
     def timed(name: str, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - what it returns
         started = time.perf_counter()
@@ -198,7 +198,7 @@ def start(root: Path) -> Found:
             directory = root / f"{name}-{attempt}"
             for visit, place in enumerate(("new directory", "known directory")):
                 tamiyo = timed(f"{name}, {place}: open", way.opener(directory, config))
-                first = partial(tamiyo.step, told[visit])
+                first = partial(tamiyo.step, packets[visit])
                 timed(f"{name}, {place}: first decision", first)
                 if visit and name != "guard":
                     timed(f"{name}: switch to guard", partial(tamiyo.set_mode, "guard"))

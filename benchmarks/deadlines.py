@@ -28,7 +28,7 @@ from tamiyo_jax.service import Tamiyo
 
 CONFIG = TamiyoConfig(breakers={"failures": 10})
 # Raising ends no worker, and a crash is a crash.
-ENDING = tuple(one for one in TROUBLES if one not in (complain, leave))
+ENDING = tuple(trouble for trouble in TROUBLES if trouble not in (complain, leave))
 
 
 def main() -> None:

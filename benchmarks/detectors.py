@@ -270,11 +270,13 @@ def table(
 
 def curve(signals: Sequence[Signals]) -> dict[str, list[Alarms]]:
     """Ours, and what other thresholds of loss_z would give."""
-    detectors = {"ours": [np.asarray(one.nonfinite | one.outlier) for one in signals]}
+    detectors = {"ours": [np.asarray(signal.nonfinite | signal.outlier) for signal in signals]}
     for limit in (7.0, 8.0, 9.5, 10.0, 12.0):
         detectors[f"ours, loss_z > {limit:g} alone"] = [
-            np.asarray(one.nonfinite | ((one.loss_z > limit) & (one.loss_rise > np.log(1.25))))
-            for one in signals
+            np.asarray(
+                signal.nonfinite | ((signal.loss_z > limit) & (signal.loss_rise > np.log(1.25)))
+            )
+            for signal in signals
         ]
     return detectors
 

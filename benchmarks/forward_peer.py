@@ -7,7 +7,7 @@ anything is timed. All calls on a graph run in turns, with those that measure th
 them, so that what else runs slows all of them. `decide` is `GraphPolicy`: normalising and
 building too. PyTorch runs on one thread and on two, and the faster counts; its threads sleep
 while they wait, because on a busy machine threads that spin make it tens of times slower and
-take a core from whoever is next. The limit of a row is the larger of two times: to read the
+take a core from the next process. The limit of a row is the larger of two times: to read the
 folded weights once, from wherever a repeated call finds them, and to do the operations that XLA
 counts at the rate of one large matrix product.
 

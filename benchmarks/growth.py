@@ -1,4 +1,4 @@
-"""What growth is worth: a small network, the same one grown by Tamiyo, and a big one.
+"""What growth gains: a small network, the same one grown by Tamiyo, and a big one.
 
     make growth
 

@@ -34,7 +34,7 @@ import numpy as np
 import optax
 from growth_gpt_report import plot, table
 
-from tamiyo_jax.expansion import CompileAhead, compiled, deepen, grow_opt_state, grow_params
+from tamiyo_jax.expansion import CompileAhead, compile_program, deepen, grow_opt_state, grow_params
 
 Params = Any
 
@@ -249,9 +249,11 @@ def compile_stage(plan: Plan, index: int) -> Programs:
     if index:
         before = plan.stages[index - 1].blocks
         smaller = jax.eval_shape(lambda key: start(tx, key, before), key)
-        grow = compiled(lambda state, key: deeper(tx, plan.share, state, key, blocks), smaller, key)
-    step = compiled(lambda state, rows: train_step(tx, state, rows), state, rows)
-    measure = compiled(loss, state.params, many)
+        grow = compile_program(
+            lambda state, key: deeper(tx, plan.share, state, key, blocks), smaller, key
+        )
+    step = compile_program(lambda state, rows: train_step(tx, state, rows), state, rows)
+    measure = compile_program(loss, state.params, many)
     jax.block_until_ready((step(*zeros((state, rows))), measure(*zeros((state.params, many)))))
     return Programs(step, measure, grow)
 

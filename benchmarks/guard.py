@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from guard_runs import NAN, NOTHING, TROUBLES, Run, Trouble, small_disk, train
 
 
-def guarded(trouble: Trouble, steps: int, at: int) -> Run | None:
+def guard_run(trouble: Trouble, steps: int, at: int) -> Run | None:
     """The run with Tamiyo on guard; None where the trouble cannot be made here."""
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         refusals: list[str] = []
@@ -35,8 +35,8 @@ def guarded(trouble: Trouble, steps: int, at: int) -> Run | None:
 
 def row_of(trouble: Trouble, alone: Run, guard: Run, at: int) -> dict[str, object]:
     """The figures of a trouble."""
-    told = [one for one in guard.answers if one.action != "WAIT"]
-    since = [one for one in told if one.step >= at]
+    alarms = [answer for answer in guard.answers if answer.action != "WAIT"]
+    since = [answer for answer in alarms if answer.step >= at]
     counted = Counter(
         f"{one.action} ({one.reason})" if "Error" not in one.action else one.action for one in since
     )
@@ -44,7 +44,7 @@ def row_of(trouble: Trouble, alone: Run, guard: Run, at: int) -> dict[str, objec
         "trouble": trouble.name,
         "caught after steps": since[0].step - at + 1 if since else None,
         "decisions": dict(counted),
-        "false alarms before": len(told) - len(since),
+        "false alarms before": len(alarms) - len(since),
         "accuracy without": round(alone.accuracy, 3),
         "accuracy with": round(guard.accuracy, 3),
         "learning rate scale": round(guard.scale, 3),
@@ -76,7 +76,7 @@ def main() -> int:
     arguments = parser.parse_args()
     rows: list[dict[str, object]] = []
     for trouble in TROUBLES:
-        guard = guarded(trouble, arguments.steps, arguments.at)
+        guard = guard_run(trouble, arguments.steps, arguments.at)
         if guard is None:
             continue
         alone = train(trouble, None, steps=arguments.steps, at=arguments.at)

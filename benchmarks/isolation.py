@@ -84,7 +84,7 @@ def packets(blueprint_id: str, candidates: tuple[str, ...]) -> list[SystemStateP
 def demo(policy: str, widths: PolicyConfig) -> Case:
     """The demo's graph."""
     task = digits_task(seed=0)
-    candidates = tuple(one.blueprint_id for one in task.candidates)
+    candidates = tuple(candidate.blueprint_id for candidate in task.candidates)
     return Case(
         policy,
         TamiyoConfig(deadlines=PATIENT, policy=widths),

@@ -26,7 +26,7 @@ Inputs = tuple[dict[str, Tensor], dict[EdgeType, Tensor], dict[EdgeType, Tensor]
 """Nodes f32[n, F] by type; by relation, edges i64[2, e] and their attributes f32[e, 3]."""
 
 EDGE_TYPES: Mapping[str, EdgeType] = {
-    one.key: (one.source, one.name, one.target) for one in RELATIONS
+    relation.key: (relation.source, relation.name, relation.target) for relation in RELATIONS
 }
 NUM_SCHEDULE = 2
 

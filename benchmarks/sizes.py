@@ -140,11 +140,11 @@ def explicit(
         for i, kind in enumerate(NODE_TYPES)
     }
     edges: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for i, one in enumerate(RELATIONS):
+    for i, relation in enumerate(RELATIONS):
         mine = relations == i
-        senders = plain.senders[:links][mine] - first[one.source]
-        receivers = plain.receivers[:links][mine] - first[one.target]
-        edges[one.key] = np.stack([senders, receivers]), plain.edges["x"][:links][mine]
+        senders = plain.senders[:links][mine] - first[relation.source]
+        receivers = plain.receivers[:links][mine] - first[relation.target]
+        edges[relation.key] = np.stack([senders, receivers]), plain.edges["x"][:links][mine]
     return nodes, edges
 
 

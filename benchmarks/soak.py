@@ -110,7 +110,7 @@ def rows(seen: Soak) -> list[dict[str, float]]:
     found = []
     for low, high in pairwise(edges):
         timing = Timing.of(seen.latencies_ms[low:high].tolist())
-        samples = [one for one in seen.samples if low < one.step <= high]
+        samples = [sample for sample in seen.samples if low < sample.step <= high]
         found.append(
             {
                 "steps": int(high),
@@ -118,17 +118,17 @@ def rows(seen: Soak) -> list[dict[str, float]]:
                 "p95_ms": timing.p95,
                 "p99_ms": timing.p99,
                 "worst_ms": timing.worst,
-                "resident_mb": float(np.median([one.resident for one in samples])) / 1e6,
-                "worker_mb": float(np.median([one.worker_resident for one in samples])) / 1e6,
-                "descriptors": median_low(one.descriptors for one in samples),
-                "threads": median_low(one.threads for one in samples),
-                "segments": max(one.segments for one in samples),
+                "resident_mb": float(np.median([sample.resident for sample in samples])) / 1e6,
+                "worker_mb": float(np.median([sample.worker_resident for sample in samples])) / 1e6,
+                "descriptors": median_low(sample.descriptors for sample in samples),
+                "threads": median_low(sample.threads for sample in samples),
+                "segments": max(sample.segments for sample in samples),
             }
         )
     return found
 
 
-def judge(seen: Soak, tenths: Sequence[dict[str, float]]) -> dict[str, tuple[bool, str]]:
+def check_claims(seen: Soak, tenths: Sequence[dict[str, float]]) -> dict[str, tuple[bool, str]]:
     """Each claim, whether it holds, and its figures."""
     memory = {
         "memory of the process is flat": growth_of_process(seen.samples),
@@ -157,7 +157,7 @@ def judge(seen: Soak, tenths: Sequence[dict[str, float]]) -> dict[str, tuple[boo
 
 
 def main() -> int:
-    """Run, print and judge."""
+    """Run, print the figures and check the claims."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200_000)
     parser.add_argument("--policy", choices=("graph", "heuristic"), default="graph")
@@ -179,7 +179,7 @@ def main() -> int:
             progress=progress,
         )
     tenths = rows(seen)
-    claims = judge(seen, tenths)
+    claims = check_claims(seen, tenths)
     facts = {
         "policy": arguments.policy,
         "minutes": round((time.monotonic() - started) / 60, 1),
@@ -189,7 +189,7 @@ def main() -> int:
         "load_average": round(os.getloadavg()[0], 2),
     }
     if arguments.json:
-        samples = [one._asdict() for one in seen.samples]
+        samples = [sample._asdict() for sample in seen.samples]
         whole = {"rows": tenths, "claims": claims, "facts": facts, "samples": samples}
         print(json.dumps(whole, indent=1))
     else:

@@ -8,7 +8,7 @@ The network is the decoder of `benchmarks/monitor.py`, of ten million parameters
   that it keeps is there; and the parts of one.
 - *growth*: a train step with seed slots after the blocks, against one without, and one with a
   grown seed, against the network that has the seed's module built in; also by the arithmetic that
-  XLA counts. And what judging the seeds adds to a validation batch.
+  XLA counts. And what measuring the contributions of seeds adds to a validation batch.
 
 What is compared takes turns.
 """
@@ -64,13 +64,13 @@ def loop(root: Path) -> Found:
     training, batch = Training(optimizer(), monitored=True), tokens()
     value, measured = jax.block_until_ready(training.step(batch))
     state, meter = training.state, host.HardwareMeter(jax.local_devices()[0])
-    told: list[str] = []
+    lines: list[str] = []
     calls: dict[str, Callable[[], object]] = {}
     with ExitStack() as stack:
         for mode in get_args(Mode):
             plug = stack.enter_context(
                 Plug.open(
-                    root / mode, state.params, loss, batch, mode=mode, every=2, log=told.append
+                    root / mode, state.params, loss, batch, mode=mode, every=2, log=lines.append
                 )
             )
 
@@ -110,7 +110,7 @@ def loop(root: Path) -> Found:
     return rows, {
         "layers": len(training.layers),
         "train state, MB, kept once more": megabytes(state),
-        "calls that were told of": len(told),
+        "lines that were logged": len(lines),
     }
 
 
@@ -202,7 +202,7 @@ class Growing:
 
 
 def growing(root: Path) -> Found:
-    """Train steps by what is in the slots, and a validation batch with and without judging."""
+    """Time train steps by what is in the slots, and validation with and without contributions."""
     del root
     batch = tokens()
     without, all_ = (Growing.make(slots) for slots in (0, SLOTS))
@@ -234,14 +234,16 @@ def growing(root: Path) -> Found:
         for name, other in against.items()
         if name != names[id(other)]
     }
-    judged = jax.jit(
+    measure_contribution = jax.jit(
         lambda state: host.contribution(grown.host.loss, state.params, state.slots, batch)
     )
     alone = jax.jit(lambda state: host.loss_of(grown.host, state, batch))
     rows |= in_turns(
         {
             "validation batch, its loss": lambda: jax.block_until_ready(alone(grown.state)),
-            "validation batch, worth of a seed": lambda: jax.block_until_ready(judged(grown.state)),
+            "validation batch, contribution of a seed": lambda: jax.block_until_ready(
+                measure_contribution(grown.state)
+            ),
         },
         rounds=10,
         warmup=2,

@@ -8,18 +8,48 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
 from tamiyo_jax.errors import PersistenceError
 
-__all__ = ["DIGESTS", "check_digests", "write_digests"]
+__all__ = ["DIGESTS", "check_digests", "saving", "write_digests"]
 
 DIGESTS = "DIGESTS.json"
 
 
+@contextmanager
+def saving(target: Path) -> Iterator[Path]:
+    """A new directory to write a checkpoint to, which becomes `target` once it is complete.
+
+    A process that dies meanwhile leaves a directory with a name of its own, which the next attempt
+    removes.
+
+    Raises:
+      PersistenceError: `target` exists, or the checkpoint cannot be written.
+    """
+    if target.exists():
+        raise PersistenceError(
+            f"checkpoint {target} exists; checkpoints are never overwritten", path=str(target)
+        )
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    try:
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        yield unfinished
+        write_digests(unfinished)
+        unfinished.replace(target)
+    except OSError as error:
+        raise PersistenceError(
+            f"checkpoint {target} could not be written: {error}", path=str(target)
+        ) from error
+
+
 def write_digests(directory: Path) -> None:
-    """Write the digests of all files of a checkpoint; the checkpoint is complete after this.
+    """Write the digests of all files of a checkpoint.
 
     Raises:
       OSError: a file cannot be read or written.

@@ -99,7 +99,8 @@ class Decision:
             "why": self.explanation,
             "command": "none" if self.command is None else self.command.command_type.name,
             "seed": "none" if self.command is None else self.command.target_seed_id or "none",
-            "events": ", ".join(f"{one.level.name} {one.name}" for one in self.events) or "none",
+            "events": ", ".join(f"{event.level.name} {event.name}" for event in self.events)
+            or "none",
             "latency": f"{self.latency.step_ms:.1f} ms",
         }
         cells = "".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())

@@ -312,7 +312,7 @@ class PolicyUpdateRejectedError(TamiyoError):
 
 
 class PublishError(TamiyoError):
-    """The bus did not take a message of `topic`, or cannot tell whether it did."""
+    """The bus did not take a message of `topic`, or it is unknown whether it did."""
 
     topic: str
     url: str | None = None

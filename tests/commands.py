@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import sys
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 from unittest import mock
 
 from tamiyo_jax.cli import main
@@ -33,3 +35,10 @@ def invoke(*arguments: str) -> Result:
         except SystemExit as ended:
             status = ended.code if isinstance(ended.code, int) else 0
     return Result(status, out.getvalue(), err.getvalue())
+
+
+def dump_journal(directory: Path, *options: str) -> list[dict[str, Any]]:
+    """The records that ``tamiyo-jax journal dump --json`` prints."""
+    result = invoke("journal", "dump", str(directory), "--json", *options)
+    assert result.exit_code == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]

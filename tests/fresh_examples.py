@@ -1,4 +1,4 @@
-"""Every example in a fresh environment, as someone runs it who has only installed the package.
+"""Every example in a fresh environment, as a user runs it who has only installed the package.
 
     python tests/fresh_examples.py
     python tests/fresh_examples.py equinox guard  # those whose names begin so
@@ -6,7 +6,7 @@
 For the examples of each framework a virtual environment is made, in which the wheel of this tree
 is installed with its extra `demo`, and the framework where tamiyo_jax does not bring it along; in
 the versions of requirements.lock. Each example is copied to a directory of its own and started
-there, without a variable that is meant for Python, JAX or Tamiyo. A line per example tells how
+there, without a variable that is meant for Python, JAX or Tamiyo. A line per example says how
 long it took and the last thing that it said. Exit status 1 if one fails.
 """
 
@@ -50,7 +50,7 @@ def install(home: Path, packages: tuple[str, ...]) -> Path:
     def run(*arguments: str | Path) -> None:
         subprocess.run([python, *arguments], cwd=home, env=BARE, check=True)
 
-    pip = ("-m", "pip", "-qq")  # errors are told
+    pip = ("-m", "pip", "-qq")  # errors are still printed
     run(*pip, "wheel", "--no-deps", "--wheel-dir", home, ROOT)
     (wheel,) = home.glob("*.whl")
     run(*pip, "install", "-c", ROOT / "requirements.lock", f"{wheel}[demo]", *packages)
@@ -60,7 +60,7 @@ def install(home: Path, packages: tuple[str, ...]) -> Path:
 
 
 def works(python: Path, example: Path, directory: Path) -> bool:
-    """Run an example in a new directory, and tell how it went."""
+    """Run an example in a new directory and return whether it succeeded."""
     directory.mkdir()
     shutil.copy(example, directory)
     started = time.perf_counter()
@@ -87,7 +87,7 @@ def works(python: Path, example: Path, directory: Path) -> bool:
 
 
 def say(line: str) -> None:
-    """Print a line at once, for whoever watches."""
+    """Print a line without buffering."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="beginnings of names; all examples without")
     names = tuple(parser.parse_args().names) or ("",)
     found = (ROOT / "examples").rglob("*.py")
-    chosen = sorted(one for one in found if one.name.startswith(names))
+    chosen = sorted(finding for finding in found if finding.name.startswith(names))
     chosen.sort(key=framework)
     if not chosen:
         parser.error(f"no example's name begins with {' or '.join(names)}")
@@ -109,7 +109,7 @@ def main() -> None:
             python = install(Path(home), packages)
             seconds = time.perf_counter() - started
             say(f"fresh  {seconds:5.1f} s  {' '.join(('tamiyo_jax[demo]', *packages))}")
-            results += [works(python, one, Path(home) / one.stem) for one in examples]
+            results += [works(python, example, Path(home) / example.stem) for example in examples]
     sys.exit(not all(results))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -24,16 +25,22 @@ class Model(NamedTuple):
 
     def loss(self, params: Any) -> jax.Array:
         """f32[], what is compared before and after growth."""
-        return jax.jit(lambda params: jnp.mean(jnp.square(self.apply(params, self.example) - 1)))(
-            params
-        )
+        return _loss(self.apply, params, self.example)
+
+
+@partial(jax.jit, static_argnums=0)
+def _loss(apply: Callable[[Any, jax.Array], jax.Array], params: Any, example: jax.Array):
+    return jnp.mean(jnp.square(apply(params, example) - 1))
 
 
 def shaken(params: Any) -> Any:
     """Parameters as after some training: no zeros, no equal biases."""
     draw = np.random.default_rng(1)
     return jax.tree.map(
-        lambda leaf: leaf + 0.3 * draw.standard_normal(leaf.shape).astype(leaf.dtype), params
+        lambda leaf: jnp.asarray(
+            np.asarray(leaf) + 0.3 * draw.standard_normal(leaf.shape).astype(leaf.dtype)
+        ),
+        params,
     )
 
 

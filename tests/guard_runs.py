@@ -190,7 +190,7 @@ class Guard:
     ) -> tuple[Answer, host.HostState]:
         """Ask and apply; where Tamiyo raises, train on without it.
 
-        A state is worth keeping where Tamiyo has nothing to say against it.
+        A state is kept where Tamiyo answers WAIT.
         """
         try:
             decision = self.tamiyo.step(packet)

@@ -108,7 +108,7 @@ def make_library(**fields: Any) -> MemoryBlueprintLibrary:
 
 
 def open_tamiyo(directory: Path, **arguments: Any) -> Tamiyo:
-    """A heuristic controller unless told otherwise."""
+    """A heuristic controller unless `arguments` say otherwise."""
     defaults: dict[str, Any] = {
         "library": make_library(),
         "policy": "heuristic",

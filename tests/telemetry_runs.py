@@ -14,7 +14,7 @@ from tamiyo_jax.contracts import Metric, SeedStage, TelemetryPacket
 from tamiyo_jax.errors import UnknownBlueprintError
 from tamiyo_jax.telemetry import MemorySink, Sink
 
-DECIDED = 12
+DECISIONS = 12
 FAILED_AT = 1_000
 
 
@@ -29,16 +29,16 @@ def eventful_run(
     memory = MemorySink()
     arguments = {"bus": MemoryBus(), **arguments}
     with open_tamiyo(directory, sinks=(*sinks, memory), **arguments) as tamiyo:
-        for step in range(DECIDED - 2):
+        for step in range(DECISIONS - 2):
             tamiyo.step(make_packet(step, seeds=(make_seed(),)))
         with pytest.raises(UnknownBlueprintError):
             tamiyo.step(make_packet(blueprint_id="nowhere", global_step=FAILED_AT))
         tamiyo.set_mode("shadow")
-        tamiyo.step(make_packet(DECIDED - 2))
+        tamiyo.step(make_packet(DECISIONS - 2))
         grown = make_seed("s0", SeedStage.BLENDING, metrics={"alpha": 0.5, "contribution": 0.01})
         metrics = {**make_packet().training_metrics, "live_parameters": 330.0, "lr_multiplier": 0.5}
         last = {"validation_loss": float("nan"), "validation_accuracy": 0.5, "seeds": (grown,)}
-        tamiyo.step(make_packet(DECIDED - 1, training_metrics=metrics, **last))
+        tamiyo.step(make_packet(DECISIONS - 1, training_metrics=metrics, **last))
         telemetry = tamiyo._parts.telemetry
         assert telemetry.flush(30.0)
         assert telemetry.dropped == 0

@@ -216,7 +216,7 @@ def test_every_handler_of_all_exceptions_raises() -> None:
         for name, handler in nodes(ast.ExceptHandler)
         if handler.type is None or broad & set(re.findall(r"\w+", ast.unparse(handler.type)))
     ]
-    going_on = [name for name, one in handlers if not isinstance(one.body[-1], ast.Raise)]
+    going_on = [name for name, handler in handlers if not isinstance(handler.body[-1], ast.Raise)]
     # A worker sends the error home, where it is raised (tests/workers/test_worker.py); a program
     # that cannot be built is an error where it is taken (tests/expansion/test_ahead.py).
     assert going_on == ["expansion/_ahead.py", "workers/_main.py"]
@@ -242,7 +242,7 @@ def test_one_manager_owns_the_run_directory() -> None:
     assert {name for _, name in makers} == {
         "storage/_manager.py",
         "service/_assembly.py",  # for a controller
-        "cli/_compaction.py",  # for a directory that nobody uses
+        "cli/_compaction.py",  # for a directory that no process uses
     }
 
 

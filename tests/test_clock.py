@@ -73,6 +73,6 @@ def test_the_clock_never_runs_backwards_and_never_slower_than_time(
         before, elapsed = now, times.elapsed_ns
 
 
-def test_the_clock_of_the_process_tells_the_time_of_day() -> None:
+def test_the_clock_of_the_process_has_the_time_of_day() -> None:
     first = steady_time_ns()
     assert steady_time_ns() >= first > START

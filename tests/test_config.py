@@ -202,7 +202,7 @@ def test_a_variable_for_a_whole_section_or_below_a_setting_is_refused(
         monkeypatch.delenv(name)
 
 
-def test_resolving_tells_the_origin_of_every_setting(
+def test_resolving_names_the_origin_of_every_setting(
     toml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TAMIYO__DEADLINES__METADATA_MS", "21")
@@ -254,7 +254,7 @@ def test_after_open_no_variable_changes_a_decision_or_a_signature(
 ) -> None:
     monkeypatch.setenv("TAMIYO_SECRET", SECRET.decode())
     with open_tamiyo(tmp_path / "calm", secret=None, mode=mode) as tamiyo:
-        expected = [decided(tamiyo.step(packet)) for packet in story(20)]
+        expected = [summarise(tamiyo.step(packet)) for packet in story(20)]
     with open_tamiyo(tmp_path / "stormy", secret=None, mode=mode) as tamiyo:
         config = tamiyo.config
         monkeypatch.setenv("TAMIYO_SECRET", "another secret, just as long")
@@ -264,14 +264,14 @@ def test_after_open_no_variable_changes_a_decision_or_a_signature(
             TamiyoConfig.load()  # so these variables would have been noticed
         decisions = [tamiyo.step(packet) for packet in story(20)]
         assert tamiyo.config is config
-    assert [decided(decision) for decision in decisions] == expected
+    assert [summarise(decision) for decision in decisions] == expected
     commands = [decision.command for decision in decisions if decision.command is not None]
     assert commands
     for command in commands:
         assert command.annotations["signature"] == signature_of(command, Secret(SECRET))
 
 
-def decided(decision: Decision) -> tuple[object, ...]:
+def summarise(decision: Decision) -> tuple[object, ...]:
     """All of a decision but ids, times and the signature over them."""
     command = decision.command
     said = None

@@ -16,7 +16,7 @@ from tamiyo_jax.telemetry import MemorySink
 PACKAGE = Path(tamiyo_jax.__file__).parent
 DOCS = Path(__file__).parents[1] / "docs"
 FINDINGS = DOCS / "findings.md"
-RUNTIME = (DOCS / "runtime.md").read_text(encoding="utf-8")
+TELEMETRY = (DOCS / "telemetry.md").read_text(encoding="utf-8")
 
 # What only a worker process measures; tests of its own look at it.
 OF_WORKERS = {
@@ -27,8 +27,8 @@ OF_WORKERS = {
 
 
 def first_cells(heading: str) -> list[str]:
-    """Names in the first column of the table under a header of the runtime's page."""
-    _, _, table = RUNTIME.partition(f"| {heading} |")
+    """Names in the first column of the table under a header of the page on telemetry."""
+    _, _, table = TELEMETRY.partition(f"| {heading} |")
     rows = table.partition("\n\n")[0].splitlines()[2:]
     return [name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
 
@@ -58,7 +58,7 @@ def test_the_documented_metrics_are_those_that_a_step_sends(tmp_path: Path) -> N
 
 def test_every_event_is_documented() -> None:
     pages = "".join(page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))
-    told = set()
+    documented = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
@@ -66,9 +66,9 @@ def test_every_event_is_documented() -> None:
                     func=ast.Name("Event") | ast.Attribute(attr="_warn"),
                     args=[ast.Constant(str(name)), *_],
                 ):
-                    told.add(name)
-    assert {name for name in told if f"`{name}`" not in pages} == set()
-    assert {name for name in first_cells("event") if name not in told} == set()
+                    documented.add(name)
+    assert {name for name in documented if f"`{name}`" not in pages} == set()
+    assert {name for name in first_cells("event") if name not in documented} == set()
 
 
 def test_every_snippet_is_python_and_imports_what_there_is() -> None:

@@ -50,8 +50,11 @@ def test_the_peer_reproduces_the_golden_files(name: str, golden: Path, benchmark
     data = peer.hetero_data(
         {kind.name: arrays[f"nodes/{kind.name}"] for kind in NODE_TYPES},
         {
-            one.key: (arrays[f"edges/{one.key}/index"], arrays[f"edges/{one.key}/attr"])
-            for one in RELATIONS
+            relation.key: (
+                arrays[f"edges/{relation.key}/index"],
+                arrays[f"edges/{relation.key}/attr"],
+            )
+            for relation in RELATIONS
         },
     )
     with torch.inference_mode():

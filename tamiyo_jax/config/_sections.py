@@ -215,13 +215,14 @@ class RiskConfig(Section, frozen=True):
         default=8, ge=1, description="steps in a row with a high gradient norm, to brake"
     )
     plateau_steps: int = Field(
-        default=2000, ge=1, description="steps without progress from which it is told"
+        default=2000, ge=1, description="steps without progress after which it is reported"
     )
     latency_ratio: float = Field(
-        default=5.0, description="time of a step over its median above which it is told"
+        default=5.0, description="ratio of a step's time to its median above which it is reported"
     )
     loader_ratio: float = Field(
-        default=5.0, description="wait for a batch over a step's median time, to be told"
+        default=5.0,
+        description="wait for a batch, over a step's median time, above which it is reported",
     )
     gpu_util_percent: float = Field(
         default=95.0, description="GPU utilisation that counts as pressure"

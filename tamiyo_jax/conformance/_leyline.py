@@ -63,7 +63,7 @@ def compare_leyline(directory: Path) -> list[LeylineResult]:
                 name=name,
                 bytes_differing=differing + abs(len(data) - len(encoded)),
                 fields_equal=_fields(message) == expected[field],
-                verified=_verified(data, expected["secret"]) if signed else None,
+                verified=_verify_signature(data, expected["secret"]) if signed else None,
             )
         )
     return results
@@ -73,7 +73,7 @@ def _fields(message: Message) -> Mapping[str, Any]:
     return json_format.MessageToDict(message, preserving_proto_field_name=True)
 
 
-def _verified(data: bytes, secret: str) -> bool:
+def _verify_signature(data: bytes, secret: str) -> bool:
     command = decode_command(data)
     return signature_of(command, Secret(secret)) == command.annotations["signature"]
 

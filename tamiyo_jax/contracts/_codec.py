@@ -39,7 +39,7 @@ class WireError(Exception):
         super().__init__(where, value, remedy)
         self.where, self.value, self.remedy = where, value, remedy
 
-    def within(self, outer: str) -> WireError:
+    def add_outer_path(self, outer: str) -> WireError:
         """Return the error with the path of the enclosing message."""
         joint = "" if not self.where or self.where.startswith("[") else "."
         return WireError(f"{outer}{joint}{self.where}", self.value, self.remedy)
@@ -76,7 +76,7 @@ class Codec(Generic[T]):
             try:
                 field.put(message, field.wire, inner)
             except WireError as fault:
-                raise fault.within(field.attribute) from fault
+                raise fault.add_outer_path(field.attribute) from fault
             except (TypeError, ValueError, OverflowError, AttributeError) as error:
                 raise WireError(field.attribute, inner, str(error)) from error
 
@@ -87,7 +87,7 @@ class Codec(Generic[T]):
             try:
                 values[field.attribute] = field.get(message, field.wire)
             except WireError as fault:
-                raise fault.within(field.attribute) from fault
+                raise fault.add_outer_path(field.attribute) from fault
         return self.kind(**values)
 
 
@@ -192,7 +192,7 @@ def parts(attribute: str, codec: Codec[Any], wire: str = "") -> Field:
             try:
                 codec.write(inner, getattr(message, name).add())
             except WireError as fault:
-                raise fault.within(f"[{index}]") from fault
+                raise fault.add_outer_path(f"[{index}]") from fault
 
     def get(message: Message, name: str) -> tuple[object, ...]:
         read: list[object] = []
@@ -200,7 +200,7 @@ def parts(attribute: str, codec: Codec[Any], wire: str = "") -> Field:
             try:
                 read.append(codec.read(inner))
             except WireError as fault:
-                raise fault.within(f"[{index}]") from fault
+                raise fault.add_outer_path(f"[{index}]") from fault
         return tuple(read)
 
     return Field(attribute, wire or attribute, put, get)

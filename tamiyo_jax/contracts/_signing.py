@@ -101,7 +101,7 @@ def verify_bytes(data: bytes, signature: str, secrets: Sequence[Secret]) -> None
 
 def signature_of(command: AdaptationCommand, secret: Secret) -> str:
     """Compute the signature of `command`; an existing signature is not covered by it."""
-    return sign_bytes(_unsigned(command), secret)
+    return sign_bytes(_encode_unsigned(command), secret)
 
 
 def sign(command: AdaptationCommand, secret: Secret) -> AdaptationCommand:
@@ -110,7 +110,7 @@ def sign(command: AdaptationCommand, secret: Secret) -> AdaptationCommand:
     return replace(command, annotations=annotations)
 
 
-def _unsigned(command: AdaptationCommand) -> bytes:
+def _encode_unsigned(command: AdaptationCommand) -> bytes:
     annotations = {name: text for name, text in command.annotations.items() if name != SIGNATURE}
     return encode_command(replace(command, annotations=annotations))
 
@@ -191,7 +191,7 @@ def verify(
       ReplayError: the id is empty or was accepted before, or the ledger is full.
       StaleMessageError: the time of issue is missing, in the future, or too old.
     """
-    verify_bytes(_unsigned(command), command.annotations.get(SIGNATURE, ""), secrets)
+    verify_bytes(_encode_unsigned(command), command.annotations.get(SIGNATURE, ""), secrets)
     window_ns = _nanoseconds(config.nonce_window_s)
     _check_new(command.command_id, now_ns, ledger, window_ns)
     _check_fresh(command, now_ns, ledger, config)

@@ -1,6 +1,6 @@
 """How a seed's output joins its host's, for hosts that read it from the command's annotations.
 
-A packet's metrics and a blueprint's parameters are numbers, so what they hold tells the mode: a
+A packet's metrics and a blueprint's parameters are numbers, so the mode follows from their names: a
 share of its own per channel (``alpha_vec/0``, ``alpha_vec/1``, …) is CHANNEL, and a gate on the
 host's confidence (``gate_k``, ``gate_tau``, ``alpha_lo``, ``alpha_hi``) is CONFIDENCE. The seed's
 own values go before the blueprint's. With neither the mode is the configuration's.
@@ -33,7 +33,7 @@ def blend_annotations(
     """
     if config.blend_annotations == "off":
         return {}
-    defaults = {spec.name: _default(spec) for spec in blueprint.parameters}
+    defaults = {spec.name: _find_default(spec) for spec in blueprint.parameters}
     for source, numbers in (("seed", seed.metrics), ("blueprint", defaults)):
         parameters = _parameters({k: v for k, v in numbers.items() if isfinite(v)})
         if parameters:
@@ -57,6 +57,6 @@ def _parameters(numbers: Mapping[str, float]) -> dict[str, str]:
     return {}
 
 
-def _default(parameter: ParameterSpec) -> float:
+def _find_default(parameter: ParameterSpec) -> float:
     midpoint = parameter.min + (parameter.max - parameter.min) / 2
     return midpoint if parameter.default is None else parameter.default

@@ -150,7 +150,7 @@ def _programs(policy: ArrayPolicy[Any, Any], layout: GraphLayout, plan: Plan) ->
         return answers.flatten(_decider(policy, layout)(params, asked))
 
     def policy_steps(params: object, arrays: tuple[Any, ...]) -> tuple[jax.Array, ...]:
-        unpack = jax.vmap(lambda one: questions.unpack(Packed(one, ())))
+        unpack = jax.vmap(lambda packed: questions.unpack(Packed(packed, ())))
         states, raws, legality = unpack(arrays)
         first = jax.tree.map(lambda leaf: leaf[0], states)
         after, outputs = policy.decide_many(params, first, raws, layout=layout)
@@ -181,10 +181,13 @@ def stack(
 ) -> tuple[np.ndarray, ...]:
     """Questions about observations of one layout, packed, with a leading axis."""
     policy_state = jax.device_get(policy_state)
-    packed = [plan.questions.pack(question(policy_state, one)).arrays for one in observations]
+    packed = [
+        plan.questions.pack(question(policy_state, observation)).arrays
+        for observation in observations
+    ]
     return tuple(map(np.stack, zip(*packed, strict=True)))
 
 
 def unstack(plan: Plan, arrays: tuple[np.ndarray, ...]) -> list[Answered]:
     """The answers to them."""
-    return [plan.answers.unpack(Packed(one, ())) for one in zip(*arrays, strict=True)]
+    return [plan.answers.unpack(Packed(array, ())) for array in zip(*arrays, strict=True)]

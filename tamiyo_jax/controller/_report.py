@@ -52,7 +52,7 @@ def step_report(
     """
     metrics = {"loss_delta": loss_delta}
     if proposal is not None:
-        metrics |= _proposed(proposal)
+        metrics |= _describe_proposal(proposal)
     optional = {
         "inference_ms": inference_ms,
         "blueprint_risk": blueprint.effective_risk,
@@ -107,7 +107,7 @@ def select_reportable(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if abs(value) <= _LIMIT}
 
 
-def _proposed(proposal: Proposal) -> dict[str, float]:
+def _describe_proposal(proposal: Proposal) -> dict[str, float]:
     metrics = {
         "param_delta": proposal.lr_delta,
         "value_estimate": proposal.value,

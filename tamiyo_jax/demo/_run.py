@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from orbax.checkpoint import v1 as ocp
 
 from tamiyo_jax.clock import steady_time_ns
 from tamiyo_jax.config import DeadlineConfig, TamiyoConfig
@@ -194,6 +193,7 @@ def _grow(
                 host=task.host,
             ),
             deterministic=settings.deterministic,
+            compile_ahead=False,  # a replay is the same run
             checkpoints=keeper,
             on_step=keep,
         )
@@ -221,7 +221,7 @@ def _load_start(
     home = settings.directory / "checkpoints"
     if not settings.resume:
         return [], start, None
-    found = sorted(path for path in home.glob(_NAMES) if ocp.is_orbax_checkpoint(str(path)))
+    found = sorted(home.glob(_NAMES))
     if not found:
         raise PersistenceError(
             f"{home} holds no checkpoint; one is written every {CHECKPOINT_EPOCHS} epochs. "

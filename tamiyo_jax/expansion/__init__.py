@@ -1,9 +1,9 @@
 """A larger network for the same function, in the middle of training and without a stall."""
 
-from tamiyo_jax.expansion._ahead import CompileAhead, compiled
+from tamiyo_jax.expansion._ahead import CompileAhead, compile_program
 from tamiyo_jax.expansion._depth import deepen
 from tamiyo_jax.expansion._optimizer import WarmUpState, grow_opt_state, warm_up_new
-from tamiyo_jax.expansion._plan import Growth, grow_params, is_new, mapped
+from tamiyo_jax.expansion._plan import Growth, grow_params, is_new, map_moments
 from tamiyo_jax.expansion._schedule import (
     Curve,
     marginal_return,
@@ -19,12 +19,12 @@ __all__ = [
     "Dimension",
     "Growth",
     "WarmUpState",
-    "compiled",
+    "compile_program",
     "deepen",
     "grow_opt_state",
     "grow_params",
     "is_new",
-    "mapped",
+    "map_moments",
     "marginal_return",
     "next_stage",
     "on_plateau",

@@ -1,7 +1,7 @@
 """Compiling the next program while the present one trains.
 
-    step = compiled(train_step, *shapes)          # of the smaller network
-    ahead = CompileAhead(lambda: (compiled(grow, …), compiled(larger_step, …)))
+    step = compile_program(train_step, *shapes)  # of the smaller network
+    ahead = CompileAhead(lambda: (compile_program(grow, …), compile_program(larger_step, …)))
     for batch in batches:
         if ahead.done:
             grow, step = ahead.result()
@@ -24,12 +24,15 @@ import jax
 
 from tamiyo_jax.errors import CompilationError
 
-__all__ = ["CompileAhead", "compiled"]
+__all__ = ["CompileAhead", "compile_program"]
 
 Program = TypeVar("Program")
 
 
-def compiled(function: Callable[..., Any], *arguments: Any) -> jax.stages.Compiled:  # noqa: ANN401
+def compile_program(
+    function: Callable[..., Any],
+    *arguments: Any,  # noqa: ANN401
+) -> jax.stages.Compiled:
     """The program of a function for arguments of these shapes.
 
     Args:

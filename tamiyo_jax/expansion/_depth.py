@@ -60,7 +60,7 @@ def deepen(
     found = _Blocks(blocks)
     before, after = arrays(smaller), arrays(larger)
     count, size = found.count(before), found.count(after)
-    added = _added(order, count, size)
+    added = _find_added_blocks(order, count, size)
     unmatched = set(outputs)
     sources: dict[str, Source] = {}
     for path, leaf in after.items():
@@ -142,7 +142,7 @@ class _Blocks:
         return match["number"] if match else ""
 
 
-def _added(order: Sequence[int | None], count: int, size: int) -> np.ndarray:
+def _find_added_blocks(order: Sequence[int | None], count: int, size: int) -> np.ndarray:
     """bool[size]: which blocks of the larger network are no part of the smaller one."""
     first = np.array([one is not None and one not in order[:i] for i, one in enumerate(order)])
     if len(order) != size or [order[int(i)] for i in np.flatnonzero(first)] != list(range(count)):

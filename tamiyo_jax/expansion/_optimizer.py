@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from tamiyo_jax.errors import ConfigurationError
-from tamiyo_jax.expansion._plan import Growth, is_new, mapped, path_of
+from tamiyo_jax.expansion._plan import Growth, is_new, map_moments, path_of
 from tamiyo_jax.host import MonitorState
 
 __all__ = ["WarmUpState", "grow_opt_state", "warm_up_new"]
@@ -58,11 +58,11 @@ def warm_up_new(steps: int) -> optax.GradientTransformation:
         following = jnp.asarray(optax.safe_increment(state.steps))
         factor = jnp.minimum(following.astype(jnp.float32) / steps, 1)
 
-        def scaled(update: jax.Array, new: jax.Array) -> jax.Array:
+        def scale(update: jax.Array, new: jax.Array) -> jax.Array:
             shape = (1,) * (update.ndim - new.ndim) + new.shape
             return update * jnp.where(new, factor, 1).astype(update.dtype).reshape(shape)
 
-        return jax.tree.map(scaled, updates, state.new), WarmUpState(state.new, following)
+        return jax.tree.map(scale, updates, state.new), WarmUpState(state.new, following)
 
     return optax.GradientTransformation(init, cast(optax.TransformUpdateFn, update))
 
@@ -84,12 +84,12 @@ def grow_opt_state(
 
     Raises:
       ConfigurationError: the state holds something that depends on the parameters and is no tree
-        like them, so nobody can know how it grows.
+        like them, so it is unknown how it grows.
     """
-    return cast(State, _grown(growth, tx.init(params), opt_state))
+    return cast(State, _grow(growth, tx.init(params), opt_state))
 
 
-def _grown(growth: Growth, fresh: object, old: object) -> object:
+def _grow(growth: Growth, fresh: object, old: object) -> object:
     """`fresh`, with everything in it that `old` knows better."""
     before, after = (jax.tree.structure(tree) for tree in (growth.before, growth.after))
 
@@ -111,11 +111,11 @@ def _grown(growth: Growth, fresh: object, old: object) -> object:
 
 def _node(growth: Growth, path: str, fresh: Any, old: Any, before: Any) -> object:  # noqa: ANN401
     if isinstance(fresh, MonitorState):
-        return fresh._replace(inner=_grown(growth, fresh.inner, old.inner))
+        return fresh._replace(inner=_grow(growth, fresh.inner, old.inner))
     if isinstance(fresh, WarmUpState):
         return WarmUpState(is_new(growth), jnp.zeros_like(old.steps))
     if jax.tree.structure(old) == before and _shapes(old) == _shapes(growth.before):
-        return mapped(growth, old, 2 if path.rpartition("/")[2] in _SQUARES else 1)
+        return map_moments(growth, old, 2 if path.rpartition("/")[2] in _SQUARES else 1)
     if _shapes(fresh) != _shapes(old):
         raise _unknown([path])
     return old
@@ -129,5 +129,5 @@ def _unknown(paths: list[str]) -> ConfigurationError:
     return ConfigurationError(
         f"the optimiser's state depends on the parameters in {paths} and has there no tree like "
         "them; use optimisers that keep one tree for each average, without masks",
-        paths=paths,
+        actual=paths,
     )

@@ -22,7 +22,7 @@ import numpy as np
 
 from tamiyo_jax.errors import ConfigurationError
 
-__all__ = ["Growth", "Source", "arrays", "grow_params", "is_new", "mapped", "path_of"]
+__all__ = ["Growth", "Source", "arrays", "grow_params", "is_new", "map_moments", "path_of"]
 
 Params = Any
 """A pytree of arrays."""
@@ -134,7 +134,7 @@ def plain(path: str) -> Source:
     return Source(path, {}, np.array(False), np.array(1.0), np.array(1.0), np.array(False))
 
 
-def taken(source: Source, old: Mapping[str, jax.Array], own: jax.Array) -> jax.Array:
+def take(source: Source, old: Mapping[str, jax.Array], own: jax.Array) -> jax.Array:
     """Entries of the smaller network's arrays in their new places, and `own` in the others."""
     if source.path is None:
         return own
@@ -160,7 +160,7 @@ def grow_params(growth: Growth, params: Params, fresh: Params, key: jax.Array) -
     grown = []
     for index, (path, own) in enumerate(arrays(fresh).items()):
         source = growth.sources[path]
-        array = taken(source, old, own)
+        array = take(source, old, own)
         if (source.weight != 1).any():
             array = array * _beside(source.weight, array).astype(array.dtype)
         if source.split is not None:
@@ -169,7 +169,7 @@ def grow_params(growth: Growth, params: Params, fresh: Params, key: jax.Array) -
     return jax.tree.unflatten(jax.tree.structure(fresh), grown)
 
 
-def mapped(growth: Growth, tree: Params, order: int) -> Params:
+def map_moments(growth: Growth, tree: Params, order: int) -> Params:
     """A tree of moments of the smaller network's gradient, as the larger one's would be.
 
     Args:
@@ -185,7 +185,7 @@ def mapped(growth: Growth, tree: Params, order: int) -> Params:
     for path, after in arrays(growth.after).items():
         source = growth.sources[path]
         kept = next(iter(old.values())).dtype if source.path is None else old[source.path].dtype
-        array = taken(source, old, jnp.zeros(after.shape, kept))
+        array = take(source, old, jnp.zeros(after.shape, kept))
         if (source.gradient != 1).any():
             array = array * _beside(source.gradient**order, array).astype(array.dtype)
         grown.append(array)

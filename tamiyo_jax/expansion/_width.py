@@ -65,10 +65,10 @@ def widen(
     sources = {path: plain(path) for path in after if path in before}
     for index, dimension in enumerate(dimensions):
         units = _units(index, dimension, before, after)
-        for path, axis in _named(index, dimension.made_by, sources):
-            sources[path] = _copied(sources[path], before[path], axis, units)
-        for path, axis in _named(index, dimension.used_by, sources):
-            sources[path] = _divided(sources[path], before[path], axis, units, noise)
+        for path, axis in _match_leaves(index, dimension.made_by, sources):
+            sources[path] = _copy_units(sources[path], before[path], axis, units)
+        for path, axis in _match_leaves(index, dimension.used_by, sources):
+            sources[path] = _divide_units(sources[path], before[path], axis, units, noise)
     return make(sources, smaller, larger)
 
 
@@ -78,7 +78,7 @@ def _units(
     """i[new]: the unit of the smaller network that each of the larger is a copy of."""
     sizes = {
         (before[path].shape[axis], after[path].shape[axis])
-        for path, axis in _named(index, dimension.made_by, before)
+        for path, axis in _match_leaves(index, dimension.made_by, before)
         if path in after
     }
     if len(sizes) != 1:
@@ -99,7 +99,7 @@ def _units(
     return np.arange(new) % old
 
 
-def _named(
+def _match_leaves(
     index: int, patterns: Mapping[str, int], leaves: Mapping[str, Any]
 ) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
@@ -116,7 +116,7 @@ def _named(
     return found
 
 
-def _copied(source: Source, leaf: jax.Array, axis: int, units: np.ndarray) -> Source:
+def _copy_units(source: Source, leaf: jax.Array, axis: int, units: np.ndarray) -> Source:
     """Each copy has its unit's values, and of its gradient an equal share."""
     along = _along(leaf, axis)
     copies = _copies(units)
@@ -131,7 +131,9 @@ def _copied(source: Source, leaf: jax.Array, axis: int, units: np.ndarray) -> So
     )
 
 
-def _divided(source: Source, leaf: jax.Array, axis: int, units: np.ndarray, noise: float) -> Source:
+def _divide_units(
+    source: Source, leaf: jax.Array, axis: int, units: np.ndarray, noise: float
+) -> Source:
     """The copies share their unit's weights; each has its unit's gradient."""
     along, axis = _along(leaf, axis), axis % len(leaf.shape)
     old = int(units.max()) + 1

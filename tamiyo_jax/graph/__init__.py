@@ -31,16 +31,13 @@ from tamiyo_jax.graph._normalizer import (
 )
 from tamiyo_jax.graph._raw import RawGraph
 from tamiyo_jax.graph._registry import Registries, Registry
+from tamiyo_jax.graph._relations import EDGE_WIDTH, RELATIONS, Relation, schema_digest
 from tamiyo_jax.graph._schema import (
     ATTRIBUTE_WIDTH,
-    EDGE_WIDTH,
     FEATURE_WIDTH,
     NODE_TYPES,
-    RELATIONS,
     SCHEMA_VERSION,
     STATISTICS,
-    Relation,
-    schema_digest,
 )
 
 __all__ = [

@@ -31,19 +31,19 @@ from tamiyo_jax.graph._nodes import (
 )
 from tamiyo_jax.graph._raw import RawGraph, blank
 from tamiyo_jax.graph._registry import Registries
-from tamiyo_jax.graph._schema import Relation
+from tamiyo_jax.graph._relations import Relation
 from tamiyo_jax.graph._seed_edges import SeedEdges, SeedPlacement, draw_seed_edges, seed_links
 
 __all__ = ["BlueprintArrays", "Stage", "StageKey", "blueprint_order", "encode_blueprint"]
 
 DEFAULTS = GraphConfig()
 
-# Stages and seatings that are remembered; a run has few at a time.
+# Stages and seed placements that are kept; a run has few at a time.
 _remembered = functools.lru_cache(maxsize=8)
 
 
 class StageKey:
-    """Registries and blueprints, told apart by identity.
+    """A key of registries and blueprints, compared by identity.
 
     Blueprints hold mappings and so have no hash, and that of a registry takes a walk over its
     keys; none of them ever changes.
@@ -88,7 +88,7 @@ class BlueprintArrays(NamedTuple):
       listed: relations complete by construction whose edges stand in the table, and change
         with the packet.
       staged: the stages, the newest remembered.
-      seated: the edges of seeds by their seats, the newest remembered.
+      seated: the edges of seeds by their placements; only the newest are kept.
     """
 
     blueprint: Blueprint

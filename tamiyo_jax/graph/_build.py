@@ -11,7 +11,7 @@ from tamiyo_jax.graph._jraph import GraphsTuple, pad_with_graphs
 from tamiyo_jax.graph._layout import GraphLayout, bucket
 from tamiyo_jax.graph._normalizer import Normalizer, update_and_normalize
 from tamiyo_jax.graph._raw import RawGraph
-from tamiyo_jax.graph._schema import EDGE_WIDTH, RELATIONS
+from tamiyo_jax.graph._relations import EDGE_WIDTH, RELATIONS
 
 __all__ = ["build", "compact"]
 

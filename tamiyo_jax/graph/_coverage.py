@@ -1,6 +1,6 @@
-"""Coverage: how much of what the graph expects the input has told.
+"""Coverage: how much of what the graph expects is in the input.
 
-A feature counts as told when its key or field is there, also if its value is zero or not
+A feature counts as reported when its key or field is there, also if its value is zero or not
 finite; an edge counts when it stands in the graph. What truncation cut counts as absent.
 """
 
@@ -13,7 +13,8 @@ import numpy as np
 
 from tamiyo_jax.graph._layout import GraphLayout
 from tamiyo_jax.graph._raw import RawGraph
-from tamiyo_jax.graph._schema import FEATURE_WIDTH, NODE_TYPES, RELATIONS, Column, Relation
+from tamiyo_jax.graph._relations import RELATIONS, Relation
+from tamiyo_jax.graph._schema import FEATURE_WIDTH, NODE_TYPES, Column
 
 __all__ = [
     "Completeness",
@@ -40,10 +41,10 @@ class Completeness(NamedTuple):
     """How complete a graph is.
 
     Attributes:
-      coverage: told / expected by group, in [0, 1]: ``node.<type>`` and
+      coverage: reported / expected by group, in [0, 1]: ``node.<type>`` and
         ``edges.<source>_<name>``. Types and relations of which the input holds nothing have
         no entry, nor have relations that are complete, since they cannot lack an edge.
-      total: told / expected over all features and edges, in [0, 1]; 1 where nothing is
+      total: reported / expected over all features and edges, in [0, 1]; 1 where nothing is
         expected.
       missing: what at least one real node, or an expected edge, lacks: ``seed.learning_rate``
         for a feature, ``edges.seed_monitors`` for a relation that names a node the graph does
@@ -92,7 +93,7 @@ def _absent(layout: GraphLayout, raw: RawGraph, features: np.ndarray) -> list[st
 
 
 def _feature_counts(raw: RawGraph) -> Iterator[tuple[str, int, int]]:
-    """(group, told, expected) of every node type of which the input holds anything."""
+    """(group, reported, expected) of every node type of which the input holds anything."""
     reported = (raw.reported * _COUNTED).sum(axis=1)
     rows = zip(NODE_TYPES, reported.tolist(), raw.expected_nodes.tolist(), _PER_NODE, strict=True)
     for kind, count, nodes, features in rows:
@@ -150,7 +151,7 @@ def find_missing_required(layout: GraphLayout, raw: RawGraph) -> tuple[str, ...]
 
 
 def feature_changes(previous: frozenset[str], now: frozenset[str]) -> FeatureChanges:
-    """What to report between two steps, so that operators are told once and not flooded.
+    """Which changes of completeness to report, so that each is reported once.
 
     >>> feature_changes(frozenset({"seed.risk_score"}), frozenset({"layer.latency_ms"}))
     FeatureChanges(missing=('layer.latency_ms',), restored=('seed.risk_score',))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int32, Integer
 
 from tamiyo_jax.config import GraphConfig
 from tamiyo_jax.contracts import Blueprint
@@ -18,7 +19,7 @@ from tamiyo_jax.errors import GraphSchemaError
 from tamiyo_jax.graph._layout import GraphLayout, count_fitting
 from tamiyo_jax.graph._nodes import finite
 from tamiyo_jax.graph._raw import RawGraph
-from tamiyo_jax.graph._schema import EDGE_WIDTH, RELATIONS, Relation, find_relation
+from tamiyo_jax.graph._relations import EDGE_WIDTH, RELATIONS, Relation, find_relation
 
 __all__ = [
     "Edges",
@@ -65,8 +66,8 @@ class Edges(NamedTuple):
 
 
 def complete_rows(
-    layout: GraphLayout, relation: Relation, mask: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    layout: GraphLayout, relation: Relation, mask: Bool[np.ndarray, " nodes"]
+) -> tuple[Int32[np.ndarray, " edges"], Int32[np.ndarray, " edges"]]:
     """All pairs of a complete relation, source by source.
 
     Args:
@@ -87,15 +88,18 @@ def complete_rows(
 
 
 def complete_attributes(
-    relation: Relation, attributes: np.ndarray, senders: np.ndarray, receivers: np.ndarray
-) -> np.ndarray:
+    relation: Relation,
+    attributes: Float32[np.ndarray, "nodes 2"],
+    senders: Integer[np.ndarray, " edges"],
+    receivers: Integer[np.ndarray, " edges"],
+) -> Float32[np.ndarray, "edges 3"]:
     """Attributes of edges of a complete relation, from their ends.
 
     Args:
       relation: the relation; it has terms.
       attributes: f32[N, 2], of the node table.
-      senders: i32[n], rows of the node table.
-      receivers: i32[n].
+      senders: i32[n] or i64[n], rows of the node table.
+      receivers: like `senders`.
 
     Returns:
       f32[n, 3].

@@ -16,7 +16,8 @@ from typing import NamedTuple
 from tamiyo_jax.config import GraphConfig
 from tamiyo_jax.contracts import Blueprint
 from tamiyo_jax.errors import GraphCapacityError, GraphSchemaError
-from tamiyo_jax.graph._schema import NODE_TYPES, RELATIONS, Relation, find_node_type, find_relation
+from tamiyo_jax.graph._relations import RELATIONS, Relation, find_relation
+from tamiyo_jax.graph._schema import NODE_TYPES, find_node_type
 
 __all__ = ["Block", "GraphLayout", "bucket", "count_fitting", "expand_layout", "layout_for"]
 

@@ -33,7 +33,7 @@ class LiveSlots(NamedTuple):
       row: i64[K], of the node table.
       column: i64[K], of the value.
       bit: bool[K], whether the next column is its presence bit.
-      told: bool[K], whether the blueprint itself tells the feature.
+      reported: bool[K], whether the blueprint itself has the feature.
     """
 
     places: Mapping[str, int]

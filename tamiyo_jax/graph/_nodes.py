@@ -1,7 +1,7 @@
 """Nodes: what each node type takes from a packet or a blueprint, and how rows are written.
 
 `Columns` map feature names of the schema to one number per node; None is absent, and a value
-that is not finite is told but absent. Columns of the table and presence bits follow from the
+that is not finite is reported but absent. Columns of the table and presence bits follow from the
 schema.
 """
 
@@ -65,7 +65,7 @@ class Rows(NamedTuple):
     Attributes:
       values: f64[n, w], finite; 0 where absent, 0 or 1 in the columns of presence bits.
       present: bool[n, w].
-      told: i32[16], see `RawGraph`.
+      reported: i32[16], see `RawGraph`.
     """
 
     values: np.ndarray
@@ -100,7 +100,7 @@ def _clip(value: float | None, low: float, high: float) -> float | None:
 
 
 def _over(value: float, whole: float | None) -> float | None:
-    """The share value / whole; absent without a whole, told but not finite with a whole of 0."""
+    """The share value / whole; absent without a whole, reported as not finite if it is 0."""
     if whole is None:
         return None
     return value / whole if whole else math.nan
@@ -149,7 +149,7 @@ def seed_columns(
         "risk_score": [seed.risk_score for seed in seeds],
         "gradient_norm": [seed.gradient_norm for seed in seeds],
         "age_epochs": [seed.age_epochs for seed in seeds],
-        # UNKNOWN is zero, and the only stage that does not tell.
+        # UNKNOWN is zero, and the only stage that counts as not reported.
         "stage": [seed.stage / SEED_STAGES if seed.stage else None for seed in seeds],
         "layer_depth": [
             None if seed.layer_depth is None else seed.layer_depth / depth for seed in seeds
@@ -177,7 +177,7 @@ def blueprint_columns(blueprints: Sequence[Blueprint]) -> Columns:
 
 
 def _parameter_count(blueprint: Blueprint) -> int | None:
-    """Parameters of the layers that tell theirs; None where none does."""
+    """Sum of the parameter counts of the layers that have one; None where none has."""
     counts = [layer.parameter_count for layer in blueprint.layers]
     known = [count for count in counts if count is not None]
     return sum(known) if known else None
@@ -316,7 +316,7 @@ def write_indices(
 ) -> None:
     """Write index / vocabulary size of each node's key.
 
-    The empty key, and an id that shares the `unseen` index, count as not told.
+    The empty key, and an id that shares the `unseen` index, count as not reported.
     """
     block, column = layout.nodes[name], column_of(name, feature)
     kept = keys[: block.capacity]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float32
 
 from tamiyo_jax.graph._layout import GraphLayout
 from tamiyo_jax.graph._schema import FEATURE_WIDTH, NODE_TYPES, STATISTICS
@@ -27,9 +28,9 @@ class Normalizer(NamedTuple):
       count: f32[S], the steps that updated the statistic.
     """
 
-    mean: jax.Array
-    var: jax.Array
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    mean: Float32[Array, " s"]
+    var: Float32[Array, " s"]
+    count: Float32[Array, " s"]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def init_normalizer() -> Normalizer:
@@ -53,21 +54,21 @@ def _statistic_of_column() -> np.ndarray:
     return columns.ravel()
 
 
-def _totals(blocks: list[jax.Array]) -> jax.Array:
+def _totals(blocks: list[jax.Array]) -> Float32[Array, " s"]:
     """Sum per statistic of blocks f32[n_t, 16], one per node type: f32[S]."""
     columns = jnp.concatenate([block.sum(axis=0) for block in blocks])
     count = len(STATISTICS)
     return jax.ops.segment_sum(columns, _statistic_of_column(), count + 1)[:count]
 
 
-def _by_column(statistics: jax.Array, fill: float) -> list[jax.Array]:
+def _by_column(statistics: Float32[Array, " s"], fill: float) -> list[jax.Array]:
     """Spread f32[S] over the columns: one f32[1, 16] per node type, `fill` for raw columns."""
     padded = jnp.append(statistics, jnp.float32(fill))
     columns = padded[_statistic_of_column()].reshape(len(NODE_TYPES), 1, FEATURE_WIDTH)
     return list(columns)
 
 
-def _by_type(layout: GraphLayout, rows: jax.Array) -> list[jax.Array]:
+def _by_type(layout: GraphLayout, rows: Float32[Array, "n 16"]) -> list[jax.Array]:
     """Split a node table into the blocks of its types, the padding row of each included."""
     ends = [block.padding + 1 for block in layout.nodes.values()]
     return jnp.split(rows, ends[:-1])
@@ -76,8 +77,8 @@ def _by_type(layout: GraphLayout, rows: jax.Array) -> list[jax.Array]:
 def update(
     layout: GraphLayout,
     normalizer: Normalizer,
-    values: jax.Array,
-    present: jax.Array,
+    values: Float32[Array, "n 16"],
+    present: Bool[Array, "n 16"],
     *,
     rate: float | jax.Array = 0.1,
 ) -> Normalizer:
@@ -115,8 +116,11 @@ def update(
 
 
 def normalize(
-    layout: GraphLayout, normalizer: Normalizer, values: jax.Array, present: jax.Array
-) -> jax.Array:
+    layout: GraphLayout,
+    normalizer: Normalizer,
+    values: Float32[Array, "n 16"],
+    present: Bool[Array, "n 16"],
+) -> Float32[Array, "n 16"]:
     """``(x − mean)/sqrt(var)`` clipped to ±10; raw columns as they are; 0 where absent.
 
     Args:
@@ -145,11 +149,11 @@ def normalize(
 def update_and_normalize(
     layout: GraphLayout,
     normalizer: Normalizer,
-    values: jax.Array,
-    present: jax.Array,
+    values: Float32[Array, "n 16"],
+    present: Bool[Array, "n 16"],
     *,
     rate: float | jax.Array = 0.1,
-) -> tuple[Normalizer, jax.Array]:
+) -> tuple[Normalizer, Float32[Array, "n 16"]]:
     """`update`, then `normalize` with the updated state; see both."""
     updated = update(layout, normalizer, values, present, rate=rate)
     return updated, normalize(layout, updated, values, present)

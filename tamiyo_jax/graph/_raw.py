@@ -7,14 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tamiyo_jax.graph._layout import GraphLayout
-from tamiyo_jax.graph._schema import (
-    ATTRIBUTE_WIDTH,
-    EDGE_WIDTH,
-    FEATURE_WIDTH,
-    NODE_TYPES,
-    RELATIONS,
-    find_relation,
-)
+from tamiyo_jax.graph._relations import EDGE_WIDTH, RELATIONS, find_relation
+from tamiyo_jax.graph._schema import ATTRIBUTE_WIDTH, FEATURE_WIDTH, NODE_TYPES
 
 __all__ = ["RawGraph", "blank"]
 
@@ -26,7 +20,7 @@ class RawGraph(NamedTuple):
       values: f32[N, 16], raw column values; statistic columns are not yet normalised;
         0 where absent.
       present: bool[N, 16], a finite value stands there.
-      told: i32[T, 16], how many nodes of each type have a value from their source, finite or
+      reported: i32[T, 16], how many nodes of each type have a value in their source, finite or
         not, at the column of the value; what coverage counts.
       mask: bool[N], the row is a real node.
       attributes: f32[N, 2], per-node scalars that edges of complete relations read.

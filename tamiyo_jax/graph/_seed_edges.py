@@ -1,6 +1,6 @@
 """Edges of seeds: peers, the parameters that a seed may set, the layers that it watches.
 
-They are drawn once for each seating of the seeds and remembered, since seeds keep their
+They are computed once for each placement of the seeds and kept, since seeds keep their
 places much longer than a step; only what the seeds themselves measure is filled in each time.
 """
 
@@ -17,7 +17,8 @@ from tamiyo_jax.graph._edges import Edges, write_edges
 from tamiyo_jax.graph._layout import GraphLayout
 from tamiyo_jax.graph._nodes import SEED_STAGES, finite, position, positions
 from tamiyo_jax.graph._raw import RawGraph
-from tamiyo_jax.graph._schema import ATTRIBUTE_WIDTH, EDGE_WIDTH
+from tamiyo_jax.graph._relations import EDGE_WIDTH
+from tamiyo_jax.graph._schema import ATTRIBUTE_WIDTH
 
 __all__ = ["SeedEdges", "SeedLinks", "SeedPlacement", "draw_seed_edges", "seed_links", "watches"]
 
@@ -84,7 +85,7 @@ class SeedLinks(NamedTuple):
 
 
 class SeedEdges(NamedTuple):
-    """The edge table of a seating, read-only; see `RawGraph`.
+    """The edge table of a placement, read-only; see `RawGraph`.
 
     Attributes:
       edges: f32[E, 3], without what comes from attributes of seeds.
@@ -119,15 +120,15 @@ def seed_links(blueprint: Blueprint, layout: GraphLayout) -> SeedLinks:
     index = {parameter.name: i for i, parameter in enumerate(blueprint.parameters)}
     allowed = blueprint.allowed_parameters_by_seed_id
 
-    def listed(names: Iterable[str]) -> tuple[np.ndarray, int]:
+    def locate(names: Iterable[str]) -> tuple[np.ndarray, int]:
         distinct = dict.fromkeys(names)
         places = [index[name] for name in distinct if name in index]
         rows = [block.start + place for place in places if place < block.capacity]
         return np.array(rows, np.int64), len(distinct)
 
     return SeedLinks(
-        everything=listed(index),
-        lists={seed_id: listed(names) for seed_id, names in allowed.items()},
+        everything=locate(index),
+        lists={seed_id: locate(names) for seed_id, names in allowed.items()},
         lengths={seed_id: len(names) for seed_id, names in allowed.items()},
         watches=_watches(blueprint) if blueprint.monitored_layers else None,
         depths=positions(len(blueprint.layers)),
@@ -166,7 +167,10 @@ def draw_seed_edges(
       GraphCapacityError: more edges than a block holds, and truncation is off.
     """
     raw = RawGraph(*(array.copy() for array in static))
-    allowed, monitors = _allowed(layout, links, placements), _monitors(layout, links, placements)
+    allowed, monitors = (
+        _link_allowed(layout, links, placements),
+        _monitors(layout, links, placements),
+    )
     origins = np.full(raw.edges.shape, -1, np.int64)
     for key, edges in (
         (PEER, _peers(layout, len(placements))),
@@ -209,7 +213,9 @@ def _peers(layout: GraphLayout, count: int) -> Edges:
     return Edges(senders, senders + 1, attributes, max(count - 1, 0))
 
 
-def _allowed(layout: GraphLayout, links: SeedLinks, placements: Sequence[SeedPlacement]) -> Edges:
+def _link_allowed(
+    layout: GraphLayout, links: SeedLinks, placements: Sequence[SeedPlacement]
+) -> Edges:
     """Seeds that may blend, to the parameters on their list, or to all without a list."""
     block = layout.nodes["seed"]
     lists = [

@@ -12,7 +12,7 @@ A seed has the share s of its slot's output: x + s·y where it is a branch besid
 At alpha = 0 a slot is an exact identity, forward and backward. Arithmetic cannot promise
 that: ``x + 0 * y`` turns −0.0 into 0.0 and an infinite y into NaN, and differentiating a
 plain `where` multiplies the zero cotangent of the unused side by that infinity. So the
-choice is made on values *and* on cotangents, by `gated`.
+choice is made on values *and* on cotangents, by `apply_gated`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32, Shaped
 
 from tamiyo_jax.errors import ConfigurationError
 
@@ -37,8 +38,8 @@ __all__ = [
     "Channel",
     "Confidence",
     "alpha_at",
+    "apply_gated",
     "blend_metrics",
-    "gated",
     "mix",
 ]
 
@@ -105,7 +106,7 @@ class Confidence:
                 value=self,
             )
 
-    def share(self, x: jax.Array) -> jax.Array:
+    def share(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch 1"]:
         """The share at α = 1 of logits x (f32[..., C], C > 1), f32[..., 1]."""
         first, second = jnp.split(jax.lax.top_k(jax.nn.softmax(x), 2)[0], 2, axis=-1)
         gate = jax.nn.sigmoid(self.gate_k * (self.gate_tau - (first - second)))
@@ -125,12 +126,12 @@ class BlendSchedule(NamedTuple):
       end: f32[], fraction from which alpha is 1; not before `start`.
     """
 
-    method: jax.Array
-    start: jax.Array
-    end: jax.Array
+    method: Int32[Array, "*slots"]
+    start: Float32[Array, "*slots"]
+    end: Float32[Array, "*slots"]
 
 
-def alpha_at(schedule: BlendSchedule, progress: jax.Array) -> jax.Array:
+def alpha_at(schedule: BlendSchedule, progress: Float32[Array, ""]) -> Float32[Array, ""]:
     """Alpha (f32[]) after the fraction `progress` (f32[]) of the blend.
 
     With u running from 0 at the start to 1 at the end: linear is u, cosine is
@@ -156,7 +157,9 @@ def blend_metrics(blend: Blend) -> dict[str, float]:
             return {}
 
 
-def mix(blend: Blend, x: jax.Array, y: jax.Array, alpha: jax.Array) -> jax.Array:
+def mix(
+    blend: Blend, x: Shaped[Array, "*shape"], y: Shaped[Array, "*shape"], alpha: Float32[Array, ""]
+) -> Shaped[Array, "*shape"]:
     """The slot's output for α > 0, as the head of this module says; computed in x's dtype.
 
     Raises:
@@ -194,13 +197,13 @@ def _share(blend: Blend, x: jax.Array) -> jax.Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def gated(
+def apply_gated(
     branch: Callable[[Any, Any, jax.Array, jax.Array], jax.Array],
     params: Any,  # noqa: ANN401 - any pytree of arrays
     selector: Any,  # noqa: ANN401 - any pytree of integer arrays
-    alpha: jax.Array,
-    x: jax.Array,
-) -> jax.Array:
+    alpha: Float32[Array, ""],
+    x: Shaped[Array, "*shape"],
+) -> Shaped[Array, "*shape"]:
     """``branch(params, selector, alpha, x)`` where alpha > 0, and exactly x where it is not.
 
     At alpha = 0 the cotangent of x is the output's own, bit for bit, and that of `params` is
@@ -209,7 +212,7 @@ def gated(
     return jnp.where(alpha > 0, branch(params, selector, alpha, x), x)
 
 
-def _gated_forward(
+def _apply_gated_forward(
     branch: Callable[..., jax.Array],
     params: Any,  # noqa: ANN401
     selector: Any,  # noqa: ANN401
@@ -220,7 +223,7 @@ def _gated_forward(
     return jnp.where(alpha > 0, y, x), (pull, alpha)
 
 
-def _gated_backward(
+def _apply_gated_backward(
     branch: Callable[..., jax.Array],
     residuals: tuple[Callable[[jax.Array], Any], jax.Array],
     cotangent: jax.Array,
@@ -233,4 +236,4 @@ def _gated_backward(
     return for_params, None, None, jnp.where(open_, for_x, cotangent)
 
 
-gated.defvjp(_gated_forward, _gated_backward)
+apply_gated.defvjp(_apply_gated_forward, _apply_gated_backward)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int32
 
 from tamiyo_jax.contracts import SeedOperation, SeedStage
 from tamiyo_jax.errors import IllegalTransitionError
@@ -76,11 +77,11 @@ class SlotState(NamedTuple):
       schedule: how alpha rises while BLENDING.
     """
 
-    stage: jax.Array
-    blueprint: jax.Array
-    alpha: jax.Array
-    stage_steps: jax.Array
-    age_steps: jax.Array
+    stage: Int32[Array, "*slots"]
+    blueprint: Int32[Array, "*slots"]
+    alpha: Float32[Array, "*slots"]
+    stage_steps: Int32[Array, "*slots"]
+    age_steps: Int32[Array, "*slots"]
     schedule: BlendSchedule
 
 
@@ -96,7 +97,7 @@ def dormant() -> SlotState:
     )
 
 
-def is_live(stage: jax.Array) -> jax.Array:
+def is_live(stage: Int32[Array, ""]) -> Bool[Array, ""]:
     """bool[]: whether a seed in `stage` learns: TRAINING to FOSSILIZED, SHADOWING excepted."""
     learning = (
         SeedStage.TRAINING,

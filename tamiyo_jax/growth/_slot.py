@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from tamiyo_jax.errors import ConfigurationError
-from tamiyo_jax.growth._blending import Blend, BlendMode, gated, mix
+from tamiyo_jax.growth._blending import Blend, BlendMode, apply_gated, mix
 
 __all__ = [
     "Bank",
@@ -139,7 +139,7 @@ def slot_apply(
     ) -> jax.Array:
         return mix(mode, x, bank[name].apply(params[name], x), alpha)
 
-    return gated(branch, params, None, gate.alpha, x)
+    return apply_gated(branch, params, None, gate.alpha, x)
 
 
 def _silent(y: jax.Array) -> jax.Array:

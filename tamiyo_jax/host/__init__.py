@@ -2,7 +2,7 @@
 
 from tamiyo_jax.host._apply import Checkpointer, CommandApplier, DecisionLike
 from tamiyo_jax.host._blueprint_of import blueprint_of
-from tamiyo_jax.host._budget import live_parameters, within_budget
+from tamiyo_jax.host._budget import limit_to_budget, live_parameters
 from tamiyo_jax.host._checkpoints import HostCheckpoints, load_tree, save_tree
 from tamiyo_jax.host._detector import Detector, Signals, detect, new_detector, worst
 from tamiyo_jax.host._hardware import Hardware, HardwareMeter
@@ -68,6 +68,7 @@ __all__ = [
     "guarded",
     "init_host",
     "layer_names",
+    "limit_to_budget",
     "live_parameters",
     "load_tree",
     "loss_of",
@@ -86,6 +87,5 @@ __all__ = [
     "tamiyo_scale",
     "train_step",
     "unless_refused",
-    "within_budget",
     "worst",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
 
@@ -34,6 +34,7 @@ State = TypeVar("State")
 LR_DELTA = "lr_delta"
 
 
+@runtime_checkable
 class DecisionLike(Protocol):
     """The part of a decision that the applier reads."""
 
@@ -48,6 +49,7 @@ class DecisionLike(Protocol):
         ...
 
 
+@runtime_checkable
 class Checkpointer(Protocol):
     """Restores the states that ROLLBACK returns to."""
 
@@ -153,7 +155,7 @@ class CommandApplier:
             _reject(command, "this host keeps no checkpoints; give CommandApplier a checkpointer")
         restored = self._checkpointer.restore(checkpoint, state)
         if LR_DELTA in command.annotations:  # a brake that goes with the rollback
-            restored = _scale(restored, 1 + _annotated(command, LR_DELTA), self._limits)
+            restored = _scale(restored, 1 + _read_annotation(command, LR_DELTA), self._limits)
         if isinstance(state, HostState):
             return _set(restored, breaker_open=bool(state.breaker_open))
         return restored
@@ -190,11 +192,11 @@ def _apply_seed(
             "close it first",
         )
     if adjustment.operation is SeedOperation.GERMINATE:
-        return _germinated(state, command, adjustment, name, host)
+        return _germinate(state, command, adjustment, name, host)
     return operate(host, state, name, adjustment.operation)
 
 
-def _germinated(
+def _germinate(
     state: HostState, command: AdaptationCommand, adjustment: SeedAdjustment, name: str, host: Host
 ) -> HostState:
     """The host with the seed, the budget kept, and the blending schedule of the command."""
@@ -233,7 +235,7 @@ def _wants_open(command: AdaptationCommand, adjustment: CircuitBreakerAdjustment
     return adjustment.desired_state is CircuitBreakerState.OPEN
 
 
-def _annotated(command: AdaptationCommand, name: str) -> float:
+def _read_annotation(command: AdaptationCommand, name: str) -> float:
     try:
         return _number(command, {name: float(command.annotations[name])}, name)
     except ValueError:

@@ -1,7 +1,7 @@
-"""A blueprint from a real model, so that nobody writes one by hand.
+"""Make the blueprint of a model.
 
-The model is traced, never run. Parameters tell which layers there are and how large they are;
-the jaxpr of the forward pass tells what they do and how they connect (`host.tracing`).
+The model is traced, never run. The parameters give the layers and their sizes; the
+jaxpr of the forward pass gives their types and how they connect (`_tracing`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def blueprint_of(
     ``identity`` if it meets none. Parameters that the forward pass does not reach make layers
     of type ``unused``, without edges, at the end.
 
-    What no model can tell (tier, stage, bounds, blending methods, safety sheet) keeps the
+    What a model does not hold (tier, stage, bounds, blending methods, safety sheet) keeps the
     default of `Blueprint`; set it with ``dataclasses.replace``.
 
     Args:
@@ -131,7 +131,7 @@ def _spec(layer: _Layer, found: Trace, number: int, activation: str) -> LayerSpe
 
 
 def _channels(layer: _Layer, use: Use) -> tuple[int | None, int | None]:
-    """Inputs and outputs of a layer; where its use does not tell, by its last axis."""
+    """Inputs and outputs of a layer; by its last axis where its use does not give them."""
     if use.channels is not None:
         return use.channels
     last = max((shape[-1] for shape in layer.shapes if shape), default=1)
@@ -160,12 +160,12 @@ def _relation_pairs(found: Trace, index: dict[int, int]) -> dict[str, tuple[tupl
     if not found.activations:
         return {}
     position = {place: i for i, place in enumerate(found.activations)}
-    takes = _sorted(
+    takes = _sort_pairs(
         (index[layer], position[place])
         for place, activation in found.activations.items()
         for layer in activation.layers
     )
-    gives = _sorted((position[place], index[layer]) for place, layer in found.readers)
+    gives = _sort_pairs((position[place], index[layer]) for place, layer in found.readers)
     return {
         "layer__activates__activation": takes,
         "activation__affects__layer": gives,
@@ -173,5 +173,5 @@ def _relation_pairs(found: Trace, index: dict[int, int]) -> dict[str, tuple[tupl
     }
 
 
-def _sorted(pairs: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def _sort_pairs(pairs: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(set(pairs)))

@@ -14,7 +14,7 @@ import numpy as np
 from jax.tree_util import DictKey
 from orbax.checkpoint import v1 as ocp
 
-from tamiyo_jax._digests import DIGESTS, check_digests, make_damage_error, write_digests
+from tamiyo_jax._digests import DIGESTS, check_digests, make_damage_error, saving
 from tamiyo_jax.errors import CheckpointMismatchError, PersistenceError
 from tamiyo_jax.host._placement import place_like
 from tamiyo_jax.host._retention import Retention
@@ -32,18 +32,8 @@ def save_tree(path: str | os.PathLike[str], tree: object) -> None:
     Raises:
       PersistenceError: the directory exists, or cannot be written.
     """
-    target = Path(path).absolute()
-    if target.exists():
-        raise PersistenceError(
-            f"checkpoint {target} exists; checkpoints are never overwritten", path=str(target)
-        )
-    try:
-        ocp.save(str(target), tree)
-        write_digests(target)
-    except OSError as error:
-        raise PersistenceError(
-            f"checkpoint {target} could not be written: {error}", path=str(target)
-        ) from error
+    with saving(Path(path).absolute()) as directory:
+        ocp.save(str(directory), tree)
 
 
 def load_tree(path: str | os.PathLike[str], like: Tree, host: Host | None = None) -> Tree:
@@ -70,9 +60,9 @@ def load_tree(path: str | os.PathLike[str], like: Tree, host: Host | None = None
     check_digests(source)
     try:
         stored = _shapes(ocp.metadata(str(source)).metadata)
-        grown = like if host is None else _as_grown(like, stored, host)
+        grow_node = like if host is None else _fit_stored_seeds(like, stored, host)
         template = jax.tree.map(
-            lambda leaf: leaf if leaf is str else np.empty(leaf.shape, leaf.dtype), grown
+            lambda leaf: leaf if leaf is str else np.empty(leaf.shape, leaf.dtype), grow_node
         )
         _check_equal(source, stored, _shapes(template))
         loaded = ocp.load(str(source), template)
@@ -91,27 +81,31 @@ def _shapes(tree: object) -> dict[str, str]:
     }
 
 
-def _as_grown(like: Tree, stored: Mapping[str, str], host: Host) -> Tree:
+def _fit_stored_seeds(like: Tree, stored: Mapping[str, str], host: Host) -> Tree:
     """`like`, with the seeds of its host states that are stored in place of its own."""
 
-    def grown(path: tuple[Any, ...], node: object) -> object:
+    def grow_node(path: tuple[Any, ...], node: object) -> object:
         if not isinstance(node, HostState):
             return node
         slots: dict[str, Slot] = {}
         for name, slot in node.slots.items():
             prefix = _text((*path, *map(DictKey, ("slots", name, "params")))) + "/"
-            found = [one for one in banks_of(host)[name] if _holds(stored, prefix + one)]
+            found = [
+                blueprint_id
+                for blueprint_id in banks_of(host)[name]
+                if _holds(stored, prefix + blueprint_id)
+            ]
             shapes = seed_shapes(host, name, found[0]) if found else ({}, ())
             slots[name] = Slot(slot.state, *shapes)
         return node._replace(slots=slots)
 
     return jax.tree_util.tree_map_with_path(
-        grown, like, is_leaf=lambda node: isinstance(node, HostState)
+        grow_node, like, is_leaf=lambda node: isinstance(node, HostState)
     )
 
 
 def _holds(stored: Mapping[str, str], path: str) -> bool:
-    return any(one == path or one.startswith(path + "/") for one in stored)
+    return any(name == path or name.startswith(path + "/") for name in stored)
 
 
 def _text(path: Sequence[Any]) -> str:
@@ -197,4 +191,8 @@ class HostCheckpoints:
     def names(self) -> frozenset[str]:
         """Names of the complete checkpoints."""
         paths = self._directory.iterdir()
-        return frozenset(path.name for path in paths if (path / DIGESTS).is_file())
+        return frozenset(
+            path.name
+            for path in paths
+            if not path.name.startswith(".") and (path / DIGESTS).is_file()
+        )

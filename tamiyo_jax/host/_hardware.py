@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import psutil
 
@@ -20,6 +20,7 @@ GB = 1e9
 WINDOW_S = 1.0
 
 
+@runtime_checkable
 class Device(Protocol):
     """The part of a `jax.Device` that is read."""
 

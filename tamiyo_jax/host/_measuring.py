@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 
 from tamiyo_jax.host._naming import leaf_layers
 
@@ -70,9 +71,9 @@ class Measured(NamedTuple):
     conflict: jax.Array
 
 
-def layers_of(tree: Params) -> dict[str, list[jax.Array]]:
-    """The arrays of each layer, by its name; alike for parameters, gradients and updates."""
-    layers: dict[str, list[jax.Array]] = {}
+def layers_of(tree: Params) -> dict[str, list[Any]]:
+    """The arrays of each layer, or their shapes, by its name; for parameters or gradients."""
+    layers: dict[str, list[Any]] = {}
     for name, array in zip(leaf_layers(tree), jax.tree.leaves(tree), strict=True):
         layers.setdefault(name, []).append(array)
     return layers
@@ -83,9 +84,9 @@ def measure(
     updates: Params,
     params: Params,
     *,
-    gradient_mean: tuple[jax.Array, ...],
-    gradient_variance: jax.Array,
-) -> tuple[tuple[jax.Array, ...], Measured]:
+    gradient_mean: tuple[Float32[Array, " _"], ...],
+    gradient_variance: Float32[Array, " layers"],
+) -> tuple[tuple[Float32[Array, " _"], ...], Measured]:
     """The moving averages after this step, and the step's numbers.
 
     Args:
@@ -118,7 +119,7 @@ def measure(
     )
 
 
-def sample(layer: Sequence[jax.Array]) -> jax.Array:
+def sample(layer: Sequence[jax.Array]) -> Float32[Array, " k"]:
     """f32[k]: the sample of a layer's numbers, each weighted for those that it stands for."""
     parts = [jnp.zeros(0, jnp.float32)]
     for array in layer:
@@ -143,16 +144,16 @@ def _grid(shape: tuple[int, ...]) -> tuple[slice, ...]:
     return tuple(slice(None, None, stride) for stride in strides)
 
 
-def _norms(layers: Iterable[Sequence[jax.Array]]) -> jax.Array:
+def _norms(layers: Iterable[Sequence[jax.Array]]) -> Float32[Array, " layers"]:
     """f32[L]: the norm of each layer.
 
     The same sums of squares as in `optax.tree.norm`, which XLA then computes once where the
     optimiser clips by the global norm.
     """
-    return jnp.sqrt(jnp.stack([sum(map(_squared, layer), jnp.float32(0)) for layer in layers]))
+    return jnp.sqrt(jnp.stack([sum(map(_sum_squares, layer), jnp.float32(0)) for layer in layers]))
 
 
-def _squared(array: jax.Array) -> jax.Array:
+def _sum_squares(array: jax.Array) -> Float32[Array, ""]:
     """f32[], the sum of squares; narrow floats are widened first."""
     wide = array if array.dtype.itemsize >= 4 else array.astype(jnp.float32)
     return jnp.sum((wide.conj() * wide).real).astype(jnp.float32)
@@ -163,6 +164,6 @@ def _dots(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.Array:
     return jnp.stack([jnp.vdot(a, b) for a, b in zip(left, right, strict=True)])
 
 
-def divide(a: jax.Array, b: jax.Array) -> jax.Array:
+def divide(a: Float32[Array, "*shape"], b: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
     """A / b, and 0 where b is 0."""
     return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)

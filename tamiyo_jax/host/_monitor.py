@@ -17,7 +17,7 @@ import optax
 from tamiyo_jax.errors import ConfigurationError
 from tamiyo_jax.host._detector import Detector, Signals, detect, new_detector, no_signals
 from tamiyo_jax.host._measuring import Measured, divide, layers_of, measure, sample
-from tamiyo_jax.host._naming import trained_part
+from tamiyo_jax.host._naming import select_trained
 
 __all__ = [
     "MonitorState",
@@ -103,7 +103,7 @@ def monitor(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
       ConfigurationError: from ``init``, there is no array to measure; from ``update``, no
         parameters were given.
     """
-    return _watched(tx, refuse=False)
+    return _wrap(tx, refuse=False)
 
 
 def guarded(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -122,10 +122,10 @@ def guarded(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
     Raises:
       ConfigurationError: as `monitor` does.
     """
-    return _watched(tx, refuse=True)
+    return _wrap(tx, refuse=True)
 
 
-def _watched(
+def _wrap(
     tx: optax.GradientTransformation, *, refuse: bool
 ) -> optax.GradientTransformationExtraArgs:
     inner = optax.with_extra_args_support(tx)
@@ -138,7 +138,7 @@ def _watched(
             inner.init(params),
             tuple(jnp.zeros_like(sample(layer)) for layer in layers.values()),
             new_detector(len(layers)),
-            _nothing(len(layers)),
+            _make_initial(len(layers)),
         )
 
     def update(
@@ -153,7 +153,7 @@ def _watched(
             raise ConfigurationError(
                 "monitor measures weights; call update(gradient, state, params)"
             )
-        params = trained_part(gradient, params)
+        params = select_trained(gradient, params)
         updates, inner_state = inner.update(gradient, state.inner, params, **extra)
         mean, measured = measure(
             gradient,
@@ -176,7 +176,7 @@ def _watched(
             updates = jax.tree.map(lambda u: jnp.where(refused, -jnp.zeros_like(u), u), updates)
             inner_state = _select(refused, state.inner, inner_state)
             mean = _select(refused, state.gradient_mean, mean)
-        refusals = _counted(before, signals, refused & refuse, detector.ruinous_in_row)
+        refusals = _count_refusal(before, signals, refused & refuse, detector.ruinous_in_row)
         numbers = _numbers(measured, signals, refusals)
         return updates, MonitorState(inner_state, mean, detector, numbers)
 
@@ -241,7 +241,9 @@ def _numbers(measured: Measured, signals: Signals, refusals: Refusals) -> Statis
     )
 
 
-def _counted(before: Refusals, signals: Signals, refused: jax.Array, in_row: jax.Array) -> Refusals:
+def _count_refusal(
+    before: Refusals, signals: Signals, refused: jax.Array, in_row: jax.Array
+) -> Refusals:
     causes = jnp.stack(
         [
             signals.nonfinite,
@@ -263,7 +265,7 @@ def _select(condition: jax.Array, yes: Tree, no: Tree) -> Tree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
-def _nothing(layers: int) -> Statistics:
+def _make_initial(layers: int) -> Statistics:
     """Before the first step."""
     zeros = jnp.zeros(layers, jnp.float32)
     return Statistics(
@@ -279,4 +281,4 @@ def _nothing(layers: int) -> Statistics:
 
 @functools.cache
 def _structure() -> Any:  # noqa: ANN401 - JAX has no public name for the type
-    return jax.tree.structure(jax.eval_shape(lambda: _nothing(0)))
+    return jax.tree.structure(jax.eval_shape(lambda: _make_initial(0)))

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 from flax import nnx
 
-__all__ = ["leaf_layers", "trained_part"]
+__all__ = ["leaf_layers", "select_trained"]
 
 
 def leaf_layers(params: Any) -> tuple[str, ...]:  # noqa: ANN401
@@ -28,7 +28,7 @@ def leaf_layers(params: Any) -> tuple[str, ...]:  # noqa: ANN401
     return tuple(layers)
 
 
-def trained_part(gradient: Any, params: Any) -> Any:  # noqa: ANN401
+def select_trained(gradient: Any, params: Any) -> Any:  # noqa: ANN401
     """The leaves of a model that have a gradient; None in place of all others.
 
     Equinox may give an optimiser the whole model, with its functions and integer arrays.

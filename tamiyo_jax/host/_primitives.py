@@ -43,8 +43,8 @@ class Use(NamedTuple):
     """How an equation uses the weights of a layer.
 
     Attributes:
-      type: type of the layer, as far as this use tells.
-      channels: inputs and outputs of one position; None where the use does not tell.
+      type: type of the layer, as far as this use determines it.
+      channels: inputs and outputs of one position; None where the use does not determine them.
     """
 
     type: str
@@ -97,9 +97,9 @@ def _convolution(eqn: JaxprEqn) -> Use:
 
 
 def landmark(eqn: JaxprEqn) -> str | None:
-    """What a value passes here that tells later what it is a part of.
+    """Name what a primitive indicates about the layer or activation that a value is part of.
 
-    Roots tell normalisation, exponentials softmax, cubes GELU, and squares that a maximum with
+    Roots indicate normalisation, exponentials softmax, cubes GELU, and squares that a maximum with
     zero keeps a variance from being negative.
     """
     name = eqn.primitive.name
@@ -126,10 +126,10 @@ def activation_of(eqn: JaxprEqn, passed: list[Set[str]]) -> str | None:
         return eqn.params["name"] if eqn.params["name"] in _FUNCTIONS else None
     if name == "tanh" and "cube" in passed[0]:
         return "gelu"  # Hendrycks & Gimpel 2016, the approximation of section 2
-    if name == "div" and all("exp" in one for one in passed):
+    if name == "div" and all("exp" in names for names in passed):
         return "softmax"
     if name == "max" and any(isinstance(v, Literal) and v.val == 0 for v in eqn.invars):
-        return None if any("square" in one for one in passed) else "relu"
+        return None if any("square" in names for names in passed) else "relu"
     return _PRIMITIVES.get(name)
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jaxtyping import Array, Float32
 
 from tamiyo_jax.errors import CommandRejectedError
 from tamiyo_jax.host._shared import map_shared, split_shared
@@ -82,7 +83,7 @@ def _scale_boxed(copied: State, scale: Callable[[jax.Array], jax.Array]) -> Stat
     return copied
 
 
-def scale_of(opt_state: object) -> jax.Array:
+def scale_of(opt_state: object) -> Float32[Array, ""]:
     """f32[], the multiplier in an optimiser state, or in any pytree around one.
 
     Raises:

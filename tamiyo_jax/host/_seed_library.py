@@ -16,7 +16,7 @@ the adapters of Hu et al. (2021, §4.1).
     causal-attention  the same, in which no position sees a later one
 
 What a blueprint says of layers, activations and parameters is `blueprint_of` the module at the
-shape of its input. Its risk is ours to judge: `PER_POSITION` for a seed that maps each position
+shape of its input. Its risk is our estimate: `PER_POSITION` for a seed that maps each position
 by itself, `MIXING` for one that lets positions see one another.
 """
 
@@ -163,7 +163,7 @@ and transformers that predict what comes next (decoder), where a seed must not l
 
 
 class SeedBank(NamedTuple):
-    """Candidates for a slot, and what the controller is told about them.
+    """Candidates for a slot, and the blueprints that describe them to the controller.
 
     Attributes:
       bank: the modules by blueprint id.

@@ -56,7 +56,6 @@ def operate(
         if blueprint_id is None or blueprint_id not in bank:
             raise ConfigurationError(
                 f"blueprint {blueprint_id!r} is not in the bank of slot {name!r}: {sorted(bank)}",
-                slot=name,
                 blueprint_id=blueprint_id,
             )
         chosen = slot.state._replace(blueprint=jnp.int32(sorted(bank).index(blueprint_id)))

@@ -23,7 +23,7 @@ def all_statistics(opt_state: object) -> Statistics:
 
     Raises:
       ConfigurationError: there is no monitor, or there are monitors in the branches of
-        ``optax.multi_transform``, whose layers have no order that the parameters tell.
+        ``optax.multi_transform``, whose layers are in no order that follows from the parameters.
     """
     branched = _find(opt_state, optax.transforms.PartitionState)
     if any(_find(node, MonitorState) for node in branched):

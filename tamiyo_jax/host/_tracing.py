@@ -28,7 +28,7 @@ Place = tuple[int, ...]
 """Where an equation stands: its index, behind those of the equations around it."""
 
 Layers = frozenset[int]
-NOBODY: Layers = frozenset()
+NO_LAYERS: Layers = frozenset()
 
 
 class Flow(NamedTuple):
@@ -44,9 +44,9 @@ class Flow(NamedTuple):
     """
 
     data: bool = False
-    layers: Layers = NOBODY
+    layers: Layers = NO_LAYERS
     depth: int = 0
-    fed: Layers = NOBODY
+    fed: Layers = NO_LAYERS
     activations: frozenset[Place] = frozenset()
     passed: frozenset[str] = frozenset()
 
@@ -65,7 +65,7 @@ class Activation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What a forward pass tells of its layers, which are numbers here.
+    """The layers of a forward pass, by number: their types and how they connect.
 
     Attributes:
       depth: layers on the longest way to a layer, in the order in which they are first applied.
@@ -157,9 +157,9 @@ class _Walk:
         if weights and data and name != "concatenate":
             return self.apply(eqn, flows)
         if len(data) == 2 and name in ("mul", "div"):
-            for one, other in (data, data[::-1]):
-                if one.fed and other.layers <= one.fed:
-                    return one  # a normalisation's factor meets what it was computed from
+            for flow, other in (data, data[::-1]):
+                if flow.fed and other.layers <= flow.fed:
+                    return flow  # a normalisation's factor meets what it was computed from
         merged, mark = self.join(flows), landmark(eqn)
         if mark is None or not (merged.data or mark == "root"):
             return merged
@@ -169,13 +169,13 @@ class _Walk:
         """Weights meet data: the layers of the weights are applied to it."""
         data = self.join([flow for flow in flows if flow.data])
         passed = frozenset[str]().union(*(flow.passed for flow in flows))
-        owners = NOBODY.union(*(flow.layers for flow in flows if flow.weights))
+        owners = NO_LAYERS.union(*(flow.layers for flow in flows if flow.weights))
         taken = data._replace(layers=data.layers - owners)
         fed = taken.layers if data.layers != owners else data.fed
         for position, flow in enumerate(flows):
             if flow.weights:
                 use = use_of(eqn, position, passed)
-                fed = fed if use.elementwise else NOBODY
+                fed = fed if use.elementwise else NO_LAYERS
                 for layer in sorted(flow.layers):
                     self.trace.apply(layer, use, taken)
         return self.output(owners, fed)
@@ -185,12 +185,12 @@ class _Walk:
         data = any(flow.data for flow in flows)
         if data:
             flows = [self.emit(flow) for flow in flows]
-        layers = NOBODY.union(*(flow.layers for flow in flows))
+        layers = NO_LAYERS.union(*(flow.layers for flow in flows))
         return Flow(
             data=data,
             layers=layers,
             depth=max(flow.depth for flow in flows) if flows else 0,
-            fed=NOBODY.union(*(flow.fed for flow in flows if flow.layers == layers)),
+            fed=NO_LAYERS.union(*(flow.fed for flow in flows if flow.layers == layers)),
             activations=frozenset[Place]().union(*(flow.activations for flow in flows)),
             passed=frozenset[str]().union(*(flow.passed for flow in flows)),
         )
@@ -203,7 +203,7 @@ class _Walk:
             self.trace.apply(layer, Use(LEARNED_INPUT), Flow())
         return self.output(flow.layers)
 
-    def output(self, owners: Layers, fed: Layers = NOBODY) -> Flow:
+    def output(self, owners: Layers, fed: Layers = NO_LAYERS) -> Flow:
         """The output of layers that have just been applied."""
         depth = 1 + max(self.trace.depth[layer] for layer in owners)
         return Flow(data=True, layers=owners, depth=depth, fed=fed)
@@ -216,7 +216,7 @@ class _Walk:
         def step(walk: _Walk, carry: list[Flow]) -> list[Flow]:
             return walk.jaxpr(body, [*flows[:consts], *carry, *flows[first:]], place)
 
-        return step(self, self.settled(step, flows[consts:first]))
+        return step(self, self.settle(step, flows[consts:first]))
 
     def while_loop(self, eqn: JaxprEqn, flows: list[Flow], place: Place) -> list[Flow]:
         """Like a scan; what ends the loop is no value of the network."""
@@ -226,7 +226,7 @@ class _Walk:
         def step(walk: _Walk, carry: list[Flow]) -> list[Flow]:
             return walk.jaxpr(eqn.params["body_jaxpr"], [*flows[skipped:first], *carry], place)
 
-        return step(self, self.settled(step, flows[first:]))
+        return step(self, self.settle(step, flows[first:]))
 
     def cond(self, eqn: JaxprEqn, flows: list[Flow], place: Place) -> list[Flow]:
         """All branches are followed; what chooses one is no value of the network."""
@@ -236,7 +236,7 @@ class _Walk:
         ]
         return [self.join(values) for values in zip(*outputs, strict=True)]
 
-    def settled(
+    def settle(
         self, step: Callable[[_Walk, list[Flow]], list[Flow]], initial: list[Flow]
     ) -> list[Flow]:
         """What the carried values of a loop are before any of its passes.
@@ -250,8 +250,8 @@ class _Walk:
             walk = _Walk(Trace())
             after = step(walk, carry)[: len(carry)]
             joined = [
-                walk.join((before, one))._replace(depth=before.depth)
-                for before, one in zip(carry, after, strict=True)
+                walk.join((before, following))._replace(depth=before.depth)
+                for before, following in zip(carry, after, strict=True)
             ]
             if joined == carry:
                 return [self.join(pair) for pair in zip(initial, carry, strict=True)]

@@ -1,4 +1,4 @@
-"""Training a host and its seeds: one step, and what each seed is worth.
+"""Training a host and its seeds: one step, and the contribution of each seed.
 
 Host and seeds share a forward pass and nothing else. The host's optimiser sees the host's
 gradient alone; each slot has an optimiser state, a step count and a gradient clipping of its
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float32
 
 from tamiyo_jax.contracts import SeedStage
 from tamiyo_jax.errors import ConfigurationError
@@ -170,7 +171,7 @@ def seeds_of(slots: Mapping[str, Slot]) -> dict[str, Params]:
     return {name: slot.params for name, slot in slots.items()}
 
 
-def loss_of(host: Host, state: HostState, batch: Batch) -> jax.Array:
+def loss_of(host: Host, state: HostState, batch: Batch) -> Float32[Array, ""]:
     """f32[]: the loss of the network as it is now."""
     return host.loss(state.params, seeds_of(state.slots), gates_of(state.slots), batch)
 
@@ -218,7 +219,7 @@ def _seed_gradients(loss: Loss, state: HostState, joint: Seeds, batch: Batch) ->
 
     A scan, so that the second loss is compiled once however many seeds there are.
     """
-    names = _grown(state.slots)
+    names = _list_grown(state.slots)
     if not names:
         return joint
     seeds = seeds_of(state.slots)
@@ -258,7 +259,7 @@ def _learn(
     )
 
 
-def _grown(slots: Mapping[str, Slot]) -> list[str]:
+def _list_grown(slots: Mapping[str, Slot]) -> list[str]:
     return sorted(name for name, slot in slots.items() if slot.params)
 
 
@@ -268,7 +269,7 @@ def _where(condition: jax.Array, new: Params, old: Params) -> Params:
 
 def contribution(
     loss: Loss, params: Params, slots: Mapping[str, Slot], batch: Batch
-) -> dict[str, jax.Array]:
+) -> dict[str, Float32[Array, ""]]:
     """The contribution of each slot's seed: the loss with it off (α = 0) minus on (α = 1).
 
     The other slots stay as they are, so one of the two is the network's own loss, computed once
@@ -284,7 +285,7 @@ def contribution(
       f32[] by slot id; positive where the seed helps, 0 where nothing grows.
     """
     nothing = {name: jnp.float32(0) for name in slots}
-    names = _grown(slots)
+    names = _list_grown(slots)
     if not names:
         return nothing
     seeds = seeds_of(slots)

@@ -154,7 +154,7 @@ class Deployment:
 
         They replace the parameters of the update that is in force, which keeps its digest if they
         are its own. Where none is in force, they replace what `open` was given, until this
-        controller is closed: see `based_on`.
+        controller is closed: see `rebase`.
 
         Raises:
           PersistenceError: the disk failed.
@@ -183,7 +183,7 @@ class Deployment:
             for name, array in stored.items()
         )
 
-    def based_on(self, params: object) -> Deployment:
+    def rebase(self, params: object) -> Deployment:
         """The same deployment with other parameters in front of all updates."""
         return replace(self, base=replace(self.base, params=params))
 

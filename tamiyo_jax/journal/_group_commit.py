@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tamiyo_jax.errors import PersistenceError
+from tamiyo_jax.errors import JournalSealedError, PersistenceError
 from tamiyo_jax.journal._process import OwnerProcess
 from tamiyo_jax.journal._segments import explain_error, translate_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
     from tamiyo_jax.journal._files import AppendFile
@@ -93,6 +93,58 @@ class GroupCommit:
         self.failure = self.failure or cause
         self._work.notify()
         self._news.notify_all()
+
+    def require_open(self) -> AppendFile:
+        """Return the file to append to; the lock is held.
+
+        Raises:
+          PersistenceError: the log is sealed, closed or not started.
+        """
+        if self.file is None or self.failure is not None or self.closing:
+            raise self.make_refusal()
+        return self.file
+
+    def make_refusal(self) -> PersistenceError:
+        """Make the error for a record that cannot be appended."""
+        if self.failure is not None:
+            return JournalSealedError(
+                "the journal is sealed and accepts no further record; remove the cause and open it"
+                f" again: {self.failure}",
+                **self.failure.context,
+            )
+        if self.closing:
+            return PersistenceError("the journal is closed; open it again to append")
+        if self.file is None:
+            return PersistenceError("the journal has no segment yet; call start first")
+        return PersistenceError("the journal was started before; call start once")
+
+    @contextmanager
+    def seal_on_failure(self, action: str) -> Generator[None]:
+        """Seal the log, whose lock is held, if the block raises."""
+        try:
+            yield
+        except BaseException as error:
+            self.seal_after(error, action)
+            raise
+
+    def seal_after(self, error: BaseException, action: str) -> None:
+        """Seal the log, whose lock is held, because an action ended in `error`.
+
+        That may be the exception of a signal handler: a frame may be half written.
+
+        Raises:
+          PersistenceError: in place of an `OSError`.
+        """
+        match error:
+            case OSError():
+                cause = explain_error(error, action, self._directory)
+                self.fail(cause)
+                raise cause from error
+            case PersistenceError():
+                self.fail(error)
+            case _:
+                interruption = f"{action} in {self._directory} was interrupted"
+                self.fail(PersistenceError(interruption))
 
     def wait(self, sequence: int, timeout: float | None = None) -> bool:
         """Wait until a sequence that was written is on disk; see `Ticket.wait`."""

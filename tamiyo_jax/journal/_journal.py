@@ -9,21 +9,19 @@ opening reads what is on disk.
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, Self
 from zlib import crc32
 
-from tamiyo_jax.errors import JournalSealedError, PersistenceError
+from tamiyo_jax.errors import PersistenceError
 from tamiyo_jax.journal._anchor import read_anchor, write_anchor
-from tamiyo_jax.journal._files import AppendFile, FileSystem, PosixFileSystem
+from tamiyo_jax.journal._files import FileSystem, PosixFileSystem
 from tamiyo_jax.journal._frames import Record, RecordType, encode_frame, frame_bytes
 from tamiyo_jax.journal._group_commit import GroupCommit, Ticket
 from tamiyo_jax.journal._recovery import Recovered, encode_repair, merge, plan_rewrites
 from tamiyo_jax.journal._scanning import SALT_BYTES, segment_name
 from tamiyo_jax.journal._segments import (
     discard_unfinished,
-    explain_error,
     read_segments,
     replace_segments,
     segment_names,
@@ -32,7 +30,7 @@ from tamiyo_jax.journal._segments import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
     from pathlib import Path
 
 __all__ = ["Durability", "Journal", "RecoveryMode"]
@@ -173,13 +171,13 @@ class Journal:
         with self._lock:
             recovered = self._recovered
             if self._commit.failure is not None or self._commit.closing or recovered is None:
-                raise self._make_refusal()
+                raise self._commit.make_refusal()
             base = recovered.last_sequence + 1
             records = [Record(base, base - 1, RecordType.SNAPSHOT, snapshot)]
             if recovered.missing:
                 repair = encode_repair(recovered.missing)
                 records.append(Record(base + 1, base - 1, RecordType.REPAIR, repair))
-            with self._seal_on_failure("beginning a segment"):
+            with self._commit.seal_on_failure("beginning a segment"):
                 self._begin_segment(records)
                 self._recovered = None
                 if self._durability == "group":
@@ -210,15 +208,15 @@ class Journal:
         """
         while True:
             with self._lock:
-                self._require_open()
+                self._commit.require_open()
             self.flush()
             with self._lock:
-                old = self._require_open()
+                old = self._commit.require_open()
                 synced = self._commit.synced
                 if synced < self._commit.written:
                     continue
                 # Everything is on disk, so no thread is in an fsync of the old file.
-                with self._seal_on_failure("beginning a segment"):
+                with self._commit.seal_on_failure("beginning a segment"):
                     self._begin_segment([Record(synced + 1, synced, RecordType.SNAPSHOT, snapshot)])
                     old.close()
                 return
@@ -234,12 +232,12 @@ class Journal:
           JournalSealedError: an earlier write or fsync failed.
         """
         with self._lock:
-            self._require_open()
+            self._commit.require_open()
             bases = list(self._segments)
             for base, following in pairwise(bases):
                 if following > before:
                     break
-                with self._seal_on_failure("removing a segment"):
+                with self._commit.seal_on_failure("removing a segment"):
                     self._files.unlink(self._directory / self._segments[base])
                     self._files.fsync_dir(self._directory)
                     del self._segments[base]
@@ -256,7 +254,7 @@ class Journal:
         commit = self._commit
         commit.process.check()
         with self._lock:
-            file = self._require_open()
+            file = commit.require_open()
             sequence = commit.written + 1
             frame = encode_frame(Record(sequence, commit.synced, record_type, payload), self._seed)
             try:
@@ -264,7 +262,7 @@ class Journal:
                 self._segment_bytes += len(frame)
                 commit.note_written(sequence)
             except BaseException as error:
-                self._seal_after(error, "appending a record")
+                commit.seal_after(error, "appending a record")
                 raise
         ticket = Ticket(sequence, commit)
         if self._durability == "always":
@@ -330,57 +328,3 @@ class Journal:
             )
         self._check_owner()
         write_anchor(self._directory.parent, sequence, self._files)
-
-    def _require_open(self) -> AppendFile:
-        """Return the file to append to.
-
-        Raises:
-          PersistenceError: the journal is sealed, closed or not started.
-        """
-        commit = self._commit
-        if commit.file is None or commit.failure is not None or commit.closing:
-            raise self._make_refusal()
-        return commit.file
-
-    def _make_refusal(self) -> PersistenceError:
-        """The error for a record that cannot be appended."""
-        failure = self._commit.failure
-        if failure is not None:
-            return JournalSealedError(
-                "the journal is sealed and accepts no further record; remove the cause and open it"
-                f" again: {failure}",
-                **failure.context,
-            )
-        if self._commit.closing:
-            return PersistenceError("the journal is closed; open it again to append")
-        if self._commit.file is None:
-            return PersistenceError("the journal has no segment yet; call start first")
-        return PersistenceError("the journal was started before; call start once")
-
-    @contextmanager
-    def _seal_on_failure(self, action: str) -> Generator[None]:
-        """Seal the journal, whose lock is held, if the block raises."""
-        try:
-            yield
-        except BaseException as error:
-            self._seal_after(error, action)
-            raise
-
-    def _seal_after(self, error: BaseException, action: str) -> None:
-        """Seal the journal, whose lock is held, because an action ended in `error`.
-
-        That may be the exception of a signal handler: a frame may be half written.
-
-        Raises:
-          PersistenceError: in place of an `OSError`.
-        """
-        match error:
-            case OSError():
-                cause = explain_error(error, action, self._directory)
-                self._commit.fail(cause)
-                raise cause from error
-            case PersistenceError():
-                self._commit.fail(error)
-            case _:
-                interruption = f"{action} in {self._directory} was interrupted"
-                self._commit.fail(PersistenceError(interruption))

@@ -105,8 +105,8 @@ class BlueprintCache:
         return replace(
             self,
             watermark=change.revision,
-            entries=_without(self.entries, (changed,)) if outdated else self.entries,
-            absences=_without(self.absences, (changed,)),
+            entries=_drop_keys(self.entries, (changed,)) if outdated else self.entries,
+            absences=_drop_keys(self.absences, (changed,)),
             fetching={
                 ticket: {**newest, changed: change.revision} if changed in newest else newest
                 for ticket, newest in self.fetching.items()
@@ -155,7 +155,7 @@ class BlueprintCache:
         new_fetch = {ticket: dict.fromkeys(missing, 0)} if missing else {}
         cache = replace(
             self,
-            entries={**_without(self.entries, entries), **entries},
+            entries={**_drop_keys(self.entries, entries), **entries},
             fetching={**self.fetching, **new_fetch},
             tickets=ticket,
             hits=self.hits + len(entries),
@@ -180,9 +180,9 @@ class BlueprintCache:
         until = dict.fromkeys(absent, now + ABSENCE_SECONDS)
         cache = replace(
             self,
-            entries=_newest({**_without(self.entries, entries), **entries}, self.capacity),
-            absences=_newest({**_without(self.absences, absent), **until}, self.capacity),
-            fetching=_without(self.fetching, (ticket,)),
+            entries=_newest({**_drop_keys(self.entries, entries), **entries}, self.capacity),
+            absences=_newest({**_drop_keys(self.absences, absent), **until}, self.capacity),
+            fetching=_drop_keys(self.fetching, (ticket,)),
         )
         return cache, Found(entries, absent, missing, ticket)
 
@@ -208,7 +208,7 @@ class BlueprintCache:
         return now - self.polled_at > self.max_staleness
 
 
-def _without(held: Mapping[K, V], ids: Collection[K]) -> Mapping[K, V]:
+def _drop_keys(held: Mapping[K, V], ids: Collection[K]) -> Mapping[K, V]:
     if not any(key in held for key in ids):
         return held
     return {key: value for key, value in held.items() if key not in ids}

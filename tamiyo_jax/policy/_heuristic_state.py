@@ -90,7 +90,7 @@ def _epochs(
 def _losses(
     config: HeuristicConfig, state: HeuristicState, packet: SystemStatePacket
 ) -> HeuristicState:
-    """Count the first loss of every epoch; a loss that is not finite tells nothing here."""
+    """Count the first loss of every epoch; a loss that is not finite is ignored here."""
     training, validation = _finite(packet.training_loss), _finite(packet.validation_loss)
     if training is not None:
         before = training if state.smoothed is None else state.smoothed
@@ -138,9 +138,9 @@ def _seeds(
             continue
         state = _enter(state, seed_id, heard=stage in _HEARD)
         if before == SeedStage.DORMANT and stage in ALIVE:
-            state = _germinated(state, seed_id)
+            state = _note_germination(state, seed_id)
         elif before in ALIVE and stage not in ALIVE and stage != SeedStage.FOSSILIZED:
-            state = _culled(config, state, seed_id)
+            state = _note_cull(config, state, seed_id)
     known = {
         name: {key: value for key, value in getattr(state, name).items() if key in stages}
         for name in ("entered", "entry_loss", "harm", "asked", "grown")
@@ -149,36 +149,36 @@ def _seeds(
 
 
 def _enter(state: HeuristicState, seed_id: str, *, heard: bool) -> HeuristicState:
-    """A seed enters a stage: what validation is now is what that stage is judged by."""
-    entry_loss = _without(state.entry_loss, seed_id)
+    """Record the stage that a seed enters, and the validation loss with which it is compared."""
+    entry_loss = _drop_key(state.entry_loss, seed_id)
     if heard and state.validates and state.loss is not None:
         entry_loss[seed_id] = state.loss
     return replace(
         state,
         entered={**state.entered, seed_id: state.epoch},
         entry_loss=entry_loss,
-        harm=_without(state.harm, seed_id),
+        harm=_drop_key(state.harm, seed_id),
     )
 
 
-def _germinated(state: HeuristicState, seed_id: str) -> HeuristicState:
-    grown = _without(state.grown, seed_id)
+def _note_germination(state: HeuristicState, seed_id: str) -> HeuristicState:
+    grown = _drop_key(state.grown, seed_id)
     if seed_id in state.asked:
         grown[seed_id] = state.asked[seed_id]
-    asked = _without(state.asked, seed_id)
+    asked = _drop_key(state.asked, seed_id)
     return replace(state, turn=state.turn + 1, stalled=0, asked=asked, grown=grown)
 
 
-def _culled(config: HeuristicConfig, state: HeuristicState, seed_id: str) -> HeuristicState:
+def _note_cull(config: HeuristicConfig, state: HeuristicState, seed_id: str) -> HeuristicState:
     penalties = dict(state.penalties)
     if seed_id in state.grown:
         penalties[state.grown[seed_id]] = config.cull_penalty
     return replace(
-        state, culled_at=state.epoch, penalties=penalties, grown=_without(state.grown, seed_id)
+        state, culled_at=state.epoch, penalties=penalties, grown=_drop_key(state.grown, seed_id)
     )
 
 
-def _without(mapping: Mapping[str, V], key: str) -> dict[str, V]:
+def _drop_key(mapping: Mapping[str, V], key: str) -> dict[str, V]:
     return {name: value for name, value in mapping.items() if name != key}
 
 

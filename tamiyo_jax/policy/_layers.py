@@ -17,6 +17,7 @@ from typing import NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32, Integer
 
 from tamiyo_jax.graph import EDGE_WIDTH, NODE_TYPES, RELATIONS, GraphLayout, GraphsTuple, Relation
 
@@ -122,13 +123,13 @@ def relation_edges(layout: GraphLayout, graph: Tables) -> dict[str, Edges]:
         relation.key: (
             _complete(relation, masks, attributes)
             if layout.is_complete(relation)
-            else _listed(layout, relation, graph)
+            else _gather_listed(layout, relation, graph)
         )
         for relation in RELATIONS
     }
 
 
-def _listed(layout: GraphLayout, relation: Relation, graph: Tables) -> Listed:
+def _gather_listed(layout: GraphLayout, relation: Relation, graph: Tables) -> Listed:
     rows = layout.edges[relation.key].slice
     return Listed(
         graph.senders[rows] - layout.nodes[relation.source].start,
@@ -158,7 +159,7 @@ def _complete(
     )
 
 
-def gelu(x: jax.Array) -> jax.Array:
+def gelu(x: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
     """The exact GELU, by the error function."""
     return nn.gelu(x, approximate=False)
 
@@ -239,14 +240,18 @@ class GatRelation(nn.Module):
         )
 
 
-def _segment_mean(values: jax.Array, segments: jax.Array, count: int) -> jax.Array:
+def _segment_mean(
+    values: Float32[Array, "edges d"], segments: Integer[Array, " edges"], count: int
+) -> Float32[Array, "segments d"]:
     """Mean of the rows of each segment, f32[count, D]; 0 where a segment has none."""
     total = jax.ops.segment_sum(values, segments, count)
     rows = jax.ops.segment_sum(jnp.ones(segments.shape, values.dtype), segments, count)
     return total / jnp.maximum(rows, 1.0)[:, None]
 
 
-def _segment_softmax(logits: jax.Array, segments: jax.Array, count: int) -> jax.Array:
+def _segment_softmax(
+    logits: Float32[Array, "edges heads"], segments: Integer[Array, " edges"], count: int
+) -> Float32[Array, "edges heads"]:
     """Softmax of f32[E, K] over the rows of each segment, by column."""
     peak = jax.lax.stop_gradient(jax.ops.segment_max(logits, segments, count))
     weights = jnp.exp(logits - peak[segments])

@@ -221,7 +221,7 @@ def apply(params: Params, layout: GraphLayout, graph: GraphsTuple) -> PolicyOutp
     layout).apply({"params": params}, graph, mutable="intermediates")``.
 
     Args:
-      params: parameters, whose shapes tell the widths.
+      params: parameters, whose shapes give the widths.
       layout: the graph's layout, static.
       graph: a padded graph with N node and E edge rows of that layout.
     """

@@ -22,7 +22,7 @@ Tree = TypeVar("Tree")
 
 def params_to_bytes(params: object) -> bytes:
     """A pytree of arrays as safetensors, names joined by slashes."""
-    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in _named(params).items()}
+    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in _name_leaves(params).items()}
     return save(arrays)
 
 
@@ -52,7 +52,7 @@ def fit_params(arrays: Mapping[str, np.ndarray], template: Tree, where: str) -> 
       CheckpointMismatchError: an array is missing, unexpected or of the wrong shape or
         dtype; the error lists all of them.
     """
-    expected = _named(template)
+    expected = _name_leaves(template)
     missing, unexpected = sorted(expected.keys() - arrays), sorted(arrays.keys() - expected)
     wrong = [
         f"{name}: {arrays[name].dtype}{arrays[name].shape} for {want.dtype}{want.shape}"
@@ -92,7 +92,7 @@ def load_params(path: Path, config: PolicyConfig) -> Params:
     return fit_params(arrays_from_bytes(path.read_bytes()), abstract_params(config), str(path))
 
 
-def _named(tree: object) -> dict[str, Any]:
+def _name_leaves(tree: object) -> dict[str, Any]:
     """Leaves by their paths."""
     walk = cast(Any, jax.tree_util)
     return {

@@ -234,7 +234,7 @@ def _flat(path: str, value: object) -> Iterator[tuple[str, object]]:
         yield path, value
 
 
-def _same(one: object, other: object) -> bool:
-    if isinstance(one, float) and isinstance(other, float):
-        return one == other or (math.isnan(one) and math.isnan(other))
-    return one == other
+def _same(old: object, new: object) -> bool:
+    if isinstance(old, float) and isinstance(new, float):
+        return old == new or (math.isnan(old) and math.isnan(new))
+    return old == new

@@ -4,7 +4,7 @@ from tamiyo_jax.report._attention import Finding, Urgency, list_findings
 from tamiyo_jax.report._finding import find_runs
 from tamiyo_jax.report._page import render_page
 from tamiyo_jax.report._reading import RunReader, frame, read_run
-from tamiyo_jax.report._run import Happening, Run
+from tamiyo_jax.report._run import Run, RunEvent
 from tamiyo_jax.report._summary import describe_run
 from tamiyo_jax.report._terminal import render_status, summarise_status, tabulate_runs
 from tamiyo_jax.report._watch import follow
@@ -12,8 +12,8 @@ from tamiyo_jax.report._writing import write_report
 
 __all__ = [
     "Finding",
-    "Happening",
     "Run",
+    "RunEvent",
     "RunReader",
     "Urgency",
     "describe_run",

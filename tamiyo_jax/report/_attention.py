@@ -37,7 +37,7 @@ _GO_ON = (
 
 
 class Urgency(IntEnum):
-    """How soon somebody must look."""
+    """How soon a person must look."""
 
     NOTE = 0
     WARNING = 1
@@ -63,11 +63,11 @@ class Finding:
 
 def list_findings(run: Run) -> tuple[Finding, ...]:
     """List what needs attention, the most urgent first."""
-    found = [finding for look in _LOOKS for finding in look(run)]
+    found = [finding for search in _SEARCHES for finding in search(run)]
     return tuple(sorted(found, key=lambda finding: -finding.urgency))
 
 
-def _stopped(run: Run) -> Iterable[Finding]:
+def _find_stop(run: Run) -> Iterable[Finding]:
     if run.stopped:
         since = f" after step {run.frame['step'][-1]:,}" if len(run) else ""
         yield Finding(
@@ -89,7 +89,7 @@ def _stopped(run: Run) -> Iterable[Finding]:
         )
 
 
-def _damage(run: Run) -> Iterable[Finding]:
+def _find_damage(run: Run) -> Iterable[Finding]:
     if run.corrupt:
         rest = f", and {len(run.corrupt) - 3} more" if len(run.corrupt) > 3 else ""
         yield Finding(
@@ -110,7 +110,7 @@ def _damage(run: Run) -> Iterable[Finding]:
         )
 
 
-def _nonfinite(run: Run) -> Iterable[Finding]:
+def _find_nonfinite(run: Run) -> Iterable[Finding]:
     frame = run.frame
     rows = np.flatnonzero(frame["nonfinite"] != "")
     if not len(rows):
@@ -140,21 +140,22 @@ def _nonfinite(run: Run) -> Iterable[Finding]:
     yield Finding(
         Urgency.WARNING if finite_again else Urgency.CRITICAL,
         f"The {broken} {where}.{answered}{since}",
-        f"Something in steps {before + 1:,} to {steps[first]:,} broke it. {_gradients(run, first)}",
+        f"Something in steps {before + 1:,} to {steps[first]:,} broke it. "
+        f"{_describe_gradients(run, first)}",
         f"Look at the batches of steps {before + 1:,} to {steps[first]:,} (empty, not finite, a "
         "division or logarithm of zero) and at the learning rate then."
-        + ("" if finite_again else _way_back(run)),
+        + ("" if finite_again else _describe_way_back(run)),
     )
 
 
-def _way_back(run: Run) -> str:
+def _describe_way_back(run: Run) -> str:
     names = run.frame["restorable"][run.frame["restorable"] != ""]
     if not len(names):
         return " There is no checkpoint to go back to: stop the run and start it afresh."
     return f" Stop the run and go back to checkpoint {names[-1]}."
 
 
-def _gradients(run: Run, row: int) -> str:
+def _describe_gradients(run: Run, row: int) -> str:
     """What the gradient norm did before a row."""
     norms = run.frame.get("metrics/gradient_norm")
     past = np.array([]) if norms is None else norms[max(row - 50, 0) : row]
@@ -167,7 +168,7 @@ def _gradients(run: Run, row: int) -> str:
     return f"The gradient norm at the decision before was {format_number(past[-1])}{grew}: {hint}."
 
 
-def _failures(run: Run) -> Iterable[Finding]:
+def _find_failures(run: Run) -> Iterable[Finding]:
     rows = np.flatnonzero(run.failed)
     if not len(rows):
         return
@@ -184,7 +185,7 @@ def _failures(run: Run) -> Iterable[Finding]:
     )
 
 
-def _restricted(run: Run) -> Iterable[Finding]:
+def _find_restrictions(run: Run) -> Iterable[Finding]:
     if not len(run):
         return
     frame = run.frame
@@ -216,7 +217,7 @@ def _restricted(run: Run) -> Iterable[Finding]:
         )
 
 
-def _silence(run: Run) -> Iterable[Finding]:
+def _find_silence(run: Run) -> Iterable[Finding]:
     if len(run) < 3:
         return
     seconds = np.diff(run.frame["time_ns"]) / 1e9
@@ -243,7 +244,7 @@ def _silence(run: Run) -> Iterable[Finding]:
         )
 
 
-def _publishing(run: Run) -> Iterable[Finding]:
+def _find_unpublished(run: Run) -> Iterable[Finding]:
     if run.dropped:
         yield Finding(
             Urgency.WARNING,
@@ -253,7 +254,7 @@ def _publishing(run: Run) -> Iterable[Finding]:
         )
 
 
-def _losses(run: Run) -> Iterable[Finding]:
+def _find_rising_losses(run: Run) -> Iterable[Finding]:
     losses = run.frame["validation_loss"]
     finite = losses[np.isfinite(losses)]
     if not len(run):
@@ -282,7 +283,7 @@ def _losses(run: Run) -> Iterable[Finding]:
         )
 
 
-def _unapplied(run: Run) -> Iterable[Finding]:
+def _find_unapplied(run: Run) -> Iterable[Finding]:
     shadowed = int((run.acted & (run.frame["mode"] == "shadow")).sum())
     if shadowed:
         yield Finding(
@@ -291,11 +292,11 @@ def _unapplied(run: Run) -> Iterable[Finding]:
             "",
             "If they make sense, go on in mode guard or act.",
         )
-    for happening in run.happenings:
-        if happening.kind == "unreadable":
+    for event in run.events:
+        if event.kind == "unreadable":
             yield Finding(
                 Urgency.WARNING,
-                happening.text,
+                event.text,
                 "It is stored well, but says nothing that this version understands.",
                 "Read the run with the version that wrote it.",
             )
@@ -305,14 +306,14 @@ def _name(column: str) -> str:
     return column.replace("_", " ")
 
 
-_LOOKS: tuple[Callable[[Run], Iterable[Finding]], ...] = (
-    _stopped,
-    _damage,
-    _nonfinite,
-    _failures,
-    _restricted,
-    _silence,
-    _publishing,
-    _losses,
-    _unapplied,
+_SEARCHES: tuple[Callable[[Run], Iterable[Finding]], ...] = (
+    _find_stop,
+    _find_damage,
+    _find_nonfinite,
+    _find_failures,
+    _find_restrictions,
+    _find_silence,
+    _find_unpublished,
+    _find_rising_losses,
+    _find_unapplied,
 )

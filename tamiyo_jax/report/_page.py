@@ -56,7 +56,7 @@ def render_page(runs: Sequence[Run], *, made_ns: int) -> str:
       made_ns: when the page is made, nanoseconds since the epoch.
     """
     names = [get_name(run) for run in runs]
-    body = _part(runs[0], 0) if len(runs) == 1 else _compared(runs)
+    body = _part(runs[0], 0) if len(runs) == 1 else _render_comparison(runs)
     data = json.dumps(
         {"runs": [build_payload(run, read_limits(run)) for run in runs]},
         separators=(",", ":"),
@@ -164,7 +164,7 @@ def _settings(run: Run) -> str:
     )
 
 
-def _compared(runs: Sequence[Run]) -> str:
+def _render_comparison(runs: Sequence[Run]) -> str:
     head = ("run", "state", "decisions", "step", "validation loss", "lowest", "accuracy",
             "live parameters", "actions", "needs attention")  # fmt: skip
     names = "".join(

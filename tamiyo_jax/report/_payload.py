@@ -58,7 +58,7 @@ def build_payload(run: Run, risk: RiskConfig) -> Data:
         "lines": {name: made for name, some in lines.items() if (made := _lines(x, some))},
         "lanes": _lanes(run, x),
         "heat": _heat(run, x),
-        "broken": _broken(run, x),
+        "broken": _find_broken_spans(run, x),
         "decisions": _decisions(run, x),
     }
 
@@ -114,7 +114,7 @@ def _heat(run: Run, x: np.ndarray) -> Data | None:
         return None
     norms = np.stack([run.frame[name] for name in names[:MAX_LAYERS]])
     starts = split_rows(len(x), _CELLS)
-    broken = np.maximum.reduceat(_measured_but_broken(run, norms), starts, axis=-1)
+    broken = np.maximum.reduceat(_find_broken_layers(run, norms), starts, axis=-1)
     cells = np.where(broken, -1.0, reduce_maxima(np.where(np.isinf(norms), np.nan, norms), starts))
     return {
         "layers": [n.removeprefix(_LAYER).removesuffix(_GRADIENT) for n in names[:MAX_LAYERS]],
@@ -125,14 +125,14 @@ def _heat(run: Run, x: np.ndarray) -> Data | None:
     }
 
 
-def _measured_but_broken(run: Run, norms: np.ndarray) -> np.ndarray:
+def _find_broken_layers(run: Run, norms: np.ndarray) -> np.ndarray:
     """Boolean [layers, rows]: not finite, though the packet brought layers."""
     measured = np.isfinite(run.frame.get("metrics/gradient_norm", np.zeros(norms.shape[1])))
     broken_whole = run.frame["has_packet"] & ~measured
     return np.isinf(norms) | (np.isnan(norms) & broken_whole)
 
 
-def _broken(run: Run, x: np.ndarray) -> list[list[float]]:
+def _find_broken_spans(run: Run, x: np.ndarray) -> list[list[float]]:
     """Spans of x in which a loss was not finite."""
     edges = np.diff((run.frame["nonfinite"] != "").astype(np.int8), prepend=0, append=0)
     begins, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1) - 1

@@ -1,4 +1,4 @@
-"""Reading a run directory that somebody may be writing, once or again and again."""
+"""Read a run directory, once or repeatedly, while another process may be writing it."""
 
 from __future__ import annotations
 

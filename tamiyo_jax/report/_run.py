@@ -1,4 +1,4 @@
-"""A run as its journal tells it: a table of its steps, and what else happened."""
+"""A run read from its journal: a table of its steps, and the events between them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tamiyo_jax.storage import (
     Unreadable,
 )
 
-__all__ = ["Happening", "Run", "RunBuilder"]
+__all__ = ["Run", "RunBuilder", "RunEvent"]
 
 _CORE: Mapping[str, float | int | bool | str] = {
     **{name: 0 for name in ("sequence", "time_ns", "step", "epoch", "pauses")},
@@ -41,7 +41,7 @@ _CORE: Mapping[str, float | int | bool | str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Happening:
+class RunEvent:
     """Something that happened between two steps.
 
     Attributes:
@@ -63,7 +63,7 @@ class Run:
       directory: that was named.
       frame: the table of its steps by column, [rows] each; see `tamiyo_jax.report.frame`.
       seed_ids: of all seeds that any packet named.
-      happenings: in the order in which they happened.
+      events: in the order in which they happened.
       corrupt: what should not have been lost, in words.
       torn: what a crash left, in words.
       settings: the controller's configuration by section and field; empty where the journal
@@ -79,7 +79,7 @@ class Run:
     directory: Path
     frame: Mapping[str, np.ndarray]
     seed_ids: tuple[str, ...]
-    happenings: tuple[Happening, ...]
+    events: tuple[RunEvent, ...]
     corrupt: tuple[str, ...]
     torn: tuple[str, ...]
     settings: Mapping[str, Mapping[str, Any]]
@@ -118,7 +118,7 @@ class RunBuilder:
         self._columns.truncate(0)
         self._states: list[int] = []
         self._seeds: dict[str, None] = {}
-        self._happenings: list[Happening] = []
+        self._events: list[RunEvent] = []
         self._pending: set[str] = set()
         self._settings = ""
         self._dropped = 0
@@ -136,16 +136,18 @@ class RunBuilder:
                 if entry.record.type is RecordType.RESTORE:
                     self._return_to(state, origin)
             case OperatorRecord(action, detail):
-                self._happened("operator", f"By hand: {action}. {detail}".rstrip(". ") + ".")
+                self._add_event("operator", f"By hand: {action}. {detail}".rstrip(". ") + ".")
             case PolicyRecord(policy):
-                self._happened("policy", f"Policy {policy.policy_id}, {policy.version}, took over.")
+                self._add_event(
+                    "policy", f"Policy {policy.policy_id}, {policy.version}, took over."
+                )
             case PublicationRecord(report_id):
-                self._published(report_id, entry.record.type)
+                self._note_publication(report_id, entry.record.type)
             case Unreadable(reason):
-                self._happened("unreadable", f"Record {self.sequence}: {reason}")
+                self._add_event("unreadable", f"Record {self.sequence}: {reason}")
             case holes:
                 lost = ", ".join(str(hole) for hole in holes)
-                self._happened("repair", f"Opened again after damage: {lost}.")
+                self._add_event("repair", f"Opened again after damage: {lost}.")
 
     def run(
         self,
@@ -162,7 +164,7 @@ class RunBuilder:
             directory=directory,
             frame=self._columns.arrays(),
             seed_ids=tuple(self._seeds),
-            happenings=tuple(self._happenings),
+            events=tuple(self._events),
             corrupt=tuple(map(str, found.corrupt)),
             torn=() if holder is not None else tuple(map(str, found.torn)),
             settings=json.loads(self._settings or "{}"),
@@ -194,16 +196,16 @@ class RunBuilder:
         self._columns.truncate(kept)
         del self._states[kept:]
         again = f"; {rows - kept} later decisions were undone and are not shown"
-        self._happened(
+        self._add_event(
             "restore", f"Resumed from {origin or 'a state'}{again if rows > kept else ''}."
         )
 
-    def _published(self, report_id: str, kind: RecordType) -> None:
+    def _note_publication(self, report_id: str, kind: RecordType) -> None:
         if kind is RecordType.RETRY:
             self._pending.add(report_id)
             return
         self._pending.discard(report_id)
         self._dropped += kind is RecordType.DROP
 
-    def _happened(self, kind: str, text: str) -> None:
-        self._happenings.append(Happening(len(self._columns), kind, text))
+    def _add_event(self, kind: str, text: str) -> None:
+        self._events.append(RunEvent(len(self._columns), kind, text))

@@ -54,7 +54,7 @@ def describe_run(run: Run) -> tuple[str, ...]:
         *_size(run),
         _actions(run),
         *_seeds(run),
-        *(happening.text for happening in run.happenings),
+        *(event.text for event in run.events),
     )
 
 

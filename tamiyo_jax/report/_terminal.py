@@ -37,7 +37,7 @@ def render_status(run: Run, decisions: int) -> RenderableType:
         Text(),
         *_attention(run),
         Text(),
-        *(_indented(line) for line in describe_run(run)),
+        *(_indent(line) for line in describe_run(run)),
         Text(),
         _decisions(run, decisions),
     )
@@ -52,7 +52,7 @@ def summarise_status(run: Run, decisions: int) -> dict[str, Any]:
             {"urgency": finding.urgency, "what": finding.what, "why": finding.why, "do": finding.do}
             for finding in list_findings(run)
         ],
-        "last_decisions": [_decision(run, row) for row in _acted(run)[-decisions:]],
+        "last_decisions": [_decision(run, row) for row in _list_acted_rows(run)[-decisions:]],
     }
 
 
@@ -67,7 +67,7 @@ def tabulate_runs(runs: Sequence[Run], below: Path) -> tuple[Table, list[dict[st
         {
             **_figures(run),
             "actions": _counts(run),
-            "trouble": [finding.what for finding in _urgent(run)],
+            "trouble": [finding.what for finding in _list_urgent(run)],
         }
         for run in runs
     ]
@@ -135,13 +135,13 @@ def _attention(run: Run) -> list[RenderableType]:
         lines.append(
             Text(f"{finding.urgency.name}  {_safe(finding.what)}", _STYLES[finding.urgency])
         )
-        lines += [_indented(f"Why: {finding.why}")] if finding.why else []
-        lines.append(_indented(f"What to do: {finding.do}"))
+        lines += [_indent(f"Why: {finding.why}")] if finding.why else []
+        lines.append(_indent(f"What to do: {finding.do}"))
     return lines or [Text("Nothing needs attention.", "green")]
 
 
 def _decisions(run: Run, count: int) -> RenderableType:
-    rows = _acted(run)[-count:]
+    rows = _list_acted_rows(run)[-count:]
     if not len(rows):
         return Text("No decision did anything yet.", "dim")
     table = Table(
@@ -159,11 +159,11 @@ def _decisions(run: Run, count: int) -> RenderableType:
     return table
 
 
-def _indented(line: str) -> RenderableType:
+def _indent(line: str) -> RenderableType:
     return Padding(Text(_safe(line)), (0, 0, 0, 2))
 
 
-def _acted(run: Run) -> np.ndarray:
+def _list_acted_rows(run: Run) -> np.ndarray:
     return np.flatnonzero(run.acted | run.failed)
 
 
@@ -179,7 +179,7 @@ def _counts(run: Run) -> dict[str, int]:
     return dict(Counter(map(str, run.frame["action"][run.acted])))
 
 
-def _urgent(run: Run) -> list[Any]:
+def _list_urgent(run: Run) -> list[Any]:
     return [finding for finding in list_findings(run) if finding.urgency > Urgency.NOTE]
 
 

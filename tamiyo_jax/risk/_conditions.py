@@ -101,10 +101,10 @@ def compare(name: str, symbol: str, limit: str | float) -> Condition:
         return f"{name} {symbol} {_limit(limit, config):g}"
 
     def check(signals: Signals, config: RiskConfig) -> Finding | None:
-        value, bound = signals.measured(name), _limit(limit, config)
+        value, bound = signals.read_number(name), _limit(limit, config)
         if value is None or not holds(value, bound):
             return None
-        return _measured(name, value, bound)
+        return _describe_excess(name, value, bound)
 
     return Condition(describe, check)
 
@@ -114,9 +114,9 @@ def diverges(name: str, limit: str) -> Condition:
     above = compare(name, ">", limit)
 
     def check(signals: Signals, config: RiskConfig) -> Finding | None:
-        value = signals.measured(name)
+        value = signals.read_number(name)
         if value is not None and math.isnan(value):
-            return _measured(name, value, _limit(limit, config))
+            return _describe_excess(name, value, _limit(limit, config))
         return above.check(signals, config)
 
     return Condition(lambda config: f"{above.describe(config)} or NaN", check)
@@ -158,7 +158,7 @@ def _limit(limit: str | float, config: RiskConfig) -> float:
     return getattr(config, limit) if isinstance(limit, str) else limit
 
 
-def _measured(name: str, value: float, limit: float) -> Finding:
+def _describe_excess(name: str, value: float, limit: float) -> Finding:
     phrase = _PHRASES.get(name, f"{name} {{value}}").format(value=f"{value:.4g}")
     return Finding(
         {name: f"{value:g}", f"{name}_limit": f"{limit:g}"}, f"{phrase}, limit {limit:g}"

@@ -1,4 +1,4 @@
-"""The ladder: what a run's rollbacks lead to, from the newest state to calling someone.
+"""The ladder: what a run's rollbacks lead to, from the newest state to escalation.
 
 A fault that calls for ROLLBACK is answered by the next rung as long as it comes back:
 
@@ -63,7 +63,7 @@ class Rung:
       lr_delta: change of the learning rate that goes with ROLLBACK, or that releases a brake.
       skip_data: ROLLBACK leaves out the batches between the restored state and now.
       events: in addition to the verdict's.
-      escalate: someone must look.
+      escalate: a person must look.
       restorable: the packet's state may be kept.
     """
 

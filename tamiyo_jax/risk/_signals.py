@@ -19,8 +19,9 @@ class Signals:
       policy_risk_score: in [0, 1]; None where there is no policy.
       loss_delta: rise of the validation loss, see `tamiyo_jax.risk.loss_delta`.
       metrics: the packet's training metrics; milliseconds, percent and GB as named.
-      coverage: share of the expected features that was told, in [0, 1]; None is unknown.
-      blueprint: the one to judge: the selected candidate for GERMINATE, else the active one.
+      coverage: share of the expected features that the input holds, in [0, 1]; None is unknown.
+      blueprint: the blueprint to evaluate: the selected candidate for GERMINATE, else the active
+        blueprint.
       conservative: conservative mode is on.
       nonfinite_loss: a loss in the packet is NaN or infinite.
       restorable_checkpoint: where a rollback can go, None is nowhere.
@@ -39,8 +40,8 @@ class Signals:
     device_type: str | None = None
     optimizer_id: str | None = None
 
-    def measured(self, name: str) -> float | None:
-        """The number that a rule calls `name`; None where nobody measured it."""
+    def read_number(self, name: str) -> float | None:
+        """The number that a rule calls `name`; None where it was not measured."""
         match name:
             case "policy_risk_score":
                 return self.policy_risk_score

@@ -275,7 +275,7 @@ class Tamiyo:
             )
             deployed = self._deploy(choice, self._steps.state)
             detail = f"{live.policy_id} → {choice.version}"
-            with self._replacing(), self._lock:
+            with self._replace_policy(), self._lock:
                 after = replace(self._steps.state, policies=tuple(earlier))
                 self._steps.swap(
                     deployed,
@@ -336,7 +336,7 @@ class Tamiyo:
                 choice = self._deployment.choose_live(self._steps.state, choice.params)
                 deployed = self._deployment.warm(choice, self._steps.state, self._steps.last)
             change = {"from": before.value, "to": chosen.value}
-            with self._replacing(), self._lock:
+            with self._replace_policy(), self._lock:
                 state = self._steps.state
                 detail = " → ".join(change.values())
                 self._steps.swap(
@@ -368,12 +368,12 @@ class Tamiyo:
                 state = self._deployment.adopt(state, params)
             if params is not None or state.policies != self._steps.state.policies:
                 deployed = self._deploy(self._deployment.choose_live(state, params), state)
-            with self._replacing(), self._lock:
+            with self._replace_policy(), self._lock:
                 self._steps.swap(
                     deployed, state, lambda: self._storage.append_restore(state, "restore")
                 )
             if params is not None and not state.policies:
-                self._deployment = self._deployment.based_on(params)
+                self._deployment = self._deployment.rebase(params)
 
     def publish(self) -> int:
         """Publish every report that is due, and wait for it; returns how many were taken.
@@ -432,7 +432,7 @@ class Tamiyo:
         return f"Tamiyo(mode={self._steps.mode.value!r}, policy={self._steps.policy_version!r})"
 
     @contextmanager
-    def _replacing(self) -> Generator[None]:
+    def _replace_policy(self) -> Generator[None]:
         """Close the policy that the block replaces, once the block has let steps go on."""
         before = self._steps.deployed
         yield
@@ -465,7 +465,7 @@ class Tamiyo:
             deployed.close()
             deployed = self._deployment.rest(deployed.choice)
         applied = AppliedPolicy(update.policy_id, digest, update.policy_version)
-        with self._replacing(), self._lock:
+        with self._replace_policy(), self._lock:
             policies = (*self._steps.state.policies, applied)[-_KEPT_UPDATES:]
             after = replace(self._steps.state, policies=policies)
             self._steps.swap(

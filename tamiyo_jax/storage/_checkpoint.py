@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp  # pyright: ignore[reportMissingTypeStubs]
 
-from tamiyo_jax._digests import check_digests, make_damage_error, write_digests
+from tamiyo_jax._digests import check_digests, make_damage_error, saving
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.controller import TamiyoState, state_from_json, state_to_json
 from tamiyo_jax.errors import CheckpointMismatchError, PersistenceError
@@ -45,11 +45,6 @@ def save_checkpoint(
     Raises:
       PersistenceError: the directory exists, or cannot be written.
     """
-    target = Path(path).absolute()
-    if target.exists():
-        raise PersistenceError(
-            f"checkpoint {target} exists; checkpoints are never overwritten", path=str(target)
-        )
     tree = {"state": state_to_json(state), "params": params}
     metadata: dict[str, Any] = _digests(config) | {
         "registries": state.registries.digest,
@@ -57,13 +52,8 @@ def save_checkpoint(
         "layout": repr(state.layout),
         "configuration": config.model_dump(mode="json"),
     }
-    try:
-        ocp.save(str(target), tree, custom_metadata=metadata)
-        write_digests(target)
-    except OSError as error:
-        raise PersistenceError(
-            f"checkpoint {target} could not be written: {error}", path=str(target)
-        ) from error
+    with saving(Path(path).absolute()) as directory:
+        ocp.save(str(directory), tree, custom_metadata=metadata)
 
 
 def load_checkpoint(

@@ -34,7 +34,7 @@ class Pending:
     report: FieldReport
 
 
-def _nothing() -> Mapping[str, Pending]:
+def _make_empty() -> Mapping[str, Pending]:
     return MappingProxyType({})
 
 
@@ -52,7 +52,7 @@ class Facts:
     """
 
     publishing: bool = False
-    pending: Mapping[str, Pending] = field(default_factory=_nothing)
+    pending: Mapping[str, Pending] = field(default_factory=_make_empty)
     policies: tuple[AppliedPolicy, ...] = ()
     newest_report_ns: int = 0
     settings: str = ""

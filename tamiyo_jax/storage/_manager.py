@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Generic, Self, TypeVar
 
 from tamiyo_jax.config import StorageConfig
-from tamiyo_jax.contracts import Event, TelemetryLevel
+from tamiyo_jax.contracts import Event
 from tamiyo_jax.controller import AppliedPolicy, TamiyoState
 from tamiyo_jax.errors import PersistenceError
 from tamiyo_jax.journal import (
@@ -28,7 +28,7 @@ from tamiyo_jax.journal import (
     translate_errors,
 )
 from tamiyo_jax.storage._facts import Facts, Ledger
-from tamiyo_jax.storage._fold import newest_report_before, recover_facts, recover_state
+from tamiyo_jax.storage._fold import recover_facts, recover_state
 from tamiyo_jax.storage._lock import DirectoryLock
 from tamiyo_jax.storage._parameters import ParameterFiles
 from tamiyo_jax.storage._records import (
@@ -40,12 +40,11 @@ from tamiyo_jax.storage._records import (
     encode_snapshot,
     encode_step,
 )
+from tamiyo_jax.storage._retention import Retention
 
 __all__ = ["StorageManager"]
 
 PolicyState = TypeVar("PolicyState")
-
-_HOUR_NS = 3_600_000_000_000
 
 
 class StorageManager(Generic[PolicyState]):
@@ -69,7 +68,6 @@ class StorageManager(Generic[PolicyState]):
         parameters: ParameterFiles,
         emit: Callable[[tuple[Event, ...]], None],
     ) -> None:
-        self._emit = emit
         self._directory = directory
         self._config = config
         self._directory_lock = lock
@@ -79,7 +77,7 @@ class StorageManager(Generic[PolicyState]):
         self._ledger = ledger
         self._clock = clock
         self._parameters = parameters
-        self._newest_before = _newest_by_base(journal, recovered)
+        self._retention = Retention(config.retention_hours, journal, recovered, emit)
         self._lock = threading.Lock()
         self._process = OwnerProcess()
 
@@ -169,7 +167,7 @@ class StorageManager(Generic[PolicyState]):
 
     @property
     def log_directory(self) -> Path:
-        """Where workers write what they print; nobody else can write there."""
+        """Directory of the workers' output, mode 0700."""
         return self._directory / "workers"
 
     @property
@@ -386,42 +384,8 @@ class StorageManager(Generic[PolicyState]):
         self._apply_retention()
 
     def _apply_retention(self) -> None:
-        """Remove the segments whose reports are all too old, if the user asked for it.
-
-        A segment with a pending report stays, and so do all after it.
-        """
-        current = self._journal.bases[-1]
-        self._newest_before[current] = self._ledger.newest_report_ns
-        if self._config.retention_hours is None:
-            return
-        oldest_ns = self._clock() - int(self._config.retention_hours * _HOUR_NS)
-        limit = self._ledger.first_pending or current
-        expired = [
-            base
-            for base, newest_ns in self._newest_before.items()
-            if newest_ns < oldest_ns and base <= limit
-        ]
-        first = self._journal.bases[0]
-        if expired and expired[-1] > first:
-            self._journal.retire(expired[-1])
-            kept = self._journal.bases
-            self._newest_before = {b: n for b, n in self._newest_before.items() if b >= kept[0]}
-            facts = {"first_sequence": str(first), "last_sequence": str(kept[0] - 1)}
-            self._emit((Event("journal_retention", TelemetryLevel.INFO, facts),))
-
-
-def _newest_by_base(journal: Journal, recovered: Recovered) -> dict[int, int]:
-    """For the segments whose SNAPSHOT is readable: the newest report before it, by base.
-
-    All reports of a segment are older than a time if the newest before the next one is,
-    because the segments before it have gone by then.
-    """
-    heads = {base: recovered.find(base) for base in journal.bases}
-    return {
-        base: newest_report_before(head)
-        for base, head in heads.items()
-        if head is not None and head.type is RecordType.SNAPSHOT
-    }
+        facts = self._ledger
+        self._retention.apply(facts.newest_report_ns, facts.first_pending, self._clock())
 
 
 def _make_private(directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""Telemetry over a bus, to whoever watches many runs."""
+"""Telemetry over a bus, for a monitor of many runs."""
 
 from __future__ import annotations
 

@@ -161,6 +161,7 @@ def run(
     run_id: str,
     applier: Callable[[HostState, DecisionLike], HostState] | None = None,
     deterministic: bool = False,
+    compile_ahead: bool = True,
     checkpoints: HostCheckpoints | None = None,
     on_step: Callable[[Record, LoopState], None] | None = None,
 ) -> RunResult:
@@ -177,6 +178,9 @@ def run(
       applier: applies decisions; required with a controller.
       deterministic: packets carry no times and no readings of the hardware, and the run waits
         for its programs, so that equal runs send equal packets.
+      compile_ahead: whether training goes on while a program with a new seed is compiled. The
+        epoch in which that seed begins to learn then depends on the machine, so a replay of the
+        run may differ from it. Without, the run waits.
       checkpoints: keeps the host after an epoch if validation loss, training loss and the
         statistics of host and seeds were finite and the controller did not object. Packets name
         the newest.
@@ -200,7 +204,8 @@ def run(
         meter=None if deterministic else HardwareMeter(jax.local_devices()[0]),
         clock=(lambda: 0) if deterministic else time.time_ns,
     )
-    programs = Programs(partial(_build, task, probes=controller is not None), wait=deterministic)
+    build = partial(_build, task, probes=controller is not None)
+    programs = Programs(build, wait=deterministic or not compile_ahead)
     history: list[Record] = []
     while int(state.epochs) < epochs:
         started = time.perf_counter()
@@ -208,7 +213,7 @@ def run(
         host, trained = _train_epoch(task, inside)
         probed = _probe(task, host) if controller is not None and may_grow(host) else {}
         measured = jax.device_get(Measured(trained, *_measure(task, host), probe=probed))
-        host = programs.rejoined(host)
+        host = programs.rejoin(host)
         seconds = time.perf_counter() - started
         state = LoopState(host, state.epochs + 1)
         metrics = {"epochs_total": float(epochs)}

@@ -73,7 +73,7 @@ class Plug:
       undone_steps: steps that the last call rolled back; a loop that can read its data again goes
         back by as many batches, unless `skips_data`.
       skips_data: these batches are to be left out, because the fault came again.
-      escalated: the controller cannot help, and asks for someone to look.
+      escalated: the controller cannot help; a person must look.
     """
 
     def __init__(
@@ -188,10 +188,10 @@ class Plug:
         candidates: Sequence[Blueprint],
         validation: Batch,
         *,
-        step: Callable[[HostState], object],
         mode: Literal["act", "shadow", "guard"],
         every: int,
         log: Callable[[str], object],
+        step: Callable[[HostState], object] | None = None,
     ) -> Self:
         """Plug Tamiyo into a loop that trains a host with seed slots by `host.train_step`.
 
@@ -200,21 +200,21 @@ class Plug:
           state: of the host, before its first step.
           host: the host that is trained.
           candidates: blueprints that seeds may be grown into, as `host.seed_bank` gives them.
-          validation: a batch for `host.loss`, on which the network and its seeds are evaluated and
-            candidates are compared.
-          step: what the loop runs on a state, such as ``lambda state: train_step(state, batch)``
-            with a batch like those of the loop. For a seed that germinates it is called once, on
-            a copy, in a thread; the loop goes on without the seed until its program is there.
+          validation: a batch for `host.loss` that evaluates the network, seeds and candidates.
           mode: as for `Tamiyo.open`.
           every: steps from one decision to the next.
           log: called with one line of text for each command and for each error.
+          step: what the loop runs on a state, such as ``lambda state: train_step(state, batch)``
+            with a batch of the loop. It is called for a seed that germinates, on a copy, in a
+            thread; the loop goes on without the seed until it is compiled. None: it waits.
 
         Raises:
           TamiyoError: as `open` does.
         """
         evaluate = evaluate_growth(host, validation)
-        programs = Programs(partial(run_once, step, evaluate), wait=False)
-        programs.inside(state)
+        programs = None if step is None else Programs(partial(run_once, step, evaluate), wait=False)
+        if programs is not None:
+            programs.inside(state)
         return cls(
             directory,
             blueprint_of(
@@ -265,7 +265,7 @@ class Plug:
         """The state with the seeds whose programs are not there yet."""
         if self._programs is None or not isinstance(state, HostState):
             return state
-        return self._programs.rejoined(state)
+        return self._programs.rejoin(state)
 
     def _inside(self, whole: State) -> State:
         """The state without the seeds whose programs are not there yet."""

@@ -72,9 +72,9 @@ class Programs:
         outside = {name for name, _ in grown - self._inside}
         self._carried = {name: host.slots[name] for name in outside}
         without = {name: Slot(slot.state, {}, ()) for name, slot in self._carried.items()}
-        return host._replace(slots=host.slots | without), error
+        return (host._replace(slots=host.slots | without) if outside else host), error
 
-    def rejoined(self, trained: HostState) -> HostState:
+    def rejoin(self, trained: HostState) -> HostState:
         """The host after some steps, with the seeds that were carried beside its programs."""
         carried = {
             name: slot._replace(state=trained.slots[name].state)

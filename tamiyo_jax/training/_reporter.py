@@ -24,11 +24,11 @@ from tamiyo_jax.host import (
     HostState,
     SeedMeasurements,
     StepMetrics,
+    limit_to_budget,
     live_parameters,
     packet_from,
     scale_of,
     seed_state,
-    within_budget,
 )
 
 FIGURES = ("gradient_norm", "weight_norm", "update_ratio", "gradient_variance", "conflict")
@@ -185,7 +185,7 @@ class Reporter:
         )
         if facts.host is None or not isinstance(state, HostState):
             return packet
-        return within_budget(packet, state, facts.host)
+        return limit_to_budget(packet, state, facts.host)
 
     def settle(self, state: object, boundary: Boundary, decision: DecisionLike | None) -> None:
         """Keep the boundary's state unless the controller objects; forget what is rolled back.

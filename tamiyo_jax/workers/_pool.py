@@ -200,7 +200,7 @@ class WorkerPool:
         with self._changed:
             self._set_dead_aside()
             if self._active is None:
-                warm = [worker for worker in self._ready if not self._cold(worker)]
+                warm = [worker for worker in self._ready if not self._is_cold(worker)]
                 if not warm:
                     self._raise_unavailable()
                 self._ready.remove(warm[0])
@@ -275,7 +275,9 @@ class WorkerPool:
         with self._changed:
             self._changed.wait_for(lambda: self._closing, backoff)
             self._changed.wait_for(
-                lambda: self._closing or self._missing() or any(map(self._cold, self._ready))
+                lambda: (
+                    self._closing or self._needs_worker() or any(map(self._is_cold, self._ready))
+                )
             )
             self._ending = [worker for worker in self._ending if not worker.reap(0)]
             return not self._closing
@@ -283,7 +285,7 @@ class WorkerPool:
     def _claim(self) -> Worker:
         """Take a cold spare out of service until it is warm, or start a new worker."""
         with self._changed:
-            cold = next(filter(self._cold, self._ready), None)
+            cold = next(filter(self._is_cold, self._ready), None)
             if cold is not None:
                 self._ready.remove(cold)
             self._coming = cold
@@ -321,8 +323,8 @@ class WorkerPool:
             self._coming, self._problem = None, error
             self._changed.notify_all()
 
-    def _missing(self) -> bool:
+    def _needs_worker(self) -> bool:
         return (self._active is not None) + len(self._ready) < 1 + self._spec.spares
 
-    def _cold(self, worker: Worker) -> bool:
+    def _is_cold(self, worker: Worker) -> bool:
         return not self._warmups.keys() <= worker.warm

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from summaries import consume_all
 
 from tamiyo_jax.bus import Bus, MemoryBus, RedisBus, seal
 from tamiyo_jax.bus._memory import open_envelope
@@ -35,20 +36,18 @@ def publish(bus: Bus, *messages: bytes, priority: Priority = Priority.NORMAL) ->
         bus.publish(TOPIC, message, priority)
 
 
-def consumed(bus: Bus, group: str, topic: str = TOPIC) -> list[bytes]:
-    seen: list[bytes] = []
-    assert bus.consume(topic, group, seen.append) == len(seen)
-    return seen
+def consume(bus: Bus, group: str, topic: str = TOPIC) -> list[bytes]:
+    return consume_all(bus, topic, group)
 
 
 def test_every_group_gets_every_message_once_and_in_order(bus: Bus) -> None:
     publish(bus, b"1", b"2")
-    assert consumed(bus, "first") == [b"1", b"2"]
-    assert consumed(bus, "second") == []
+    assert consume(bus, "first") == [b"1", b"2"]
+    assert consume(bus, "second") == []
     publish(bus, b"3", b"4")
-    assert consumed(bus, "second") == [b"3", b"4"]
-    assert consumed(bus, "first") == [b"3", b"4"]
-    assert consumed(bus, "first") == consumed(bus, "first", "another topic") == []
+    assert consume(bus, "second") == [b"3", b"4"]
+    assert consume(bus, "first") == [b"3", b"4"]
+    assert consume(bus, "first") == consume(bus, "first", "another topic") == []
 
 
 def test_a_message_whose_handler_raised_waits_for_its_group_again(bus: Bus) -> None:
@@ -74,7 +73,7 @@ def test_urgent_messages_overtake_others_and_keep_their_own_order(bus: Bus) -> N
     publish(bus, b"3", priority=Priority.HIGH)
     publish(bus, b"4", priority=Priority.CRITICAL)
     publish(bus, b"5", priority=Priority.HIGH)
-    assert consumed(bus, "group") == [b"3", b"4", b"5", b"1", b"2"]
+    assert consume(bus, "group") == [b"3", b"4", b"5", b"1", b"2"]
 
 
 def test_an_urgent_message_overtakes_one_whose_handler_raised(bus: Bus) -> None:
@@ -86,7 +85,7 @@ def test_an_urgent_message_overtakes_one_whose_handler_raised(bus: Bus) -> None:
     with pytest.raises(ZeroDivisionError):
         bus.consume(TOPIC, "group", fail)
     publish(bus, b"3", priority=Priority.HIGH)
-    assert consumed(bus, "group") == [b"3", b"1", b"2"]
+    assert consume(bus, "group") == [b"3", b"1", b"2"]
 
 
 def test_what_a_handler_publishes_is_consumed_too_and_urgent_news_comes_next(bus: Bus) -> None:
@@ -107,7 +106,7 @@ def test_what_a_handler_publishes_is_consumed_too_and_urgent_news_comes_next(bus
 def test_any_bytes_arrive_as_they_were(bus: Bus, size: int) -> None:
     payload = bytes(range(256)) * (size // 256 + 1)
     publish(bus, payload[:size])
-    assert consumed(bus, "group") == [payload[:size]]
+    assert consume(bus, "group") == [payload[:size]]
 
 
 def test_topics_and_groups_of_any_name_keep_apart(bus: Bus) -> None:
@@ -116,7 +115,7 @@ def test_topics_and_groups_of_any_name_keep_apart(bus: Bus) -> None:
         bus.publish(name, name.encode(), Priority.NORMAL)
         bus.publish(name, b"urgent", Priority.HIGH)
     for name in names:
-        assert consumed(bus, name, topic=name) == [b"urgent", name.encode()]
+        assert consume(bus, name, topic=name) == [b"urgent", name.encode()]
 
 
 def test_a_full_bus_in_memory_refuses_and_loses_nothing_it_took() -> None:
@@ -125,27 +124,27 @@ def test_a_full_bus_in_memory_refuses_and_loses_nothing_it_took() -> None:
     with pytest.raises(PublishError, match="a first consumer") as raised:
         publish(bus, b"3")
     assert raised.value.capacity == 2
-    assert consumed(bus, "fast") == [b"1", b"2"]
-    consumed(bus, "slow")
+    assert consume(bus, "fast") == [b"1", b"2"]
+    consume(bus, "slow")
     publish(bus, b"4", b"5")
-    assert consumed(bus, "fast") == [b"4", b"5"]
+    assert consume(bus, "fast") == [b"4", b"5"]
     with pytest.raises(PublishError, match="slow"):
         publish(bus, b"6")
-    assert consumed(bus, "fast") == []  # a refused message reaches no group
-    assert consumed(bus, "slow") == [b"4", b"5"]
+    assert consume(bus, "fast") == []  # a refused message reaches no group
+    assert consume(bus, "slow") == [b"4", b"5"]
 
 
 def test_consumers_of_one_group_share_its_messages(bus: Bus) -> None:
-    consumed(bus, "group")
+    consume(bus, "group")
     seen: list[bytes] = []
     done = threading.Event()
 
-    def consume() -> None:
+    def consume_until_empty() -> None:
         while not done.is_set():
             bus.consume(TOPIC, "group", seen.append)
         bus.consume(TOPIC, "group", seen.append)
 
-    threads = [threading.Thread(target=consume) for _ in range(4)]
+    threads = [threading.Thread(target=consume_until_empty) for _ in range(4)]
     for thread in threads:
         thread.start()
     messages = [str(index).encode() for index in range(400)]

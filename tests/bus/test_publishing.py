@@ -303,7 +303,7 @@ def publish_and_die(run: Path, messages: Path) -> None:
         time.sleep(60)
 
 
-def test_publish_returns_when_all_that_was_due_is_out_whoever_sent_it(tmp_path: Path) -> None:
+def test_publish_returns_when_everything_due_has_been_sent(tmp_path: Path) -> None:
     gate, bus = threading.Event(), MemoryBus()
 
     class Gated(MemoryBus):

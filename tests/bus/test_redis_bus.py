@@ -16,6 +16,7 @@ import pytest
 from making import SECRET, make_config, make_packet, open_tamiyo
 from redis import Redis
 from redis_server import RedisServer
+from summaries import consume_all
 
 from tamiyo_jax.bus import FIELD_REPORTS, RedisBus, ReportReader
 from tamiyo_jax.contracts import Priority, Secret
@@ -40,13 +41,11 @@ def publish(bus: RedisBus, *messages: bytes) -> None:
         bus.publish(TOPIC, message, Priority.NORMAL)
 
 
-def consumed(bus: RedisBus, group: str = "group") -> list[bytes]:
-    seen: list[bytes] = []
-    assert bus.consume(TOPIC, group, seen.append) == len(seen)
-    return seen
+def consume(bus: RedisBus, group: str = "group") -> list[bytes]:
+    return consume_all(bus, TOPIC, group)
 
 
-def kept(server: RedisServer) -> int:
+def count_messages(server: RedisServer) -> int:
     """How many messages are on the server, of whatever topic."""
     with Redis.from_url(server.url) as client:
         return sum(client.xlen(stream) for stream in client.keys("tamiyo:bus:*"))
@@ -93,8 +92,8 @@ def test_the_message_of_a_consumer_that_died_goes_to_another(redis_server: Redis
         finish(child)
         assert child.returncode == -signal.SIGKILL
         time.sleep(0.35)
-        assert consumed(bus) == [b"1", b"2"]
-        assert consumed(bus) == []
+        assert consume(bus) == [b"1", b"2"]
+        assert consume(bus) == []
 
 
 def test_the_message_of_a_busy_consumer_goes_to_no_other(
@@ -106,7 +105,7 @@ def test_the_message_of_a_busy_consumer_goes_to_no_other(
         by_the_other: list[bytes] = []
 
         def handle(message: bytes) -> None:
-            by_the_other.extend(consumed(other))
+            by_the_other.extend(consume(other))
             seen.append(message)
 
         assert bus.consume(TOPIC, "group", handle) == 1
@@ -121,7 +120,7 @@ def test_a_message_that_failed_elsewhere_is_there_at_once(redis_server: RedisSer
         publish(bus, b"1", b"2")
         with pytest.raises(ZeroDivisionError):
             bus.consume(TOPIC, "group", fail)
-        assert consumed(other) == [b"1", b"2"]
+        assert consume(other) == [b"1", b"2"]
 
 
 def test_many_messages_in_other_hands_hide_none_that_is_to_be_claimed(
@@ -144,7 +143,7 @@ def test_many_messages_in_other_hands_hide_none_that_is_to_be_claimed(
                 return
             with pytest.raises(ZeroDivisionError):
                 bus.consume(TOPIC, "group", fail)
-            rest.extend(consumed(bus))
+            rest.extend(consume(bus))
 
         assert bus.consume(TOPIC, "group", hold) == 1
         assert len(held) == 30
@@ -155,11 +154,11 @@ def test_what_all_groups_acknowledged_is_removed_and_nothing_else(
     redis_server: RedisServer,
 ) -> None:
     with redis_bus(redis_server) as bus:
-        consumed(bus, "slow")
+        consume(bus, "slow")
         publish(bus, b"1", b"2", b"3")
         bus.publish(TOPIC, b"urgent", Priority.CRITICAL)
-        assert consumed(bus, "fast") == [b"urgent", b"1", b"2", b"3"]
-        assert kept(redis_server) == 4
+        assert consume(bus, "fast") == [b"urgent", b"1", b"2", b"3"]
+        assert count_messages(redis_server) == 4
         seen: list[bytes] = []
 
         def handle(message: bytes) -> None:
@@ -170,11 +169,11 @@ def test_what_all_groups_acknowledged_is_removed_and_nothing_else(
         with pytest.raises(ZeroDivisionError):
             bus.consume(TOPIC, "slow", handle)
         publish(bus, b"4")
-        assert consumed(bus, "fast") == [b"4"]
-        assert kept(redis_server) == 3
-        assert consumed(bus, "late") == [b"2", b"3", b"4"]
-        assert consumed(bus, "slow") == [b"2", b"3", b"4"]
-        assert kept(redis_server) == 0
+        assert consume(bus, "fast") == [b"4"]
+        assert count_messages(redis_server) == 3
+        assert consume(bus, "late") == [b"2", b"3", b"4"]
+        assert consume(bus, "slow") == [b"2", b"3", b"4"]
+        assert count_messages(redis_server) == 0
 
 
 def test_a_group_that_joins_while_messages_are_removed_keeps_what_it_was_handed(
@@ -196,8 +195,8 @@ def test_a_group_that_joins_while_messages_are_removed_keeps_what_it_was_handed(
     slow = Slow(redis_server.url)
     with redis_bus(redis_server) as bus:
         publish(bus, b"1", b"2")
-        assert consumed(slow) == [b"1", b"2"]
-        assert consumed(bus, "late") == [b"1", b"2"]
+        assert consume(slow) == [b"1", b"2"]
+        assert consume(bus, "late") == [b"1", b"2"]
     slow.close()
 
 
@@ -211,10 +210,10 @@ def test_a_server_that_is_killed_and_started_again_has_all_that_was_published(
             publish(bus, b"refused")
         assert raised.value.topic == TOPIC
         with pytest.raises(PublishError, match="127"):
-            consumed(bus)
+            consume(bus)
         own_redis_server.start()
         publish(bus, b"after")
-        assert consumed(bus) == [*(str(index).encode() for index in range(100)), b"after"]
+        assert consume(bus) == [*(str(index).encode() for index in range(100)), b"after"]
 
 
 def test_a_server_that_dies_while_a_message_is_handled_hands_it_out_again(
@@ -235,7 +234,7 @@ def test_a_server_that_dies_while_a_message_is_handled_hands_it_out_again(
             bus.consume(TOPIC, "group", fail)
         own_redis_server.start()
         time.sleep(0.25)
-        assert consumed(bus) == [b"1", b"2"]
+        assert consume(bus) == [b"1", b"2"]
 
 
 def test_a_bus_is_made_without_its_server_and_a_hanging_one_is_given_up(
@@ -251,7 +250,7 @@ def test_a_bus_is_made_without_its_server_and_a_hanging_one_is_given_up(
             publish(bus, b"perhaps")
         assert time.monotonic() - started < 30.0
         own_redis_server.thaw()
-        assert consumed(bus)[0] == b"1"
+        assert consume(bus)[0] == b"1"
 
 
 def test_a_server_that_is_full_refuses(own_redis_server: RedisServer) -> None:
@@ -261,7 +260,7 @@ def test_a_server_that_is_full_refuses(own_redis_server: RedisServer) -> None:
         with pytest.raises(PublishError, match="maxmemory"):
             publish(bus, b"2")
         client.config_set("maxmemory", "0")
-        assert consumed(bus) == [b"1"]
+        assert consume(bus) == [b"1"]
 
 
 def test_what_others_write_to_a_stream_is_refused_by_the_reader_and_holds_nothing_up(
@@ -329,7 +328,7 @@ def test_a_controller_whose_bus_is_killed_and_comes_back_gets_every_report_throu
     assert retries, "the bus never failed"
 
 
-def consume(url: str, what: str) -> None:
+def run_consumer(url: str, what: str) -> None:
     """The child of tests above: a consumer that prints its share, or is killed over the first."""
 
     def handle(message: bytes) -> None:
@@ -347,4 +346,4 @@ def consume(url: str, what: str) -> None:
 
 
 if __name__ == "__main__":
-    consume(*sys.argv[1:])
+    run_consumer(*sys.argv[1:])

@@ -102,6 +102,7 @@ def test_a_run_is_never_overwritten_and_the_error_is_one_line(tmp_path: Path) ->
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_the_example_on_guard_rolls_back_and_recovers() -> None:
     example = Path(__file__).parents[2] / "examples" / "guard.py"
     result = subprocess.run(

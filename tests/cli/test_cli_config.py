@@ -14,7 +14,7 @@ from commands import invoke
 
 from tamiyo_jax.config import TamiyoConfig
 
-SECRET = "a-secret-that-nobody-may-see"
+SECRET = "a-secret-that-no-output-may-show"
 
 
 @pytest.fixture

@@ -279,17 +279,23 @@ def test_a_variable_with_an_underscore_too_few_is_named_as_a_mistake(
     assert "TAMIYO__RISK__LOSS_SPIKE" in line
 
 
+# A shell starts what runs in the background with SIGINT ignored, and children inherit it.
+_WITH_SIGINT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_continue_and_a_resumed_run_keeps_its_steps(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     command = [sys.executable, "-m", "tamiyo_jax", "demo", "--directory", str(directory)]
     child = subprocess.Popen(
-        [*command, "--steps", "660"],
+        [sys.executable, "-c", _WITH_SIGINT, *command, "--steps", "660"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell starts what runs in the background with SIGINT ignored, and children inherit it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert child.stdout is not None
     first = child.stdout.readline()

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import pytest
-from commands import invoke
+from commands import dump_journal, invoke
 from making import SECRET, Clock, make_config, make_packet, make_seed, open_tamiyo, story
 from redis_server import RedisServer
 
@@ -50,12 +50,6 @@ def flip(path: Path, quote: bytes) -> int:
     return offset
 
 
-def dumped(directory: Path, *options: str) -> list[dict[str, Any]]:
-    result = invoke("journal", "dump", str(directory), "--json", *options)
-    assert result.exit_code == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
-
-
 def test_a_sound_journal_verifies(run: Path) -> None:
     result = invoke("journal", "verify", str(run))
     assert result.exit_code == 0
@@ -88,7 +82,7 @@ def dumped_before(directory: Path, packet_id: str) -> list[dict[str, Any]]:
     """The step of a packet, out of a journal that is damaged elsewhere."""
     return [
         step
-        for step in dumped(directory, "--type", "step")
+        for step in dump_journal(directory, "--type", "step")
         if step["packet"] and step["packet"]["packet_id"] == packet_id
     ]
 
@@ -149,7 +143,7 @@ def test_a_dump_holds_packets_commands_and_reports_as_they_were(tmp_path: Path) 
     with open_tamiyo(tmp_path) as tamiyo:
         decision = tamiyo.step(make_packet(3, seeds=seeds))
     assert decision.command is not None
-    (step,) = dumped(tmp_path, "--type", "step")
+    (step,) = dump_journal(tmp_path, "--type", "step")
     assert step["sequence"] == decision.ticket.sequence
     assert step["action"] == "ADVANCE"
     assert step["packet"]["packet_id"] == "packet-3"
@@ -167,7 +161,7 @@ def test_a_dump_holds_packets_commands_and_reports_as_they_were(tmp_path: Path) 
 def test_numbers_that_json_cannot_represent_are_strings(tmp_path: Path) -> None:
     with open_tamiyo(tmp_path) as tamiyo:
         tamiyo.step(make_packet(validation_loss=math.nan, training_loss=-math.inf))
-    (step,) = dumped(tmp_path, "--type", "step")
+    (step,) = dump_journal(tmp_path, "--type", "step")
     assert step["packet"]["validation_loss"] == "NaN"
     assert step["packet"]["training_loss"] == "-Infinity"
     text = invoke("journal", "dump", str(tmp_path), "--json").stdout
@@ -176,7 +170,7 @@ def test_numbers_that_json_cannot_represent_are_strings(tmp_path: Path) -> None:
 
 def test_every_record_has_its_line_in_order(run: Path) -> None:
     records = read_journal(run).records
-    lines = dumped(run)
+    lines = dump_journal(run)
     assert [(line["sequence"], line["type"]) for line in lines] == [
         (record.sequence, record.type.name) for record in records
     ]
@@ -186,10 +180,10 @@ def test_every_record_has_its_line_in_order(run: Path) -> None:
 
 
 def test_type_and_last_narrow_a_dump(run: Path) -> None:
-    steps = dumped(run, "--type", "step")
+    steps = dump_journal(run, "--type", "step")
     assert {line["type"] for line in steps} == {"STEP"}
-    assert dumped(run, "--type", "step", "--last", "2") == steps[-2:]
-    both = dumped(run, "--type", "operator", "--type", "SNAPSHOT")
+    assert dump_journal(run, "--type", "step", "--last", "2") == steps[-2:]
+    both = dump_journal(run, "--type", "operator", "--type", "SNAPSHOT")
     assert {line["type"] for line in both} == {"OPERATOR", "SNAPSHOT"}
 
 
@@ -205,7 +199,7 @@ def test_a_text_dump_shows_all_parts_of_a_step(run: Path) -> None:
 
 
 def test_a_damaged_journal_is_dumped_as_far_as_it_reads_and_says_so(run: Path) -> None:
-    count = len(dumped(run))
+    count = len(dump_journal(run))
     flip(segments(run)[0], b"packet-3")
     result = invoke("journal", "dump", str(run), "--json")
     assert result.exit_code == 0
@@ -231,7 +225,7 @@ def test_compacting_keeps_the_state_and_lets_go_of_what_is_old(
     answer = json.loads(result.stdout)
     assert answer["segments"][1] == len(segments(tmp_path)) < before
     assert answer["bytes"][1] == sum(path.stat().st_size for path in segments(tmp_path))
-    assert dumped(tmp_path, "--type", "step") == []
+    assert dump_journal(tmp_path, "--type", "step") == []
     with open_tamiyo(tmp_path, config=config, clock=clock) as tamiyo:
         assert state_to_json(tamiyo.state) == state_to_json(expected)
 
@@ -240,7 +234,7 @@ def test_compacting_keeps_what_is_young_enough(tmp_path: Path) -> None:
     with open_tamiyo(tmp_path, clock=time.time_ns) as tamiyo:
         tamiyo.step(make_packet())
     assert invoke("journal", "compact", str(tmp_path)).exit_code == 0
-    assert len(dumped(tmp_path, "--type", "step")) == 1
+    assert len(dump_journal(tmp_path, "--type", "step")) == 1
 
 
 def test_compacting_keeps_the_state_of_any_policy_bit_for_bit(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What SEED commands tell the host about how a seed joins it."""
+"""The annotations of SEED commands that say how a seed is blended into the host."""
 
 from __future__ import annotations
 
@@ -55,29 +55,29 @@ def command_for(
     return outcome.command
 
 
-def said(command: AdaptationCommand) -> dict[str, str]:
+def read_annotations(command: AdaptationCommand) -> dict[str, str]:
     names = ("blend_mode", "blend_mode_source", "alpha_vec", "alpha_vec_len", *GATE)
     return {name: command.annotations[name] for name in names if name in command.annotations}
 
 
 def test_by_default_commands_say_nothing_about_it() -> None:
-    assert said(command_for("off", {**GATE, **CHANNELS})) == {}
+    assert read_annotations(command_for("off", {**GATE, **CHANNELS})) == {}
 
 
 @pytest.mark.parametrize("mode", ["CONVEX", "RESIDUAL"])
 def test_a_plain_seed_joins_in_the_configured_mode(mode: str) -> None:
     command = command_for(mode, {"alpha": 0.5})
     assert command.target_seed_id == "s0"
-    assert said(command) == {"blend_mode": mode, "blend_mode_source": "configuration"}
+    assert read_annotations(command) == {"blend_mode": mode, "blend_mode_source": "configuration"}
 
 
 def test_a_seed_with_a_gate_is_blended_by_confidence() -> None:
     expected = {"blend_mode": "CONFIDENCE", "blend_mode_source": "seed", **GATE_TEXT}
-    assert said(command_for("CONVEX", GATE)) == expected
+    assert read_annotations(command_for("CONVEX", GATE)) == expected
 
 
 def test_a_seed_with_shares_of_its_own_is_blended_by_channel() -> None:
-    found = said(command_for("CONVEX", {**GATE, **CHANNELS}))
+    found = read_annotations(command_for("CONVEX", {**GATE, **CHANNELS}))
     assert json.loads(found.pop("alpha_vec")) == [0.5, 0.25, 1.0]
     assert found == {"blend_mode": "CHANNEL", "blend_mode_source": "seed", "alpha_vec_len": "3"}
 
@@ -87,14 +87,14 @@ def test_what_the_seed_leaves_open_the_blueprint_may_say(
     numbers: dict[str, float], mode: str
 ) -> None:
     blueprint = make_blueprint(parameters=parameters(numbers))
-    found = said(command_for("RESIDUAL", {}, blueprint))
+    found = read_annotations(command_for("RESIDUAL", {}, blueprint))
     assert (found["blend_mode"], found["blend_mode_source"]) == (mode, "blueprint")
 
 
 def test_the_seed_goes_before_the_blueprint() -> None:
     blueprint = make_blueprint(parameters=parameters({**CHANNELS, "gate_k": 9.0}))
     expected = {"blend_mode": "CONFIDENCE", "blend_mode_source": "seed", **GATE_TEXT}
-    assert said(command_for("CONVEX", GATE, blueprint)) == expected
+    assert read_annotations(command_for("CONVEX", GATE, blueprint)) == expected
 
 
 @pytest.mark.parametrize("lacking", GATE)
@@ -103,13 +103,13 @@ def test_a_gate_that_lacks_a_number_is_no_gate(lacking: str, instead: Any) -> No
     metrics = {name: value for name, value in GATE.items() if name != lacking}
     if instead != {}:
         metrics[lacking] = instead
-    assert said(command_for("CONVEX", metrics))["blend_mode"] == "CONVEX"
+    assert read_annotations(command_for("CONVEX", metrics))["blend_mode"] == "CONVEX"
 
 
 def test_commands_that_act_on_no_seed_say_nothing_about_it() -> None:
     command = command_for("CONVEX", GATE, validation_loss=math.nan)
     assert command.command_type is CommandType.PAUSE
-    assert said(command) == {}
+    assert read_annotations(command) == {}
 
 
 def test_the_annotations_survive_the_wire() -> None:

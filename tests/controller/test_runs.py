@@ -78,11 +78,11 @@ def summarise(outcome: Outcome) -> tuple[Any, ...]:
 
 
 def decide_all(packets: list[SystemStatePacket], mode: Mode) -> dict[str, list[tuple[Any, ...]]]:
-    state, decided = fresh(), dict[str, list[tuple[Any, ...]]]()
+    state, decisions = fresh(), dict[str, list[tuple[Any, ...]]]()
     for packet in packets:
         state, outcome = decide(state, packet, mode)
-        decided.setdefault(packet.training_run_id, []).append(summarise(outcome))
-    return decided
+        decisions.setdefault(packet.training_run_id, []).append(summarise(outcome))
+    return decisions
 
 
 LOSSES = st.lists(st.floats(0.1, 3.0) | st.just(float("nan")), min_size=1, max_size=12)
@@ -127,8 +127,8 @@ def test_two_healthy_runs_with_different_losses_are_not_paused_in_turns() -> Non
         for step in range(4)
         for run_id, loss in (("low", 0.5), ("high", 2.0))
     ]
-    decided = decide_all(packets, Mode.GUARD)
-    assert {reason for own in decided.values() for _, reason, *_ in own} == {"guard:wait"}
+    decisions = decide_all(packets, Mode.GUARD)
+    assert {reason for own in decisions.values() for _, reason, *_ in own} == {"guard:wait"}
 
 
 def test_the_text_form_brings_every_run_back() -> None:

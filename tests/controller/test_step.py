@@ -66,15 +66,15 @@ def heuristic() -> Deciding:
 
 
 @functools.cache
-def untrained() -> Any:
+def make_untrained() -> Any:
     return init_params(CONFIG.policy, jax.random.key(0))
 
 
 def graph() -> Deciding:
-    params = untrained()
+    params = make_untrained()
     kernel = params["policy_logits"]["kernel"]
-    decided = jax.random.normal(jax.random.key(1), kernel.shape)  # untrained ones are all zero
-    head = {**params["policy_logits"], "kernel": decided}
+    trained = jax.random.normal(jax.random.key(1), kernel.shape)  # untrained ones are all zero
+    head = {**params["policy_logits"], "kernel": trained}
     return Deciding(GraphPolicy(CONFIG.graph), {**params, "policy_logits": head})
 
 
@@ -93,7 +93,7 @@ def decide(
         state,
         packet,
         LIBRARY[packet.blueprint_id],
-        tuple(LIBRARY[one] for one in packet.candidates),
+        tuple(LIBRARY[candidate] for candidate in packet.candidates),
         policy_version="a version",
         now_ns=1_700_000_000_000_000_000 + packet.global_step,
         command_id=f"command-{packet.packet_id}",
@@ -115,14 +115,14 @@ def start(deciding: Deciding) -> TamiyoState:
     return initial_state(deciding.policy.initial_state())
 
 
-def said(outcome: Outcome) -> tuple:
+def summarise(outcome: Outcome) -> tuple:
     """All of an outcome that can be compared with ==, and the outputs bit by bit."""
     arrays = {} if outcome.outputs is None else outcome.outputs.named_arrays()
     outputs = [np.asarray(array) for array in arrays.values()]
     return (
         *(outcome.action, outcome.command, outcome.report, outcome.events, outcome.verdict),
         *(outcome.proposal, outcome.priority, outcome.health, outcome.loss_delta),
-        tuple((one.dtype, one.shape, one.tobytes()) for one in outputs),
+        tuple((output.dtype, output.shape, output.tobytes()) for output in outputs),
     )
 
 
@@ -150,7 +150,7 @@ def test_the_same_arguments_give_the_same_outcome_and_the_state_is_left_alone(
     kept = copy.deepcopy(packet)
     first, outcome = decide(deciding, state, packet)
     second, again = decide(deciding, state, packet)
-    assert said(outcome) == said(again)
+    assert summarise(outcome) == summarise(again)
     assert state_to_json(first) == state_to_json(second)
     assert state_to_json(state) == before != state_to_json(first)
     assert packet == kept
@@ -197,7 +197,9 @@ def test_a_run_restored_in_the_middle_is_bit_identical_to_the_unbroken_one(
         params=deciding.params,
     )
     restored, rest = run(deciding._replace(params=params), state, packets[CUT:])
-    assert [said(one) for one in (*first, *rest)] == [said(one) for one in whole]
+    assert [summarise(decision) for decision in (*first, *rest)] == [
+        summarise(decision) for decision in whole
+    ]
     assert restored.registries == unbroken.registries
     assert restored.risk == unbroken.risk
     # The text holds arrays as their bytes, the normaliser's among them.
@@ -205,15 +207,15 @@ def test_a_run_restored_in_the_middle_is_bit_identical_to_the_unbroken_one(
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> tuple[Path, Deciding]:
-    deciding, params = heuristic(), untrained()
+def round_trip(tmp_path: Path) -> tuple[Path, Deciding]:
+    deciding, params = heuristic(), make_untrained()
     state, _ = run(deciding, start(deciding), story(3))
     save_checkpoint(tmp_path / "checkpoint", state, params, CONFIG)
     return tmp_path / "checkpoint", deciding._replace(params=params)
 
 
-def test_no_damaged_file_of_a_checkpoint_is_loaded(saved: tuple[Path, Deciding]) -> None:
-    path, deciding = saved
+def test_no_damaged_file_of_a_checkpoint_is_loaded(round_trip: tuple[Path, Deciding]) -> None:
+    path, deciding = round_trip
     template = deciding.policy.initial_state()
     chance = random.Random(0)
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
@@ -238,9 +240,9 @@ def test_no_damaged_file_of_a_checkpoint_is_loaded(saved: tuple[Path, Deciding])
     ],
 )
 def test_a_checkpoint_of_another_configuration_is_refused_by_name(
-    saved: tuple[Path, Deciding], sections: dict, name: str
+    round_trip: tuple[Path, Deciding], sections: dict, name: str
 ) -> None:
-    path, deciding = saved
+    path, deciding = round_trip
     with pytest.raises(CheckpointMismatchError, match=f"checkpoint: {name} is") as raised:
         load_checkpoint(
             path,
@@ -251,8 +253,8 @@ def test_a_checkpoint_of_another_configuration_is_refused_by_name(
     assert raised.value.name == name
 
 
-def test_parameters_of_other_widths_are_refused(saved: tuple[Path, Deciding]) -> None:
-    path, deciding = saved
+def test_parameters_of_other_widths_are_refused(round_trip: tuple[Path, Deciding]) -> None:
+    path, deciding = round_trip
     wider = TamiyoConfig(policy={"sage_width": 32, "gat_width": 8, "heads": 2})
     with pytest.raises(CheckpointMismatchError, match="parameter shapes"):
         load_checkpoint(
@@ -283,8 +285,8 @@ def tamper(path: Path, name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["schema", "schema_version", "registries", "parameters", "graph"])
-def test_tampered_metadata_is_refused_by_name(saved: tuple[Path, Deciding], name: str) -> None:
-    path, deciding = saved
+def test_tampered_metadata_is_refused_by_name(round_trip: tuple[Path, Deciding], name: str) -> None:
+    path, deciding = round_trip
     tamper(path, name, "something else")
     with pytest.raises(CheckpointMismatchError) as raised:
         load_checkpoint(
@@ -297,9 +299,9 @@ def test_tampered_metadata_is_refused_by_name(saved: tuple[Path, Deciding], name
 
 
 def test_a_checkpoint_is_never_overwritten_and_never_invented(
-    saved: tuple[Path, Deciding],
+    round_trip: tuple[Path, Deciding],
 ) -> None:
-    path, deciding = saved
+    path, deciding = round_trip
     with pytest.raises(PersistenceError, match="never overwritten"):
         save_checkpoint(path, start(deciding), deciding.params, CONFIG)
     with pytest.raises(PersistenceError, match="there is no checkpoint"):

@@ -87,7 +87,7 @@ def run(
     return state, reports
 
 
-def restarted(state: TamiyoState, *, registries: bool = True) -> TamiyoState:
+def restart(state: TamiyoState, *, registries: bool = True) -> TamiyoState:
     """The state as a new process reads it back."""
     text = state_to_json(state, registries=registries)
     kept = None if registries else state.registries
@@ -169,7 +169,7 @@ def test_an_alarm_of_the_command_s_own_step_is_not_held_against_what_followed() 
 
 
 def test_the_hook_latency_is_averaged_over_the_steps_that_measured_it() -> None:
-    def measured(epoch: int, latency: float | None) -> SystemStatePacket:
+    def measure(epoch: int, latency: float | None) -> SystemStatePacket:
         shown = packet(epoch, 1.0)
         metrics = {k: v for k, v in shown.training_metrics.items() if k != "hook_latency_ms"}
         if latency is not None:
@@ -177,7 +177,7 @@ def test_the_hook_latency_is_averaged_over_the_steps_that_measured_it() -> None:
         return replace(shown, training_metrics=metrics)
 
     for latencies, average in (((2.0, None, None, 4.0, math.nan), 3.0), ((None,) * 5, None)):
-        followed = [measured(epoch, one) for epoch, one in enumerate(latencies, start=1)]
+        followed = [measure(epoch, latency) for epoch, latency in enumerate(latencies, start=1)]
         _, reports = run([packet(0, 1.0, **SLOW_HOOK), *followed])
         assert reports[0].metrics.get("avg_hook_latency_ms") == average
 
@@ -265,7 +265,7 @@ def test_a_restart_in_the_middle_of_a_window_of_five_gives_exactly_one_report(
     packets[0] = packet(0, 1.0, **SLOW_HOOK)
     unbroken, (whole,) = run(packets)
     state, before = run(packets[:middle])
-    state, after = run(packets[middle:], restarted(state, registries=registries))
+    state, after = run(packets[middle:], restart(state, registries=registries))
     assert [*before, *after] == [whole]
     assert state_to_json(state) == state_to_json(unbroken)
 
@@ -275,7 +275,7 @@ def test_open_windows_are_part_of_the_small_state_as_plain_json() -> None:
     small = json.loads(state_to_json(state, registries=False), parse_constant=pytest.fail)
     assert small["windows"][0]["command_id"] == "command-0"
     assert small["windows"][0]["loss_delta_total"] == (0.1 + 0.2) - 1.0
-    assert restarted(state).windows == restarted(state, registries=False).windows == state.windows
+    assert restart(state).windows == restart(state, registries=False).windows == state.windows
 
 
 class Step(NamedTuple):
@@ -304,18 +304,18 @@ def step_report_of(index: int, step: Step) -> FieldReport:
         blueprint_id="host",
         outcome=ReportOutcome.SUCCESS,
         issued_at_ns=START_NS + index,
-        metrics={name: one for name, one in numbers.items() if one is not None},
+        metrics={name: number for name, number in numbers.items() if number is not None},
     )
 
 
-def watched(
+def run_windows(
     steps: list[Step], config: StorageConfig, cuts: frozenset[int] = frozenset()
 ) -> tuple[TamiyoState, list[FieldReport]]:
     """Show the steps to the windows of a state that is stored and read back at each cut."""
     state, reports = start(), []
     for index, step in enumerate(steps):
         if index in cuts:
-            state = restarted(state, registries=index % 2 == 0)
+            state = restart(state, registries=index % 2 == 0)
         windows, closed = watch(
             state.windows,
             step_report_of(index, step),
@@ -338,12 +338,12 @@ def total_of(numbers: list[float]) -> float:
 
 @given(steps=STEPS, length=st.integers(2, 7))
 def test_every_window_says_what_its_steps_say_together(steps: list[Step], length: int) -> None:
-    state, reports = watched(steps, StorageConfig(observation_window_epochs=length))
+    state, reports = run_windows(steps, StorageConfig(observation_window_epochs=length))
     commanded = [index for index, step in enumerate(steps) if step.commanded]
     complete = [index for index in commanded if index + length < len(steps)]
-    assert [report.command_id for report in reports] == [f"command-{one}" for one in complete]
-    assert [one.command_id for one in state.windows] == [
-        f"command-{one}" for one in commanded if one not in complete
+    assert [report.command_id for report in reports] == [f"command-{number}" for number in complete]
+    assert [window.command_id for window in state.windows] == [
+        f"command-{index}" for index in commanded if index not in complete
     ]
     for index, report in zip(complete, reports, strict=True):
         seen = steps[index + 1 : index + 1 + length]
@@ -357,7 +357,9 @@ def test_every_window_says_what_its_steps_say_together(steps: list[Step], length
             expected["avg_hook_latency_ms"] = total_of(latencies) / len(latencies)
         beyond = abs(total) > 3.4028234663852886e38
         assert report.metrics == {
-            name: one for name, one in expected.items() if not (beyond and name.endswith("total"))
+            name: value
+            for name, value in expected.items()
+            if not (beyond and name.endswith("total"))
         }
         alarmed = any(step.critical or step.delta is None for step in seen)
         assert (report.outcome is ReportOutcome.REGRESSION) == (alarmed or total > 0)
@@ -376,8 +378,8 @@ def test_any_split_of_a_run_into_restarts_gives_the_same_reports_once_each(
     steps: list[Step], length: int, limit: int, cuts: frozenset[int]
 ) -> None:
     config = StorageConfig(observation_window_epochs=length, max_windows=limit)
-    unbroken, whole = watched(steps, config)
-    state, reports = watched(steps, config, cuts)
+    unbroken, whole = run_windows(steps, config)
+    state, reports = run_windows(steps, config, cuts)
     assert reports == whole
     assert state_to_json(state) == state_to_json(unbroken)
     assert len({report.report_id for report in reports}) == len(reports)

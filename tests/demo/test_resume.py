@@ -62,7 +62,7 @@ def finish(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     return json.loads(out)
 
 
-def decided(directory: Path) -> dict[str, StepRecord]:
+def read_newest_steps(directory: Path) -> dict[str, StepRecord]:
     """The newest decision upon each packet: a resumed run decides upon some again."""
     steps = (
         decode_step(record.payload)
@@ -101,9 +101,9 @@ def test_a_killed_run_resumes_bit_identically(tmp_path: Path, policy: str) -> No
     time.sleep(random.Random(policy).uniform(0.05, 0.6))
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    at_kill = decided(broken)
+    at_kill = read_newest_steps(broken)
     resumed = finish(demo(broken, cache, chosen, "--resume"))
-    expected, found = decided(tmp_path / "whole"), decided(broken)
+    expected, found = read_newest_steps(tmp_path / "whole"), read_newest_steps(broken)
     assert expected.keys() == found.keys()
     assert len(at_kill) < len(expected), "the run ended before it was killed"
     for packet_id, step in expected.items():
@@ -141,6 +141,6 @@ def test_a_killed_run_is_resumed_with_its_own_settings_only(tmp_path: Path) -> N
     assert resumed["resumed_at"] == trained
     kept = json.loads((run / "demo.json").read_text())
     assert kept.items() >= {**begun, "steps": steps}.items()
-    packets = [step.packet for step in decided(run).values() if step.packet is not None]
+    packets = [step.packet for step in read_newest_steps(run).values() if step.packet is not None]
     assert {packet.training_run_id for packet in packets} == {"digits-1"}
     assert not any("samples_per_s" in packet.training_metrics for packet in packets)

@@ -22,7 +22,7 @@ def test_training_goes_on_while_the_next_program_is_built() -> None:
 
     def build():
         assert release.wait(60)
-        return expansion.compiled(lambda x: x * jnp.float32(2), jnp.zeros(4, jnp.float32))
+        return expansion.compile_program(lambda x: x * jnp.float32(2), jnp.zeros(4, jnp.float32))
 
     ahead = expansion.CompileAhead(build)
     x = jnp.zeros(3, jnp.float32)
@@ -37,18 +37,18 @@ def test_training_goes_on_while_the_next_program_is_built() -> None:
 
 def test_a_program_that_was_built_ahead_is_compiled_no_second_time(count_compilations) -> None:
     shape = jax.ShapeDtypeStruct((5,), jnp.float32)
-    ahead = expansion.CompileAhead(lambda: expansion.compiled(jnp.sin, shape))
+    ahead = expansion.CompileAhead(lambda: expansion.compile_program(jnp.sin, shape))
     program = ahead.result()
     x = jnp.ones(5, jnp.float32)
-    with count_compilations() as compiled:
+    with count_compilations() as compile_program:
         program(x)
         program(x)
-    assert compiled.count == 0
+    assert compile_program.count == 0
 
 
 def test_an_error_while_building_is_raised_where_the_program_is_taken() -> None:
     def build():
-        return expansion.compiled(lambda x: x @ x, jax.ShapeDtypeStruct((2, 3), jnp.float32))
+        return expansion.compile_program(lambda x: x @ x, jax.ShapeDtypeStruct((2, 3), jnp.float32))
 
     step = jax.jit(lambda x: x + jnp.float32(1))
     ahead = expansion.CompileAhead(build)
@@ -69,7 +69,7 @@ seen = []
 jax.monitoring.register_event_listener(lambda event, **_: seen.append(event))
 from tamiyo_jax import expansion
 shape = jax.ShapeDtypeStruct((7,), jnp.float32)
-expansion.CompileAhead(lambda: expansion.compiled(lambda x: jnp.sin(x) * 2, shape)).result()
+expansion.CompileAhead(lambda: expansion.compile_program(lambda x: jnp.sin(x) * 2, shape)).result()
 print(seen.count("/jax/compilation_cache/cache_hits"))
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import growable as models
@@ -53,8 +54,16 @@ DEEPENINGS = {
 }
 
 
-def deepened(one: Deepening, order: tuple[int | None, ...], share: float = 0.0):
-    small, large = one.make(2), one.make(len(order))
+BRIEF = ("an mlp in linen", "an mlp in nnx", "an mlp in equinox", "a scanned transformer in linen")
+
+
+@cache
+def make_model(name: str, blocks: int) -> models.Model:
+    return DEEPENINGS[name].make(blocks)
+
+
+def deepened(name: str, order: tuple[int | None, ...], share: float = 0.0):
+    one, small, large = DEEPENINGS[name], make_model(name, 2), make_model(name, len(order))
     plan = expansion.deepen(
         small.params, large.params, blocks=one.blocks, order=order, outputs=one.outputs, share=share
     )
@@ -67,9 +76,12 @@ def carried_out(plan: expansion.Growth, small: models.Model, large: models.Model
 
 
 @pytest.mark.parametrize("order", [(0, 1, 0, 1), (0, 0, 1, None)], ids=["stacked", "inserted"])
-@pytest.mark.parametrize("one", DEEPENINGS.values(), ids=DEEPENINGS)
-def test_a_deeper_network_computes_what_it_did_and_all_of_it_learns(one, order):
-    small, large, plan, grown = deepened(one, order)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in BRIEF else pytest.mark.slow) for name in DEEPENINGS],
+)
+def test_a_deeper_network_computes_what_it_did_and_all_of_it_learns(name, order):
+    small, large, plan, grown = deepened(name, order)
     loss, gradient = jax.jit(jax.value_and_grad(large.loss))(grown)
     np.testing.assert_allclose(loss, small.loss(small.params), rtol=0, atol=1e-5)
     moving = jax.tree.map(
@@ -81,7 +93,7 @@ def test_a_deeper_network_computes_what_it_did_and_all_of_it_learns(one, order):
 
 
 def test_plain_stacking_changes_the_function():
-    small, large, _, grown = deepened(DEEPENINGS["a transformer in linen"], (0, 1, 0, 1), share=1.0)
+    small, large, _, grown = deepened("a transformer in linen", (0, 1, 0, 1), share=1.0)
     assert abs(float(large.loss(grown) - small.loss(small.params))) > 1e-3
     block = small.params["block_1"]
     jax.tree.map(np.testing.assert_array_equal, grown["block_3"], block)
@@ -119,7 +131,7 @@ IMAGE_STREAM = expansion.Dimension(
     normalised=False,
 )
 HEADS = expansion.Dimension(
-    made_by={f"*/attention/{one}/{part}": axis for one in ("query", "key", "value")
+    made_by={f"*/attention/{projection}/{part}": axis for projection in ("query", "key", "value")
              for part, axis in (("kernel", -2), ("bias", -2))},
     used_by={"*/attention/out/kernel": -3},
     normalised=False,
@@ -205,18 +217,18 @@ def test_noise_makes_copies_learn_different_things():
     small, large, dimensions = WIDENINGS["hidden units of an mlp"]
     for noise, differ in ((0.0, False), (0.1, True)):
         _, grown = widened(small, large, dimensions, noise)
-        gradient = jax.grad(large.loss)(grown)["block_0"]["expand"]["kernel"]
+        gradient = jax.jit(jax.grad(large.loss))(grown)["block_0"]["expand"]["kernel"]
         assert np.allclose(gradient[:, 0], gradient[:, 5], atol=1e-7) is not differ
 
 
 def test_the_gradient_of_a_wider_network_is_what_its_moments_are_mapped_to():
     small, large, dimensions = WIDENINGS["everything in scanned layers"]
     plan, grown = widened(small, large, dimensions, noise=0.0)
-    mapped = expansion.mapped(plan, jax.grad(small.loss)(small.params), 1)
+    mapped = expansion.map_moments(plan, jax.jit(jax.grad(small.loss))(small.params), 1)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
         mapped,
-        jax.grad(large.loss)(grown),
+        jax.jit(jax.grad(large.loss))(grown),
     )
 
 
@@ -240,24 +252,21 @@ def test_a_pattern_that_names_nothing_is_an_error():
 
 @pytest.mark.parametrize("order", [(1, 0, 0, 1), (0, 0, 0, 0), (0, 1), (0, 1, 2, 1)])
 def test_an_order_that_loses_or_moves_a_block_is_an_error(order):
-    one = DEEPENINGS["an mlp in linen"]
-    small, large = one.make(2), one.make(4)
     with pytest.raises(ConfigurationError, match="order is"):
-        expansion.deepen(
-            small.params,
-            large.params,
-            blocks=one.blocks,
-            order=order,
-            outputs=one.outputs,
-            share=0.0,
-        )
+        plan_mlp(order=order)
 
 
-def test_blocks_and_outputs_that_name_nothing_are_errors():
-    one = DEEPENINGS["an mlp in linen"]
-    for wrong in (one._replace(blocks="layer_{}"), one._replace(outputs=("out/kernel",))):
-        with pytest.raises(ConfigurationError, match=r"no path begins so|name nothing"):
-            deepened(wrong, (0, 1, 0, 1))
+@pytest.mark.parametrize("wrong", [{"blocks": "layer_{}"}, {"outputs": ("out/kernel",)}])
+def test_blocks_and_outputs_that_name_nothing_are_errors(wrong):
+    with pytest.raises(ConfigurationError, match=r"no path begins so|name nothing"):
+        plan_mlp(**wrong)
+
+
+def plan_mlp(**changes: Any):
+    name = "an mlp in linen"
+    right = {"blocks": DEEPENINGS[name].blocks, "outputs": PROJECT, "order": (0, 1, 0, 1)}
+    small, large = (make_model(name, blocks).params for blocks in (2, 4))
+    return expansion.deepen(small, large, share=0.0, **right | changes)
 
 
 def test_running_statistics_deepen_as_parameters_do():

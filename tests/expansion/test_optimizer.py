@@ -102,6 +102,7 @@ def test_an_adam_step_of_old_parameters_is_the_one_they_would_have_made(
         jax.tree.map(np.testing.assert_array_equal, found[layer], expected[layer])
 
 
+@pytest.mark.slow
 def test_a_monitored_and_scaled_optimiser_grows(small, deep, deepening) -> None:
     tx = host.monitor(optax.chain(optax.adamw(1e-3), host.tamiyo_scale()))
     params, state = trained(tx, small.params, 2)

@@ -26,7 +26,7 @@ TYPES = [kind.name for kind in NODE_TYPES]
 
 
 @pytest.fixture(params=["complete", "expanded"], scope="module")
-def built(request, make_packet, make_blueprint):
+def example(request, make_packet, make_blueprint):
     blueprint = make_blueprint(depth=5, allowed_blending_methods=("linear",))
     other = make_blueprint("other", depth=2)
     layout = layout_for(blueprint, CONFIG)
@@ -37,8 +37,8 @@ def built(request, make_packet, make_blueprint):
     return layout, graph
 
 
-def test_real_nodes_and_edges_come_first_and_one_padding_graph_follows(built):
-    layout, graph = built
+def test_real_nodes_and_edges_come_first_and_one_padding_graph_follows(example):
+    layout, graph = example
     ordinary = compact(layout, graph)
     real = int(graph.nodes["mask"].sum())
     assert ordinary.n_node.tolist() == [real, layout.num_nodes - real]
@@ -92,8 +92,8 @@ def padded_mean(layout, graph, one):
 
 
 @pytest.mark.parametrize("one", RELATIONS, ids=lambda one: one.key)
-def test_means_over_neighbours_agree_with_jraph_on_the_compact_form(built, one):
-    layout, graph = built
+def test_means_over_neighbours_agree_with_jraph_on_the_compact_form(example, one):
+    layout, graph = example
     ordinary = compact(layout, graph)
     real_nodes = np.asarray(jraph.get_node_padding_mask(ordinary))
     keep = np.asarray(ordinary.edges["relation"]) == RELATIONS.index(one)
@@ -111,8 +111,8 @@ def test_means_over_neighbours_agree_with_jraph_on_the_compact_form(built, one):
     np.testing.assert_allclose(padded_mean(layout, graph, one), theirs[of_type], atol=1e-5)
 
 
-def test_a_jraph_network_runs_on_the_compact_form(built):
-    layout, graph = built
+def test_a_jraph_network_runs_on_the_compact_form(example):
+    layout, graph = example
     ordinary = compact(layout, graph)
     ordinary = ordinary._replace(nodes=ordinary.nodes["x"], edges=ordinary.edges["x"])
     network = jraph.GraphConvolution(

@@ -41,13 +41,14 @@ from tamiyo_jax.graph import (
     relation_group,
     total_coverage,
 )
-from tamiyo_jax.graph._schema import find_node_type, find_relation
+from tamiyo_jax.graph._relations import find_relation
+from tamiyo_jax.graph._schema import find_node_type
 
 CONFIG = GraphConfig()
 LENIENT = GraphConfig(strict_features=False)
 
 
-def encoded(packet, blueprint, candidates=(), registries=None, config=CONFIG):
+def encode_fresh(packet, blueprint, candidates=(), registries=None, config=CONFIG):
     layout = layout_for(blueprint, config)
     raw, grown = encode(
         packet,
@@ -67,7 +68,7 @@ def row(layout, raw, name, index=0, field="values"):
 def test_the_columns_of_every_type_are_those_that_checkpoints_depend_on(
     make_packet, make_blueprint
 ):
-    layout, raw, _ = encoded(make_packet(), make_blueprint())
+    layout, raw, _ = encode_fresh(make_packet(), make_blueprint())
     f = np.float32
     expected = {
         ("global", 0): [0.9, 1, 0.7, 1, 0.6, 1, 1.2, 1, 4000, 1, 10, 1, 3, math.log1p(120),
@@ -87,12 +88,12 @@ def test_the_columns_of_every_type_are_those_that_checkpoints_depend_on(
 
 def test_span_and_default_of_a_parameter_may_be_given(make_packet, make_blueprint):
     blueprint = make_blueprint(parameters=(ParameterSpec("lr", 0.0, 1.0, span=0.3, default=0.9),))
-    layout, raw, _ = encoded(make_packet(), blueprint)
+    layout, raw, _ = encode_fresh(make_packet(), blueprint)
     np.testing.assert_allclose(row(layout, raw, "parameter")[[4, 6]], [0.3, 0.9], rtol=1e-6)
 
 
 def test_a_single_activation_stands_at_zero(make_packet, make_blueprint):
-    layout, raw, _ = encoded(
+    layout, raw, _ = encode_fresh(
         make_packet(), make_blueprint(activations=(ActivationSpec("A", "relu"),))
     )
     assert row(layout, raw, "activation")[7] == 0
@@ -112,13 +113,13 @@ def test_blending_is_allowed_by_metric_stage_or_blueprint(
     make_packet, make_blueprint, make_seed, metrics, stage, methods, expected
 ):
     packet = make_packet(seeds=(make_seed(0, metrics=metrics, stage=stage),))
-    layout, raw, _ = encoded(packet, make_blueprint(allowed_blending_methods=methods))
+    layout, raw, _ = encode_fresh(packet, make_blueprint(allowed_blending_methods=methods))
     assert row(layout, raw, "seed")[13] == expected
 
 
 def test_the_risk_of_the_safety_sheet_is_the_risk_of_the_blueprint(make_packet, make_blueprint):
     sheet = SafetySheet(0.75, HazardBand.HIGH, HandlingClass.STANDARD)
-    layout, raw, _ = encoded(make_packet(), make_blueprint(risk=None, safety=sheet))
+    layout, raw, _ = encode_fresh(make_packet(), make_blueprint(risk=None, safety=sheet))
     assert row(layout, raw, "blueprint")[5] == 0.75
     assert row(layout, raw, "blueprint", field="attributes")[1] == 0.75
 
@@ -133,7 +134,7 @@ def test_live_measurements_override_the_static_ones(make_packet, make_blueprint)
         "activation/A0/saturation_rate": 0.8,
         "layer/other/latency_ms": 1.0,
     }
-    layout, raw, _ = encoded(make_packet(training_metrics=live), make_blueprint())
+    layout, raw, _ = encode_fresh(make_packet(training_metrics=live), make_blueprint())
     assert row(layout, raw, "layer", 1)[2] == 9.0
     assert row(layout, raw, "layer", 1)[10] == 0.0
     assert row(layout, raw, "layer", 0)[2] == 2.0
@@ -145,7 +146,7 @@ def test_live_measurements_override_the_static_ones(make_packet, make_blueprint)
 def test_the_active_blueprint_stands_first_and_once(make_packet, make_blueprint):
     active, other = make_blueprint(), make_blueprint("other", depth=1, stage=7)
     packet = make_packet(candidate_blueprint_ids=("other", "bp"))
-    layout, raw, grown = encoded(packet, active, (other, active))
+    layout, raw, grown = encode_fresh(packet, active, (other, active))
     assert grown.blueprints.keys == ("bp", "other")
     assert raw.mask[layout.nodes["blueprint"].slice].sum() == 2
     np.testing.assert_array_equal(
@@ -155,16 +156,16 @@ def test_the_active_blueprint_stands_first_and_once(make_packet, make_blueprint)
 
 def test_blueprints_that_the_packet_does_not_name_are_refused(make_packet, make_blueprint):
     with pytest.raises(InvalidPacketError):
-        encoded(make_packet(), make_blueprint("another"))
+        encode_fresh(make_packet(), make_blueprint("another"))
     with pytest.raises(InvalidPacketError):
-        encoded(make_packet(candidate_blueprint_ids=("x",)), make_blueprint())
+        encode_fresh(make_packet(candidate_blueprint_ids=("x",)), make_blueprint())
 
 
 def test_a_packet_without_a_blueprint_id_is_an_error_and_never_gets_one(
     make_packet, make_blueprint
 ):
     with pytest.raises(MissingBlueprintIdError):
-        encoded(make_packet(blueprint_id=""), make_blueprint())
+        encode_fresh(make_packet(blueprint_id=""), make_blueprint())
 
 
 def test_all_missing_required_features_are_named_at_once(make_packet, make_blueprint, make_seed):
@@ -177,28 +178,28 @@ def test_all_missing_required_features_are_named_at_once(make_packet, make_bluep
         activations=(ActivationSpec("A", ""),),
     )
     with pytest.raises(MissingFeatureError) as caught:
-        encoded(packet, blueprint)
+        encode_fresh(packet, blueprint)
     assert caught.value.features == (
         "activation.type", "blueprint.risk", "global.gradient_norm", "global.loss", "layer.type",
         "seed.stage",
     )  # fmt: skip
-    layout, raw, _ = encoded(packet, blueprint, config=LENIENT)
+    layout, raw, _ = encode_fresh(packet, blueprint, config=LENIENT)
     assert set(caught.value.features) <= missing_features(layout, raw)
 
 
-def test_a_loss_that_is_not_a_number_counts_as_told_and_encodes_as_absent(
+def test_a_loss_that_is_not_a_number_counts_as_reported_and_encodes_as_absent(
     make_packet, make_blueprint
 ):
     reported = {"loss": math.nan, "gradient_norm": math.inf}
-    layout, raw, _ = encoded(make_packet(training_metrics=reported), make_blueprint())
+    layout, raw, _ = encode_fresh(make_packet(training_metrics=reported), make_blueprint())
     values = row(layout, raw, "global")
     assert values[:2].tolist() == values[6:8].tolist() == [0.0, 0.0]
     assert not {"global.loss", "global.gradient_norm"} & missing_features(layout, raw)
 
 
-def test_zero_is_told_and_absence_is_not(make_packet, make_blueprint, make_seed):
+def test_zero_counts_as_reported_and_absence_does_not(make_packet, make_blueprint, make_seed):
     seeds = (make_seed(0, risk_score=0.0, learning_rate=None),)
-    layout, raw, _ = encoded(make_packet(seeds=seeds), make_blueprint())
+    layout, raw, _ = encode_fresh(make_packet(seeds=seeds), make_blueprint())
     assert row(layout, raw, "seed")[[0, 1, 2, 3]].tolist() == [0.0, 0.0, 0.0, 1.0]
     missing = missing_features(layout, raw)
     assert "seed.learning_rate" in missing
@@ -212,7 +213,7 @@ def test_what_goes_missing_is_reported_once_and_so_is_its_return(
     seen = [frozenset()]
     for rate in (None, None, 0.1):
         seeds = (make_seed(0, learning_rate=rate),)
-        layout, raw, _ = encoded(make_packet(seeds=seeds), make_blueprint())
+        layout, raw, _ = encode_fresh(make_packet(seeds=seeds), make_blueprint())
         seen.append(missing_features(layout, raw))
     changes = [feature_changes(a, b) for a, b in itertools.pairwise(seen)]
     assert [change.missing for change in changes] == [("seed.learning_rate",), (), ()]
@@ -222,7 +223,7 @@ def test_what_goes_missing_is_reported_once_and_so_is_its_return(
 def test_coverage_is_full_for_a_full_packet_and_leaves_out_absent_types(
     make_packet, make_blueprint
 ):
-    layout, raw, _ = encoded(make_packet(), make_blueprint(activations=()))
+    layout, raw, _ = encode_fresh(make_packet(), make_blueprint(activations=()))
     reported = coverage(layout, raw)
     assert set(reported.values()) == {1.0}
     assert total_coverage(layout, raw) == 1.0
@@ -230,18 +231,18 @@ def test_coverage_is_full_for_a_full_packet_and_leaves_out_absent_types(
     assert "edges.layer_connects" in reported
 
 
-def test_a_packet_that_tells_next_to_nothing_scores_next_to_nothing(make_packet, make_blueprint):
+def test_a_nearly_empty_packet_has_almost_no_coverage(make_packet, make_blueprint):
     blueprint = make_blueprint(depth=0, activations=(), parameters=(), risk=None,
                                candidate_score=None)  # fmt: skip
     packet = make_packet(training_metrics={}, seeds=(), validation_loss=None, training_loss=None)
-    layout, raw, _ = encoded(packet, blueprint, config=LENIENT)
+    layout, raw, _ = encode_fresh(packet, blueprint, config=LENIENT)
     assert coverage(layout, raw)["node.global"] == 0.0
     assert total_coverage(layout, raw) == pytest.approx(1 / 13)
 
 
 def test_an_id_beyond_the_registry_is_reported_as_unseen(make_packet, make_blueprint):
     full = Registries.empty().with_keys(seeds=[f"old-{i}" for i in range(1022)])
-    layout, raw, grown = encoded(make_packet(), make_blueprint(), registries=full)
+    layout, raw, grown = encode_fresh(make_packet(), make_blueprint(), registries=full)
     assert grown.seeds is full.seeds
     assert row(layout, raw, "seed")[12] == np.float32(1023 / 1024)
     assert "seed.seed_index" in missing_features(layout, raw)
@@ -249,7 +250,7 @@ def test_an_id_beyond_the_registry_is_reported_as_unseen(make_packet, make_bluep
 
 def test_encoding_leaves_the_given_registries_alone(make_packet, make_blueprint):
     given_registries = Registries.empty()
-    _, _, grown = encoded(make_packet(), make_blueprint(), registries=given_registries)
+    _, _, grown = encode_fresh(make_packet(), make_blueprint(), registries=given_registries)
     assert given_registries == Registries.empty()
     assert grown.additions(given_registries) == {
         "seeds": ["seed-0", "seed-1"],
@@ -287,7 +288,7 @@ def test_no_number_makes_the_arrays_non_finite(make_packet, make_blueprint, make
         seeds=(make_seed(0, learning_rate=e, risk_score=f),),
     )
     blueprint = make_blueprint(activations=(ActivationSpec("A", "relu", computational_cost=g),))
-    _, raw, _ = encoded(packet, blueprint)
+    _, raw, _ = encode_fresh(packet, blueprint)
     assert all(np.isfinite(array).all() for array in (raw.values, raw.attributes, raw.edges))
     assert not raw.values[~raw.present].any()
 
@@ -304,8 +305,8 @@ def test_the_schema_holds_six_types_and_twenty_one_relations_with_names_of_their
     assert {kind.name: kind.width for kind in NODE_TYPES} == {
         "global": 16, "seed": 14, "blueprint": 14, "layer": 12, "activation": 8, "parameter": 10,
     }  # fmt: skip
-    assert len(RELATIONS) == len({one.key for one in RELATIONS}) == 21
-    assert len({relation_group(one) for one in RELATIONS}) == 21
+    assert len(RELATIONS) == len({relation.key for relation in RELATIONS}) == 21
+    assert len({relation_group(relation) for relation in RELATIONS}) == 21
 
 
 def test_similar_blueprints_share_a_layout_and_so_a_compiled_program(make_blueprint):

@@ -71,10 +71,10 @@ def packet_of(make_packet, make_seed):
     return make
 
 
-def same(ours, theirs):
-    for name, one, other in zip(ours._fields, ours, theirs, strict=True):
-        assert one.dtype == other.dtype
-        np.testing.assert_array_equal(one, other, err_msg=name)
+def assert_equal(ours, theirs):
+    for name, mine, expected in zip(ours._fields, ours, theirs, strict=True):
+        assert mine.dtype == expected.dtype
+        np.testing.assert_array_equal(mine, expected, err_msg=name)
 
 
 @settings(max_examples=40)
@@ -92,17 +92,17 @@ def test_a_packet_encodes_alike_whatever_was_encoded_before_it(
         packet = packet_of(step)
         raw, grown = encode_packet(packet, arrays, (candidate,), registries, config=LENIENT)
         fresh, _ = encode(packet, blueprint, (candidate,), registries, layout, config=LENIENT)
-        same(raw, fresh)
+        assert_equal(raw, fresh)
         handed_out.append((raw, raw._replace(**{k: v.copy() for k, v in raw._asdict().items()})))
         assert grown.seeds.keys == tuple(seed.seed_id for seed in packet.seeds)
-    same(handed_out[0][0], handed_out[2][0])
+    assert_equal(handed_out[0][0], handed_out[2][0])
     for raw, before in handed_out:
-        same(raw, before)
+        assert_equal(raw, before)
 
 
 @settings(max_examples=40)
 @given(steps, variants)
-def test_what_is_told_is_counted_as_a_walk_over_packet_and_blueprint_counts_it(
+def test_reported_features_are_counted_as_a_walk_over_packet_and_blueprint_counts_them(
     packet_of, make_blueprint, step, variant
 ):
     sparse = LayerSpec("L2", "conv", 2, weight_norm=1.0)
@@ -130,9 +130,7 @@ def test_what_is_told_is_counted_as_a_walk_over_packet_and_blueprint_counts_it(
     assert ours["node.blueprint"] == (5 if packet.validation_loss is None else 6) / 6
 
 
-def test_a_live_measurement_makes_up_for_what_the_blueprint_does_not_tell(
-    make_packet, make_blueprint
-):
+def test_a_live_measurement_makes_up_for_what_the_blueprint_lacks(make_packet, make_blueprint):
     blueprint = make_blueprint(layers=(LayerSpec("L0", "dense", 0), LayerSpec("L1", "dense", 1)))
     layout = layout_for(blueprint, LENIENT)
     arrays = encode_blueprint(blueprint, layout, config=LENIENT)
@@ -149,10 +147,10 @@ def test_what_steps_share_cannot_be_written(make_packet, make_blueprint):
     arrays = encode_blueprint(make_blueprint(), layout_for(make_blueprint(), LENIENT))
     first, _ = encode_packet(make_packet(), arrays, (), Registries.empty())
     second, _ = encode_packet(make_packet(), arrays, (), Registries.empty())
-    for name, one, other, static in zip(first._fields, first, second, arrays.raw, strict=True):
+    for name, earlier, later, static in zip(first._fields, first, second, arrays.raw, strict=True):
         assert not static.flags.writeable, name
-        if np.shares_memory(one, other) or np.shares_memory(one, static):
-            assert not one.flags.writeable, name
+        if np.shares_memory(earlier, later) or np.shares_memory(earlier, static):
+            assert not earlier.flags.writeable, name
 
 
 class Walked(tuple):
@@ -166,13 +164,13 @@ class Walked(tuple):
 
 
 def test_once_registries_are_settled_no_step_walks_over_a_blueprint(make_packet, make_blueprint):
-    def walked(blueprint):
+    def count_by_walking(blueprint):
         parts = ("layers", "activations", "parameters", "allowed_blending_methods")
         given = {name: Walked(getattr(blueprint, name)) for name in parts}
         watches = Walked((MonitoredLayer("seed-0", 1), MonitoredLayer("gone", 2)))
         return dataclasses.replace(blueprint, monitored_layers=watches, **given)
 
-    active, other = walked(make_blueprint()), walked(make_blueprint("other"))
+    active, other = count_by_walking(make_blueprint()), count_by_walking(make_blueprint("other"))
     arrays = encode_blueprint(active, layout_for(active, LENIENT))
     packet = make_packet(candidate_blueprint_ids=("bp", "other"))
     registries = Registries.empty()
@@ -190,7 +188,7 @@ def test_once_registries_are_settled_no_step_walks_over_a_blueprint(make_packet,
     assert Walked.walks == walks
 
 
-def test_seatings_and_sets_of_blueprints_are_forgotten_in_the_end(make_packet, make_blueprint):
+def test_old_seed_placements_and_sets_of_blueprints_are_forgotten(make_packet, make_blueprint):
     blueprint = make_blueprint()
     arrays = encode_blueprint(blueprint, layout_for(blueprint, LENIENT))
     for step in range(100):

@@ -24,7 +24,7 @@ from tamiyo_jax.graph import (
 )
 
 CONFIG = GraphConfig(max_seeds=4, max_blueprints=2)
-NAMES = [one.name for one in STATISTICS]
+NAMES = [statistic.name for statistic in STATISTICS]
 step = functools.partial(jax.jit, static_argnums=0)(update_and_normalize)
 
 
@@ -105,7 +105,7 @@ def test_an_absent_value_is_zero_after_normalisation_and_moves_nothing(
     assert seeds[1:3, :2].tolist() == [[0, 0], [0, 0]]
 
 
-def test_each_step_counts_once_however_many_nodes_tell(case):
+def test_each_step_counts_once_however_many_nodes_report(case):
     layout, raw = case
     state, _ = step(layout, init_normalizer(), raw.values, raw.present)
     assert set(np.asarray(state.count).tolist()) == {1.0}

@@ -68,7 +68,7 @@ def test_the_digest_depends_on_the_index_of_each_key():
         Registries.empty().with_keys(blueprints=["a", "b"]).digest,
     }
     assert len(digests) == 4
-    assert all(len(one) == 64 for one in digests)
+    assert all(len(digest) == 64 for digest in digests)
 
 
 @pytest.mark.parametrize("plain", [{"unknown": ["a"]}, {"seeds": ["a", "a"]}, {"seeds": [""]}])

@@ -135,7 +135,7 @@ def test_a_mode_that_does_not_fit_the_slots_channels_is_refused():
         (BLENDS[3], {"blend_mode": "CONFIDENCE", "gate_k": "4", "alpha_hi": "0.9"}),
     ],
 )
-def test_commands_are_annotated_with_the_mode_that_the_seeds_metrics_tell(blend, expected):
+def test_commands_are_annotated_with_the_mode_that_the_seeds_metrics_imply(blend, expected):
     seed = SeedState("slot", SeedStage.DORMANT, metrics=growth.blend_metrics(blend))
     said = blend_annotations(PolicyConfig(blend_annotations="CONVEX"), seed, Blueprint("host"))
     assert expected.items() <= said.items()

@@ -14,6 +14,7 @@ import pytest
 from host.tiny_host import SEED_ID, batch, make_host, make_state, operate
 from hypothesis import given
 from hypothesis import strategies as st
+from summaries import equal_trees
 
 from tamiyo_jax import host
 from tamiyo_jax.config import SecurityConfig
@@ -86,7 +87,7 @@ def state() -> host.HostState:
     return make_state(MADE)
 
 
-def blending() -> host.HostState:
+def blend() -> host.HostState:
     """A host in the middle of a blend, its momentum and its seed's set in motion."""
     current = state()
     for operation in (
@@ -102,13 +103,6 @@ def blending() -> host.HostState:
 STEP = jax.jit(lambda state, batch: host.train_step(MADE, state, batch))
 
 
-def same(left, right) -> bool:
-    if jax.tree.structure(left) != jax.tree.structure(right):
-        return False
-    equal = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), left, right)
-    return all(jax.tree.leaves(equal))
-
-
 def test_germinating_chooses_blueprint_and_schedule_and_keeps_alpha_at_0():
     done = applier()(state(), Decision(seed_command(SeedOperation.GERMINATE, "steep", SCHEDULE)))
     slot = done.slots[SEED_ID].state
@@ -119,8 +113,8 @@ def test_germinating_chooses_blueprint_and_schedule_and_keeps_alpha_at_0():
 
 
 def test_waiting_leaves_the_state_as_it_is():
-    before = blending()
-    assert same(applier()(before, Decision(None)), before)
+    before = blend()
+    assert equal_trees(applier()(before, Decision(None)), before)
 
 
 # One command of every type that a host takes, and something that alters it.
@@ -147,14 +141,14 @@ def test_only_a_genuine_new_and_fresh_command_is_applied(tmp_path, good, altered
     checkpoints, before = host.HostCheckpoints(tmp_path, MADE), state()
     checkpoints.save("good", before._replace(step=jnp.int32(7)))
     apply = applier(checkpointer=checkpoints)
-    forged = sign(good, Secret("a secret of somebody else"))
+    forged = sign(good, Secret("a secret of another process"))
     for false in (forged, replace(good, **altered), replace(good, annotations={})):
         with pytest.raises(SignatureError):
             apply(before, Decision(false))
     for issued in (None, NOW - 61_000_000_000, NOW + 6_000_000_000):
         with pytest.raises(StaleMessageError):
             apply(before, Decision(sign(replace(good, issued_at_ns=issued), SECRET)))
-    assert not same(apply(before, Decision(good)), before)  # what was refused spent no id
+    assert not equal_trees(apply(before, Decision(good)), before)  # what was refused spent no id
     with pytest.raises(ReplayError):
         apply(before, Decision(good))
 
@@ -165,7 +159,7 @@ def test_shadow_leaves_the_state_and_does_not_spend_the_command(tmp_path, good, 
     checkpoints.save("good", before._replace(step=jnp.int32(7)))
     apply = applier(checkpointer=checkpoints)
     assert apply(before, Decision(good, shadow=True)) is before
-    assert not same(apply(before, Decision(good)), before)
+    assert not equal_trees(apply(before, Decision(good)), before)
 
 
 def test_a_command_from_before_the_applier_was_there_is_refused():
@@ -193,16 +187,16 @@ def test_a_pause_lasts_until_the_next_decision_that_is_none():
     ids=["PAUSE", "CIRCUIT_BREAKER"],
 )
 def test_alpha_and_seeds_stand_still_while_the_host_trains_on(held):
-    before, apply = blending(), applier()
+    before, apply = blend(), applier()
     free, _ = STEP(before, batch(9))
     current = apply(before, Decision(held))
     for index in (9, 10, 11):
         current, metrics = STEP(current, batch(index))
-        assert same(current.slots, before.slots)
+        assert equal_trees(current.slots, before.slots)
         assert float(metrics.seed_gradient_norms[SEED_ID]) == 0
         if index == 9:
-            assert same(current.params, free.params)
-            assert same(current.opt_state, free.opt_state)
+            assert equal_trees(current.params, free.params)
+            assert equal_trees(current.opt_state, free.opt_state)
     assert int(current.step) == int(before.step) + 3
     if held.command_type is CommandType.PAUSE:
         released = apply(current, Decision(None))
@@ -211,7 +205,7 @@ def test_alpha_and_seeds_stand_still_while_the_host_trains_on(held):
         released = apply(current, Decision(command(CommandType.CIRCUIT_BREAKER, closed, number=2)))
     moved, _ = STEP(released, batch(12))
     assert float(moved.slots[SEED_ID].state.alpha) == float(free.slots[SEED_ID].state.alpha)
-    assert not same(moved.slots[SEED_ID].params, before.slots[SEED_ID].params)
+    assert not equal_trees(moved.slots[SEED_ID].params, before.slots[SEED_ID].params)
 
 
 def test_the_breaker_opens_refuses_growth_allows_a_cull_and_closes():
@@ -249,7 +243,7 @@ def test_the_learning_rate_is_multiplied_and_bounded_in_all(deltas):
         expected = np.clip(expected * np.float32(1 + delta), np.float32(0.1), np.float32(10))
         assert 0.1 <= round(float(host.scale_of(current.opt_state)), 6) <= 10
         np.testing.assert_allclose(host.scale_of(current.opt_state), expected, rtol=1e-6)
-    assert same(current._replace(opt_state=before.opt_state), before)
+    assert equal_trees(current._replace(opt_state=before.opt_state), before)
 
 
 def test_a_scaled_learning_rate_scales_the_update_and_no_statistic():
@@ -313,7 +307,7 @@ def test_an_illegal_operation_is_an_error():
 
 def test_a_rollback_goes_back_bit_for_bit_and_comes_the_same_way_again(tmp_path):
     checkpoints = host.HostCheckpoints(tmp_path, MADE)
-    good = blending()
+    good = blend()
     checkpoints.save("good", good)
 
     def train(current: host.HostState) -> host.HostState:
@@ -325,8 +319,8 @@ def test_a_rollback_goes_back_bit_for_bit_and_comes_the_same_way_again(tmp_path)
     compiled = STEP._cache_size()
     apply = applier(checkpointer=checkpoints)
     restored = apply(first, Decision(command(CommandType.ROLLBACK, Rollback("good"))))
-    assert same(restored, good)  # parameters, momentum, multiplier, slots, rng and step
-    assert same(train(restored), first)
+    assert equal_trees(restored, good)  # parameters, momentum, multiplier, slots, rng and step
+    assert equal_trees(train(restored), first)
     assert STEP._cache_size() == compiled
 
 
@@ -334,22 +328,22 @@ def test_a_rollback_across_a_growth_brings_the_smaller_network_back_and_it_train
     checkpoints, small = host.HostCheckpoints(tmp_path, MADE), state()
     checkpoints.save("small", small)
     expected, _ = STEP(small, batch(0))
-    grown = blending()
+    grown = blend()
     assert host.live_parameters(grown) > host.live_parameters(small)
     back = command(CommandType.ROLLBACK, Rollback("small"))
     restored = applier(checkpointer=checkpoints)(grown, Decision(back))
-    assert same(restored, small)
-    assert same(STEP(restored, batch(0))[0], expected)
+    assert equal_trees(restored, small)
+    assert equal_trees(STEP(restored, batch(0))[0], expected)
     forward = Decision(seed_command(SeedOperation.GERMINATE, "gentle", SCHEDULE, number=2))
     assert list(applier()(restored, forward).slots[SEED_ID].params) == ["gentle"]
 
 
 def test_a_rollback_to_a_larger_network_brings_its_seed_back(tmp_path):
-    checkpoints, grown = host.HostCheckpoints(tmp_path, MADE), blending()
+    checkpoints, grown = host.HostCheckpoints(tmp_path, MADE), blend()
     checkpoints.save("grown", grown)
     culled = operate(grown, SeedOperation.CULL)
     back = command(CommandType.ROLLBACK, Rollback("grown"))
-    assert same(applier(checkpointer=checkpoints)(culled, Decision(back)), grown)
+    assert equal_trees(applier(checkpointer=checkpoints)(culled, Decision(back)), grown)
 
 
 def test_a_checkpoint_of_every_stage_comes_back_into_a_fresh_host(tmp_path):
@@ -370,7 +364,7 @@ def test_a_checkpoint_of_every_stage_comes_back_into_a_fresh_host(tmp_path):
     for stage, saved in stages.items():
         checkpoints = host.HostCheckpoints(tmp_path / stage.name, MADE)
         checkpoints.save("good", saved)
-        assert same(checkpoints.restore("good", state()), saved)
+        assert equal_trees(checkpoints.restore("good", state()), saved)
 
 
 def test_a_rollback_leaves_the_breaker_where_it_was_commanded_and_ends_a_pause(tmp_path):
@@ -430,10 +424,10 @@ except PersistenceError as error:
 
 def test_a_damaged_checkpoint_is_an_error(tmp_path):
     # A process of its own: Orbax leaves reads behind that complain in its threads when one fails.
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", DAMAGED, str(tmp_path / "good")],
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert "good is damaged" in told.stdout, told.stderr
+    assert "good is damaged" in result.stdout, result.stderr

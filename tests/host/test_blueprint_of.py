@@ -257,20 +257,20 @@ def test_layers_have_the_names_that_the_monitor_gives_them(
 
 
 @each_architecture
-def test_a_made_blueprint_is_stored_encoded_and_decided_upon(
+def test_a_generated_blueprint_can_be_stored_encoded_and_used_in_a_decision(
     make: Callable[[], Architecture], expected: Table, tmp_path: Path
 ) -> None:
     blueprint = make().blueprint
     assert blueprint_from_json(blueprint_to_json(blueprint)) == blueprint
-    check_decided_upon(blueprint, "heuristic", tmp_path)
+    check_decision(blueprint, "heuristic", tmp_path)
 
 
 @pytest.mark.slow  # compiles the network
 def test_the_graph_policy_decides_upon_a_made_blueprint(tmp_path: Path) -> None:
-    check_decided_upon(decoder().blueprint, "graph", tmp_path)
+    check_decision(decoder().blueprint, "graph", tmp_path)
 
 
-def check_decided_upon(blueprint: Blueprint, policy: str, directory: Path) -> None:
+def check_decision(blueprint: Blueprint, policy: str, directory: Path) -> None:
     library = make_library()
     library.put(blueprint)
     config = make_config()
@@ -287,7 +287,7 @@ def check_decided_upon(blueprint: Blueprint, policy: str, directory: Path) -> No
 def test_channels_are_those_of_one_position() -> None:
     def channels(model: Architecture) -> dict[str, tuple[int | None, int | None]]:
         layers = model.blueprint.layers
-        return {one.layer_id: (one.input_channels, one.output_channels) for one in layers}
+        return {item.layer_id: (item.input_channels, item.output_channels) for item in layers}
 
     seen = channels(decoder())
     assert seen["embedding"] == (11, 6)
@@ -304,12 +304,16 @@ def test_channels_are_those_of_one_position() -> None:
 def test_activations_know_whom_they_follow_and_whom_they_feed() -> None:
     blueprint = decoder().blueprint
     names = [layer.layer_id for layer in blueprint.layers]
-    ids = [one.activation_id for one in blueprint.activations]
-    assert [one.type for one in blueprint.activations] == ["softmax", "silu"] * 2
+    ids = [activation.activation_id for activation in blueprint.activations]
+    assert [activation.type for activation in blueprint.activations] == ["softmax", "silu"] * 2
     assert ids[:2] == ["block_0/attention/key/softmax", "block_0/gate/silu"]
     pairs = blueprint.relation_pairs
-    follows = [(names[layer], ids[one]) for layer, one in pairs["layer__feeds__activation"]]
-    feeds = [(ids[one], names[layer]) for one, layer in pairs["activation__affects__layer"]]
+    follows = [
+        (names[layer], ids[activation]) for layer, activation in pairs["layer__feeds__activation"]
+    ]
+    feeds = [
+        (ids[activation], names[layer]) for activation, layer in pairs["activation__affects__layer"]
+    ]
     assert ("block_0/attention/query", ids[0]) in follows
     assert ("block_0/attention/key", ids[0]) in follows
     assert ("block_0/gate", ids[1]) in follows
@@ -328,7 +332,7 @@ def square(size: int = 3) -> dict[str, jax.ShapeDtypeStruct]:
 INPUT = jax.ShapeDtypeStruct((2, 3), jnp.float32)
 
 
-def described(
+def describe(
     apply_fn: Callable[[Any, Any], Any], *layers: str, example: Any = INPUT, **more: Any
 ) -> dict[str, Row]:
     params = {**{name: square() for name in layers}, **more}
@@ -359,7 +363,7 @@ def described(
 def test_an_activation_is_recognised_however_it_is_written(
     function: Callable[[jax.Array], jax.Array], name: str
 ) -> None:
-    made = described(lambda p, x: dense(function(dense(x, p["a"])), p["b"]), "a", "b")
+    made = describe(lambda p, x: dense(function(dense(x, p["a"])), p["b"]), "a", "b")
     assert made["a"] == ("dense", 0, 9, name, [])
     assert made["b"] == ("dense", 1, 9, "identity", ["a"])
 
@@ -370,10 +374,10 @@ def test_squeeze_and_excitation_feeds_on_by_both_ways() -> None:
         x = x * jax.nn.sigmoid(dense(jnp.mean(x, axis=0, keepdims=True), params["gate"]))
         return dense(x, params["b"])
 
-    assert described(apply_fn, "a", "gate", "b")["b"][-1] == ["a", "gate"]
+    assert describe(apply_fn, "a", "gate", "b")["b"][-1] == ["a", "gate"]
 
 
-def test_depthwise_and_pointwise_convolutions_are_told_apart() -> None:
+def test_depthwise_and_pointwise_convolutions_are_distinguished() -> None:
     class Separable(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -382,7 +386,7 @@ def test_depthwise_and_pointwise_convolutions_are_told_apart() -> None:
 
     example = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32)
     layers = linen(Separable(), example).blueprint.layers
-    assert [(one.type, one.input_channels, one.output_channels) for one in layers] == [
+    assert [(item.type, item.input_channels, item.output_channels) for item in layers] == [
         ("depthwise_conv", 4, 4),
         ("conv", 4, 6),
     ]
@@ -453,7 +457,7 @@ def test_loops_and_branches_are_followed() -> None:
             jnp.sum(x) > 0, lambda h: dense(h, params["d"]), lambda h: dense(h, params["e"]), x
         )
 
-    made = described(apply_fn, "b", "c", "d", "e")
+    made = describe(apply_fn, "b", "c", "d", "e")
     assert made == {
         "b": ("dense", 0, 9, "tanh", ["c"]),
         "c": ("dense", 1, 9, "identity", ["b"]),
@@ -463,7 +467,7 @@ def test_loops_and_branches_are_followed() -> None:
 
 
 def test_parameters_that_are_not_reached_are_listed_and_lead_nowhere() -> None:
-    made = described(lambda p, x: dense(x, p["used"]), "aside", "used")
+    made = describe(lambda p, x: dense(x, p["used"]), "aside", "used")
     assert list(made.items()) == [
         ("used", ("dense", 0, 9, "identity", [])),
         ("aside", ("unused", 0, 9, "identity", [])),
@@ -472,9 +476,7 @@ def test_parameters_that_are_not_reached_are_listed_and_lead_nowhere() -> None:
 
 def test_a_parameter_that_is_an_output_is_an_input_that_was_learned() -> None:
     spread = {"value": jax.ShapeDtypeStruct((3,), jnp.float32)}
-    made = described(
-        lambda p, x: (dense(x, p["mean"]), p["spread"]["value"]), "mean", spread=spread
-    )
+    made = describe(lambda p, x: (dense(x, p["mean"]), p["spread"]["value"]), "mean", spread=spread)
     assert made["spread"] == ("learned_input", 0, 3, "identity", [])
 
 
@@ -505,7 +507,7 @@ def test_the_demonstration_host_is_described_as_it_was_by_hand() -> None:
         blueprint_id="digits-host",
         risk=0.1,
     )
-    assert made.layers == tuple(replace(one, dropout_rate=None) for one in task.blueprint.layers)
+    assert made.layers == tuple(replace(item, dropout_rate=None) for item in task.blueprint.layers)
     assert task.blueprint.chain
     assert made.layer_edges == tuple(LayerEdge(i, i + 1) for i in range(len(made.layers) - 1))
 
@@ -533,7 +535,7 @@ FUNCTIONS = {
 }
 
 
-def joined(how: str, values: list[jax.Array]) -> jax.Array:
+def join(how: str, values: list[jax.Array]) -> jax.Array:
     if how == "concatenation":
         return jnp.concatenate(values, axis=-1)
     operations = {"sum": jnp.add, "product": jnp.multiply, "maximum": jnp.maximum}
@@ -571,7 +573,7 @@ def test_any_network_is_recovered(
     def apply_fn(params: Any, x: Any) -> Any:
         outputs: list[jax.Array] = []
         for name, (sources, how, function) in zip(names, network, strict=True):
-            taken = joined(how, [outputs[i] for i in sources]) if sources else x
+            taken = join(how, [outputs[i] for i in sources]) if sources else x
             outputs.append(FUNCTIONS[function](apply_layer(params[name], taken)))
         return outputs
 

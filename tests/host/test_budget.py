@@ -27,9 +27,9 @@ class Sized(NamedTuple):
     host: host.Host
     state: host.HostState
 
-    def within(self, packet, room: int):
+    def limit(self, packet, room: int):
         budget = host.live_parameters(self.state) + room
-        return host.within_budget(packet, self.state, replace(self.host, parameter_budget=budget))
+        return host.limit_to_budget(packet, self.state, replace(self.host, parameter_budget=budget))
 
 
 def make_slots(
@@ -41,7 +41,7 @@ def make_slots(
     made = make_host()
 
     def bank(width: int):
-        return {one: {"w": jnp.zeros(size * width)} for one, size in sizes.items()}
+        return {name: {"w": jnp.zeros(size * width)} for name, size in sizes.items()}
 
     slots = {}
     for name, width in widths.items():
@@ -61,9 +61,9 @@ def packet_of(sized: Sized):
     return make_packet(candidate_blueprint_ids=IDS, seeds=tuple(seeds))
 
 
-def offered(sized: Sized, room: int):
-    """The slots still told as dormant and the candidates, with `room` parameters left."""
-    packet = sized.within(packet_of(sized), room)
+def read_offer(sized: Sized, room: int):
+    """The slots still reported as dormant and the candidates, with `room` parameters left."""
+    packet = sized.limit(packet_of(sized), room)
     slots = [seed.seed_id for seed in packet.seeds if seed.stage is SeedStage.DORMANT]
     return slots, packet.candidate_blueprint_ids
 
@@ -86,21 +86,21 @@ def test_the_host_and_the_chosen_candidate_of_what_has_germinated_are_live(stage
 def test_without_a_budget_a_packet_stays_as_it_is():
     sized = make_slots({"a": 10})
     packet = packet_of(sized)
-    assert host.within_budget(packet, sized.state, sized.host) is packet
+    assert host.limit_to_budget(packet, sized.state, sized.host) is packet
 
 
 def test_with_room_enough_everything_is_offered():
-    assert offered(make_slots({"a": 10, "b": 10}), 40) == (["a", "b"], IDS)
+    assert read_offer(make_slots({"a": 10, "b": 10}), 40) == (["a", "b"], IDS)
 
 
 def test_what_does_not_fit_is_not_offered():
-    assert offered(make_slots({"a": 10, "b": 10}), 39) == (["a", "b"], ("small", "middle"))
+    assert read_offer(make_slots({"a": 10, "b": 10}), 39) == (["a", "b"], ("small", "middle"))
 
 
-def test_where_nothing_fits_the_seed_is_told_as_embargoed():
+def test_where_nothing_fits_the_seed_is_reported_as_embargoed():
     state = make_slots({"a": 10, "b": 100})
-    assert offered(state, 25) == (["a"], ("small", "middle"))
-    packet = state.within(packet_of(state), 0)
+    assert read_offer(state, 25) == (["a"], ("small", "middle"))
+    packet = state.limit(packet_of(state), 0)
     assert [seed.stage for seed in packet.seeds] == [SeedStage.EMBARGOED] * 2
 
 
@@ -114,18 +114,18 @@ def test_whatever_is_offered_fits_and_nothing_is_offered_only_where_nothing_fits
 ):
     names = dict(zip("abcd", widths, strict=False))
     state = make_slots(names, dict(zip("abcd", stages, strict=True)))
-    slots, candidates = offered(state, room)
-    assert all(SIZES[one] * names[name] <= room for name in slots for one in candidates)
+    slots, candidates = read_offer(state, room)
+    assert all(SIZES[candidate] * names[name] <= room for name in slots for candidate in candidates)
     assert candidates
     slots_ = state.state.slots
     dormant = [name for name in names if int(slots_[name].state.stage) == SeedStage.DORMANT]
     assert bool(slots) == any(names[name] <= room for name in dormant)
 
 
-def test_only_dormant_seeds_and_the_candidates_are_told_otherwise():
+def test_only_dormant_seeds_and_the_candidates_are_reported_differently():
     state = make_slots({"a": 10, "b": 10}, {"b": SeedStage.TRAINING})
     before = packet_of(state)
-    after = state.within(before, -OWN)
+    after = state.limit(before, -OWN)
     assert after.seeds[1] == before.seeds[1]
     assert after.training_metrics == before.training_metrics
 
@@ -141,6 +141,8 @@ def test_a_controller_on_a_plateau_grows_what_fits_and_waits_where_nothing_does(
         for step in range(10)
     ]
     with open_tamiyo(tmp_path) as tamiyo:
-        decisions = [tamiyo.step(sized.within(one, room)) for one in plateau]
-    germinations = [one for one in decisions if one.action == "GERMINATE"]
-    assert {one.command.payload.blueprint_id for one in germinations} == ({grows} - {None})
+        decisions = [tamiyo.step(sized.limit(packet, room)) for packet in plateau]
+    germinations = [decision for decision in decisions if decision.action == "GERMINATE"]
+    assert {germination.command.payload.blueprint_id for germination in germinations} == (
+        {grows} - {None}
+    )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from host.tiny_host import make_host
+from host.tiny_host import make_host, make_state
 
 from tamiyo_jax.errors import CheckpointMismatchError, PersistenceError
 from tamiyo_jax.host import HostCheckpoints, load_tree, save_tree
@@ -104,8 +104,9 @@ def test_a_missing_file_of_a_checkpoint_is_named(tmp_path):
 
 
 def test_a_checkpoint_that_was_not_saved_to_its_end_is_not_listed(tmp_path):
-    checkpoints = HostCheckpoints(tmp_path, make_host())
-    checkpoints.save("a", TREE)
-    checkpoints.save("b", TREE)
+    made = make_host()
+    checkpoints, state = HostCheckpoints(tmp_path, made), make_state(made)
+    checkpoints.save("a", state)
+    checkpoints.save("b", state)
     (tmp_path / "b" / "DIGESTS.json").unlink()
     assert checkpoints.names() == {"a"}

@@ -27,8 +27,8 @@ def batch(index: int):
     return x, jnp.sin(3 * x[:, :2])
 
 
-def worth_after_growing(made: host.Host, state: host.HostState) -> float:
-    """Grow the slot's wide perceptron step by step; what it is worth in the end."""
+def measure_contribution(made: host.Host, state: host.HostState) -> float:
+    """Grow the slot's wide perceptron step by step; returns its contribution at the end."""
     step = jax.jit(lambda state, data: host.train_step(made, state, data))
     script = {4: OP.GERMINATE, 5: OP.START_TRAINING, 20: OP.START_GRAFTING, 25: OP.STABILIZE}
     for index in range(60):
@@ -58,6 +58,7 @@ class Net(nnx.Module):
         return self.second(self.slot(jnp.tanh(self.first(x))))
 
 
+@pytest.mark.slow
 def test_the_linen_slot_grows_inside_an_nnx_model():
     graph, params, rest = nnx.split(Net(nnx.Rngs(0)), nnx.Param, ...)
 
@@ -73,7 +74,7 @@ def test_the_linen_slot_grows_inside_an_nnx_model():
 
     made = host.Host(loss=loss, init_seeds=init_seeds, timing=TIMING, **optimisers())
     state = host.init_host(made, params, jax.random.PRNGKey(0))
-    assert worth_after_growing(made, state) > 0
+    assert measure_contribution(made, state) > 0
 
 
 def test_a_dormant_slot_in_an_nnx_model_is_an_exact_identity():
@@ -110,4 +111,4 @@ def test_the_slot_functions_grow_inside_a_class_that_is_a_pytree():
         return {"slot": growth.slot_init(BANK, key, jnp.zeros((1, WIDTH), jnp.float32))}
 
     made = host.Host(loss=loss, init_seeds=init_seeds, timing=TIMING, **optimisers())
-    assert worth_after_growing(made, host.init_host(made, model, jax.random.PRNGKey(0))) > 0
+    assert measure_contribution(made, host.init_host(made, model, jax.random.PRNGKey(0))) > 0

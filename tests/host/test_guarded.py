@@ -264,6 +264,7 @@ def sharded() -> None:
     assert bool(host.statistics(state).refusals.refused)
 
 
+@pytest.mark.slow
 def test_sharded_parameters_keep_their_sharding_on_good_and_refused_steps():
     environment = {
         **os.environ,

@@ -1,4 +1,4 @@
-"""The meter tells what the kernel and the device's allocator say, and invents nothing."""
+"""The meter reports what the kernel and the device's allocator measure, and nothing else."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_an_accelerator_has_the_memory_of_its_allocator():
 
 
 @pytest.mark.parametrize("figures", [None, {}, {"bytes_in_use": 5}])
-def test_what_an_allocator_does_not_tell_is_absent(figures):
+def test_what_an_allocator_does_not_report_is_absent(figures):
     reading = host.HardwareMeter(Accelerator(figures)).read()
     assert reading.context.total_memory_gb is None
     assert reading.context.available_memory_gb is None

@@ -74,7 +74,7 @@ def test_the_monitor_is_found_inside_other_transformations():
     assert host.statistics(tx.init(PARAMS)).gradient_norm.shape == (3,)
 
 
-def test_an_unmonitored_or_twice_monitored_optimiser_and_absent_parameters_are_told():
+def test_an_unmonitored_or_twice_monitored_optimiser_and_absent_parameters_raise():
     both_causes = r"not monitored once but 0 .*monitor\(tx\).*parameters alone"
     for nowhere in (optax.sgd(0.1).init(PARAMS), PARAMS):
         with pytest.raises(ConfigurationError, match=both_causes):
@@ -191,6 +191,7 @@ def test_narrow_and_complex_parameters_are_measured_in_single_precision(dtype):
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=15)
+@pytest.mark.slow
 def test_any_tree_of_arrays_is_measured_layer_by_layer(shapes, seed):
     generator = np.random.default_rng(seed)
     params = {
@@ -225,6 +226,6 @@ def test_the_multiplier_scales_updates_and_stays_within_its_limits():
     np.testing.assert_allclose(host.scale_of(state), 10.0)
 
 
-def test_an_optimiser_without_the_multiplier_is_told():
+def test_an_optimiser_without_the_multiplier_raises():
     with pytest.raises(CommandRejectedError, match="tamiyo_scale"):
         host.scale_by(optax.sgd(0.1).init(PARAMS), 0.5, host.LIMITS)

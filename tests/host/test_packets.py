@@ -86,7 +86,7 @@ def test_a_reading_of_the_hardware_goes_into_its_field_and_the_metrics():
 
 
 @pytest.mark.parametrize("norm", [np.nan, np.inf])
-def test_a_gradient_norm_that_is_not_finite_is_told_as_none_in_a_valid_packet(norm):
+def test_a_gradient_norm_that_is_not_finite_is_none_in_a_valid_packet(norm):
     def seed(norm):
         return host.seed_state(
             "s0",
@@ -108,6 +108,6 @@ def test_the_callers_metrics_win():
     assert made.training_metrics["samples_per_s"] == 10.0
 
 
-def test_names_of_other_layers_are_told():
+def test_names_of_other_layers_raise():
     with pytest.raises(ConfigurationError, match="3 layers are named and 2 were measured"):
         packet(layers=("a", "b", "c"))

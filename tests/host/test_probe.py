@@ -1,4 +1,4 @@
-"""The probe tells candidates apart before they are grown, and changes nothing."""
+"""The probe distinguishes candidates before they are grown, and changes nothing."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def test_a_slot_in_which_something_grows_is_not_probed():
     assert host.probe(MADE, operate(make_state(MADE), SeedOperation.GERMINATE), batch(0)) == {}
 
 
-def test_the_packet_tells_the_probe_of_dormant_slots_alone():
+def test_the_packet_has_the_probe_of_dormant_slots_only():
     measured = host.SeedMeasurements(0.0, 0.0, probe={"steep": 2.0})
     timing = growth.Timing(2, 2)
 
-    def told(stage: SeedStage):
+    def read_probes(stage: SeedStage):
         state = growth.enter(growth.dormant(), stage)
         seed = host.seed_state("s", state, measured, timing=timing, steps_per_epoch=1)
         return {name for name in seed.metrics if name.startswith("probe/")}
 
-    assert told(SeedStage.DORMANT) == {"probe/steep"}
-    assert told(SeedStage.TRAINING) == set()
+    assert read_probes(SeedStage.DORMANT) == {"probe/steep"}
+    assert read_probes(SeedStage.TRAINING) == set()

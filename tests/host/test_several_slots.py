@@ -96,6 +96,7 @@ def assert_close(left, right):
 
 @pytest.mark.parametrize("blueprint", range(len(BANK)))
 @pytest.mark.parametrize("lived", [(OP.GERMINATE,), (OP.GERMINATE, OP.START_TRAINING)])
+@pytest.mark.slow
 def test_a_seed_culled_before_it_blends_leaves_all_else_as_if_it_had_never_been(lived, blueprint):
     # Programs with a seed and without it are compiled apart, and may add in another order.
     others = {0: ("a", OP.GERMINATE, 1), 1: ("a", OP.START_TRAINING), 5: ("a", OP.START_GRAFTING)}
@@ -127,6 +128,7 @@ def test_germinating_and_training_at_alpha_0_change_no_bit_of_the_hosts_output(n
     assert not np.allclose(OUTPUT(state, x), before)
 
 
+@pytest.mark.slow
 def test_resetting_one_slot_touches_no_other_optimiser():
     script = {
         0: ("a", OP.GERMINATE, 0),

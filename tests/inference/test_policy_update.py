@@ -1,4 +1,4 @@
-"""Parameters of somebody else: what is refused, why, and what takes over when."""
+"""Policy updates: which are refused and why, and when the others take effect."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def graph_tamiyo(directory: Path, **arguments: Any) -> Iterator[Tamiyo]:
 
 
 def value(tamiyo: Tamiyo, step: int = 0) -> float:
-    decided = tamiyo.step(story(step + 1)[step])
-    assert decided.value is not None
-    return decided.value
+    decision = tamiyo.step(story(step + 1)[step])
+    assert decision.value is not None
+    return decision.value
 
 
 def values_of(directory: Path, params: Any, count: int) -> list[float]:
@@ -62,7 +62,7 @@ def values_of(directory: Path, params: Any, count: int) -> list[float]:
         return [value(tamiyo, step) for step in range(count)]
 
 
-def broken(change: Any) -> Any:
+def break_update(change: Any) -> Any:
     """Parameters with one array changed."""
     leaves, structure = jax.tree.flatten(jax.device_get(SECOND))
     leaves[0] = change(np.array(leaves[0]))
@@ -83,9 +83,9 @@ def overflow(array: np.ndarray) -> np.ndarray:
 
 HOUR_NS = 3_600_000_000_000
 REFUSED = {
-    "signed by nobody": (lambda: replace(make_update(), signature=""), "bad_signature"),
-    "signed by somebody else": (
-        lambda: make_update(secret=b"the secret of somebody else"),
+    "not signed": (lambda: replace(make_update(), signature=""), "bad_signature"),
+    "signed with another secret": (
+        lambda: make_update(secret=b"a secret of another process"),
         "bad_signature",
     ),
     "changed after signing": (
@@ -105,12 +105,12 @@ REFUSED = {
         lambda: make_update(payload=params_to_bytes({"a": np.ones(3, np.float32)})),
         "shape_mismatch",
     ),
-    "of another width": (lambda: make_update(params=broken(widen)), "shape_mismatch"),
+    "of another width": (lambda: make_update(params=break_update(widen)), "shape_mismatch"),
     "half precision": (
-        lambda: make_update(params=broken(lambda a: a.astype(np.float16))),
+        lambda: make_update(params=break_update(lambda a: a.astype(np.float16))),
         "shape_mismatch",
     ),
-    "not finite": (lambda: make_update(params=broken(fill_with_nan)), "nonfinite"),
+    "not finite": (lambda: make_update(params=break_update(fill_with_nan)), "nonfinite"),
     "bytes that are none": (lambda: b"\xff\xff", "invalid_payload"),
 }
 
@@ -193,7 +193,7 @@ def test_rolling_back_returns_to_the_policy_before(tmp_path: Path) -> None:
         tamiyo.update_policy(make_update("p1", SECOND))
         tamiyo.update_policy(make_update("p2", THIRD))
         tamiyo.rollback_policy()
-        assert [one.policy_id for one in tamiyo.state.policies] == ["p1"]
+        assert [policy.policy_id for policy in tamiyo.state.policies] == ["p1"]
         np.testing.assert_array_equal(
             *(jax.tree.leaves(tree)[0] for tree in (tamiyo.params, SECOND))
         )

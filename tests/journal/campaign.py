@@ -28,13 +28,13 @@ Summary = tuple[str, tuple[tuple[str, int, int, int], ...], frozenset[str]]
 
 
 def make_storage_config(**fields: object) -> StorageConfig:
-    """Settings under which nothing is synced until somebody waits for it."""
+    """Settings under which nothing is synced until a caller waits for it."""
     defaults: dict[str, object] = {
         "flush_ms": 3_600_000.0,
         "segment_bytes": 4096,
         "retention_hours": RETENTION_HOURS,
     }
-    # Segments so small are of no use to anybody else, so the configuration refuses them.
+    # Segments so small are of no use elsewhere, so the configuration refuses them.
     return StorageConfig().model_copy(update=defaults | fields)
 
 

@@ -62,14 +62,14 @@ def extents(name: str, data: bytes) -> list[Extent]:
 
 
 def touched(where: list[Extent], begin: int, end: int) -> set[int]:
-    return {one.sequence for one in where if one.begin < end and begin < one.end}
+    return {place.sequence for place in where if place.begin < end and begin < place.end}
 
 
 def is_torn(before: Recovered, where: list[Extent], lost: set[int], at: int) -> bool:
     """Whether a crash may have left a segment bad at a byte: all before it is above `synced`."""
     synced = max(record.synced for record in before.records if record.sequence not in lost)
     first = where[0].sequence
-    return max((one.sequence for one in where if one.end <= at), default=first - 1) >= synced
+    return max((place.sequence for place in where if place.end <= at), default=first - 1) >= synced
 
 
 def check_flip(
@@ -78,10 +78,10 @@ def check_flip(
     """What is wrong with how a segment with one flipped byte is read; None if nothing is."""
     segment = read_segment(name, data)
     found = merge(sorted((*others, segment), key=lambda one: one.base))
-    expected = {sequence: one for sequence, one in before.items() if sequence not in lost}
+    expected = {sequence: record for sequence, record in before.items() if sequence not in lost}
     if contents(found.records) != expected:
         return "records lost or invented"
-    scars = [one for one in (*found.corrupt, *found.torn) if isinstance(one, Scar)]
+    scars = [scar for scar in (*found.corrupt, *found.torn) if isinstance(scar, Scar)]
     if not any(s.segment == name and s.offset <= at < s.offset + s.length for s in scars):
         return "loss not reported with its offset"
     return None
@@ -141,7 +141,7 @@ def check_directory(
     with journal:
         journal.start(b"state")
         journal.append(RecordType.STEP, b"next")
-    expected = {sequence: one for sequence, one in before.items() if sequence not in lost}
+    expected = {sequence: record for sequence, record in before.items() if sequence not in lost}
     if contents(found.records) != expected:
         return "records lost or invented"
     if (lost or quarantined) and found.clean:
@@ -155,7 +155,7 @@ def check_directory(
 
 def _check_again(expected: Contents, again: Recovered) -> str | None:
     found = contents(again.records)
-    if any(found.get(sequence) != one for sequence, one in expected.items()):
+    if any(found.get(sequence) != record for sequence, record in expected.items()):
         return "records lost by repairing"
     if again.records[-1].payload != b"next":
         return "appending did not go on"

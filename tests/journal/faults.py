@@ -1,4 +1,4 @@
-"""The real file system, except for operations that are told to fail."""
+"""The real file system, except for operations that are set to fail."""
 
 from __future__ import annotations
 

@@ -26,11 +26,11 @@ from journal.campaign import make_storage_config, stepped
 from tamiyo_jax.controller import initial_state
 from tamiyo_jax.storage import StorageManager
 
-def tell(*words):
+def send(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 def write(directory, durability):
-    tell(os.getpid())
+    send(os.getpid())
     config = make_storage_config(durability=durability, flush_ms=1.0, retention_hours=1e6)
     manager = StorageManager.open(Path(directory), config, POLICY_STATE, clock=Clock())
     state = manager.state or initial_state(POLICY_STATE)
@@ -38,14 +38,14 @@ def write(directory, durability):
     while True:
         state = stepped(state)
         report = make_report(f"r{state.steps}", EPOCH + state.steps)
-        tell(manager.append_step(make_step(state, report), state).sequence)
+        send(manager.append_step(make_step(state, report), state).sequence)
 
 for line in sys.stdin:
     child = os.fork()
     if not child:
         write(*line.split())
     os.waitpid(child, 0)
-    tell("ended")
+    send("ended")
 """
 
 
@@ -67,7 +67,7 @@ def kill_writers(directory: Path, times: int, seed: int) -> dict[str, object]:
     """Kill writers of one directory, each at a random moment, and look for what they wrote."""
     chance = random.Random(seed)
     failures = Counter[str]()
-    told = 0
+    returned_count = 0
     with _nursery() as (orders, answers):
         for number in range(times):
             orders.write(f"{directory} {('group', 'always')[number % 2]}\n")
@@ -76,11 +76,11 @@ def kill_writers(directory: Path, times: int, seed: int) -> dict[str, object]:
             time.sleep(chance.uniform(0, 0.1))
             os.kill(writer, signal.SIGKILL)
             returned = [int(line) for line in iter(answers.readline, "ended\n")]
-            told += len(returned)
+            returned_count += len(returned)
             failures.update(_problems(directory, returned))
     return {
         "kills": times,
-        "records whose append returned": told,
+        "records whose append returned": returned_count,
         "segments": len(list((directory / "journal").iterdir())),
         "failures of any kind": failures.total(),
         "examples": dict(failures),

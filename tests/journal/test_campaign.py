@@ -38,8 +38,8 @@ def test_a_crash_after_any_operation_of_a_repair_loses_nothing_more(tmp_path: Pa
 
 def test_a_workload_has_the_same_operations_every_time(tmp_path: Path) -> None:
     first, second = (travel(tmp_path, 4, 90).files.trace for _ in range(2))
-    assert [type(one) for one in first] == [type(one) for one in second]
-    writes = [[getattr(one, "data", None) for one in trace] for trace in (first, second)]
+    assert [type(event) for event in first] == [type(event) for event in second]
+    writes = [[getattr(event, "data", None) for event in trace] for trace in (first, second)]
     assert writes[0] == writes[1]
 
 

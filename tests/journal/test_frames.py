@@ -146,7 +146,7 @@ def test_truncation_keeps_every_whole_frame_and_calls_the_rest_short() -> None:
         assert found.gaps == (() if length in ends else (rest,)), length
 
 
-def test_zeros_at_the_end_are_told_from_damage() -> None:
+def test_zeros_at_the_end_are_not_taken_for_damage() -> None:
     data = encode_segment(SALT, 1, small_log())
     assert scan(data + bytes(100), SALT, 1).gaps == (Gap(len(data), 100, GapReason.ZEROS, 6),)
     assert scan(data + b"\x01" * 100, SALT, 1).gaps[0].reason is GapReason.DAMAGED

@@ -324,6 +324,6 @@ def test_minus_infinity_on_padding_is_no_error():
 )
 def test_a_selection_that_is_not_legal_is_refused_instead_of_invented_around(selection):
     packet = packet_of(DORMANT)
-    chosen = Selection(*(np.int32(one) for one in selection))
+    chosen = Selection(*(np.int32(index) for index in selection))
     with pytest.raises(NoLegalActionError):
         propose(packet, NODES, outputs_with(), legal(packet), chosen, CONFIG)

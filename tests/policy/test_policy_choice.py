@@ -66,7 +66,7 @@ def test_the_first_legal_choice_is_made_and_no_further_one_asked_for() -> None:
     assert chosen == Choice(Action.GERMINATE, 1)
 
 
-def test_rules_claim_no_risk_so_that_the_gate_judges_by_its_own_rules() -> None:
+def test_rules_claim_no_risk_so_that_the_gate_applies_its_own_rules() -> None:
     proposal = proposed(Choice(Action.GERMINATE))
     assert proposal.risk_score < 1e-6
     assert (proposal.schedule_start, proposal.schedule_end) == (0.0, 1.0)

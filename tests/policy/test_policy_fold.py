@@ -26,7 +26,7 @@ step = jax.jit(policy_step, static_argnames=("layout", "rate"))
 # Listed relations between so many nodes that edges stay a list, and are fewer than the nodes.
 SPARSE = GraphLayout.of(
     {"global": 1, "seed": 5, "blueprint": 1, "layer": 100, "activation": 50, "parameter": 30},
-    {one.key: 6 for one in RELATIONS if not one.complete}
+    {relation.key: 6 for relation in RELATIONS if not relation.complete}
     | {"activation__affects__layer": 6, "layer__belongs_to__blueprint": 6},
 )
 
@@ -84,6 +84,7 @@ def test_they_do_where_every_relation_is_written_out(params, folded, counts, edg
     edges=st.integers(0, 6),
     draw=st.integers(0, 2**31),
 )
+@pytest.mark.slow
 def test_they_do_where_edges_stay_a_list(params, folded, counts, edges, draw):
     raw = raw_graph(np.random.default_rng(draw), counts, edges=edges, layout=SPARSE)
     assert_close(run(params, SPARSE, raw), run(folded[SPARSE], SPARSE, raw))
@@ -93,8 +94,8 @@ def test_the_layouts_of_these_tests_take_every_way_through_a_layer():
     ways = {
         (route.attends, route.place, route.dense, route.before)
         for layout in (LAYOUT, SPARSE, written_out(blank(LAYOUT))[0])
-        for one in plan(layout)
-        for route in one.routes
+        for layer in plan(layout)
+        for route in layer.routes
     }
     assert ways == {
         (False, "each", True, False),
@@ -116,8 +117,8 @@ def test_the_layouts_of_these_tests_take_every_way_through_a_layer():
 def test_types_without_room_are_left_out(params, empty):
     layout = GraphLayout.of(
         {**FULL, empty: 0},
-        {one.key: 0 if empty in (one.source, one.target) else 4
-         for one in RELATIONS if not one.complete},
+        {relation.key: 0 if empty in (relation.source, relation.target) else 4
+         for relation in RELATIONS if not relation.complete},
     )  # fmt: skip
     counts = {name: count for name, count in FULL.items() if name != empty}
     raw = raw_graph(np.random.default_rng(0), counts, layout=layout)
@@ -151,7 +152,7 @@ def test_complete_relations_are_never_written_out_as_edges(params):
     """No array of the program has a row for each edge of layer × activation."""
     layout = GraphLayout.of(
         {**FULL, "layer": 96, "activation": 89},
-        {one.key: 4 for one in RELATIONS if not one.complete},
+        {relation.key: 4 for relation in RELATIONS if not relation.complete},
     )
     raw = raw_graph(np.random.default_rng(0), FULL, layout=layout)
     made = jax.make_jaxpr(partial(policy_step, layout=layout, rate=0.1))(
@@ -163,7 +164,7 @@ def test_complete_relations_are_never_written_out_as_edges(params):
 
 def test_folded_parameters_are_less_than_half_of_the_reference_network():
     start = init_params(PolicyConfig.reference(), jax.random.key(0))
-    sizes = [sum(x.size for x in jax.tree.leaves(one)) for one in (start, fold(start, LAYOUT))]
+    sizes = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (start, fold(start, LAYOUT))]
     assert sizes[1] < 0.5 * sizes[0]
 
 

@@ -129,7 +129,7 @@ def test_an_epochs_loss_may_come_after_its_first_packets():
     assert run.state.stalled == 4
 
 
-def test_without_validation_the_smoothed_training_loss_tells_the_plateau():
+def test_without_validation_the_smoothed_training_loss_shows_the_plateau():
     run = Run()
     actions = [run.step(epoch, None, training_loss=1.0).action for epoch in range(6)]
     assert actions[-1] is Action.GERMINATE
@@ -182,7 +182,7 @@ def test_a_seed_that_harms_validation_for_three_epochs_is_culled():
     assert run.step(4, 1.03, growing).action is Action.CULL
 
 
-def test_one_good_epoch_forgives_the_harm_before_it():
+def test_one_good_epoch_resets_the_count_of_harmful_epochs():
     run = Run()
     growing = seed("s0", SeedStage.BLENDING, alpha=0.5)
     run.step(0, 1.0, growing)
@@ -226,7 +226,7 @@ def test_a_culled_blueprint_waits_until_its_penalty_has_faded():
 def test_a_rising_loss_brakes_the_optimizer_once():
     run = Run()
     proposals = [run.step(e, 1.0 + 0.1 * e) for e in range(5)]
-    assert [one.action for one in proposals[:4]] == [Action.WAIT] * 3 + [Action.OPTIMIZER]
+    assert [proposal.action for proposal in proposals[:4]] == [Action.WAIT] * 3 + [Action.OPTIMIZER]
     assert proposals[3].parameters == {"lr_delta": pytest.approx(-0.2)}
     assert proposals[4].action is Action.WAIT
 

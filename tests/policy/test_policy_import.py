@@ -54,7 +54,7 @@ def test_transposed_and_short_tensors_are_listed_as_wrong(state_dict):
     state_dict["_value_head.bias"] = np.zeros(2, np.float32)
     with pytest.raises(CheckpointMismatchError) as caught:
         import_state_dict(state_dict)
-    assert [one.split(":")[0] for one in caught.value.wrong] == [
+    assert [text.split(":")[0] for text in caught.value.wrong] == [
         "_risk_head.weight",
         "_value_head.bias",
     ]

@@ -33,7 +33,7 @@ from tamiyo_jax.policy import Legality, Observation, PolicyOutputs, legality
 MAX_SEEDS, MAX_BLUEPRINTS = 3, 3
 LAYOUT = GraphLayout.of(
     {"global": 1, "seed": 3, "blueprint": 3, "layer": 4, "activation": 3, "parameter": 2},
-    {one.key: 4 for one in RELATIONS if not one.complete},
+    {relation.key: 4 for relation in RELATIONS if not relation.complete},
 )
 
 
@@ -56,7 +56,7 @@ def raw_graph(
     for key, block in layout.edges.items():
         source, _, target = key.split("__")
         ends = [np.flatnonzero(raw.mask[layout.nodes[kind].slice]) for kind in (source, target)]
-        if not all(len(one) for one in ends):
+        if not all(len(end) for end in ends):
             continue
         rows = slice(block.start, block.start + edges)
         raw.senders[rows] = layout.nodes[source].start + rng.choice(ends[0], edges)
@@ -72,14 +72,14 @@ def written_out(raw: RawGraph) -> tuple[GraphLayout, RawGraph]:
     listed = blank(layout)
     for name in ("values", "present", "reported", "mask", "attributes"):
         getattr(listed, name)[:] = getattr(raw, name)
-    for one in RELATIONS:
-        block = layout.edges[one.key]
-        if LAYOUT.is_complete(one):
-            senders, receivers = complete_rows(LAYOUT, one, raw.mask)
-            values = complete_attributes(one, raw.attributes, senders, receivers)
+    for relation in RELATIONS:
+        block = layout.edges[relation.key]
+        if LAYOUT.is_complete(relation):
+            senders, receivers = complete_rows(LAYOUT, relation, raw.mask)
+            values = complete_attributes(relation, raw.attributes, senders, receivers)
             real = np.ones(len(senders), np.bool_)
         else:
-            before = LAYOUT.edges[one.key].slice
+            before = LAYOUT.edges[relation.key].slice
             senders, receivers = raw.senders[before], raw.receivers[before]
             values, real = raw.edges[before], raw.edge_mask[before]
         rows = slice(block.start, block.start + len(senders))

@@ -20,6 +20,7 @@ from making import (
     open_tamiyo,
     story,
 )
+from summaries import summarise_decision
 
 from tamiyo_jax import host
 from tamiyo_jax.config import SecurityConfig
@@ -29,8 +30,6 @@ from tamiyo_jax.contracts import (
     Secret,
     SeedStage,
     Verifier,
-    decode_command,
-    encode_command,
 )
 from tamiyo_jax.demo import digits_task
 from tamiyo_jax.errors import (
@@ -50,19 +49,9 @@ OTHER = b"the secret of another run"
 CHECKS = SecurityConfig()
 
 
-def said(decision: Any) -> tuple[Any, ...]:
-    """What was decided, with numbers as the wire has them: all but ids, times and signature."""
-    command = decision.command
-    named = None
-    if command is not None:
-        sent = decode_command(encode_command(command))
-        named = (sent.command_type, sent.target_seed_id, sent.payload)
-    return decision.action, decision.reason, decision.shadow, named
-
-
-def recorded(directory: Path, packets: list, **arguments: Any) -> list[Any]:
+def record_run(directory: Path, packets: list, **arguments: Any) -> list[Any]:
     with open_tamiyo(directory, **arguments) as tamiyo:
-        return [tamiyo.step(one) for one in packets]
+        return [tamiyo.step(packet) for packet in packets]
 
 
 def replay_of(directory: Path) -> Replay:
@@ -71,12 +60,14 @@ def replay_of(directory: Path) -> Replay:
 
 def test_decisions_come_again_as_they_were_and_signed_for_the_new_run(tmp_path: Path) -> None:
     packets = story(30)
-    decided = recorded(tmp_path, packets)
+    decisions = record_run(tmp_path, packets)
     replay, verifier = replay_of(tmp_path), Verifier((Secret(OTHER),), NonceLedger(0), CHECKS)
-    again = [replay.step(one) for one in packets]
-    assert [said(one) for one in again] == [said(one) for one in decided]
-    assert {one.differences for one in again} == {()}
-    commands = [(a.command, b.command) for a, b in zip(again, decided, strict=True) if a.command]
+    again = [replay.step(packet) for packet in packets]
+    assert [summarise_decision(decision) for decision in again] == [
+        summarise_decision(decision) for decision in decisions
+    ]
+    assert {decision.differences for decision in again} == {()}
+    commands = [(a.command, b.command) for a, b in zip(again, decisions, strict=True) if a.command]
     assert commands
     for renewed, original in commands:
         verifier = verifier.verify(renewed, now_ns=Clock()())
@@ -90,8 +81,8 @@ def test_decisions_come_again_as_they_were_and_signed_for_the_new_run(tmp_path: 
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_run_replayed_onto_the_same_seed_is_the_same_run_bit_for_bit(tmp_path: Path) -> None:
     task, library = digits_task(3), MemoryBlueprintLibrary()
-    for one in (task.blueprint, *task.candidates):
-        library.put(one)
+    for blueprint in (task.blueprint, *task.candidates):
+        library.put(blueprint)
 
     def train(controller: Any, secret: bytes, name: str) -> loop.RunResult:
         verifier = Verifier((Secret(secret),), NonceLedger(0), CHECKS)
@@ -109,6 +100,7 @@ def test_a_run_replayed_onto_the_same_seed_is_the_same_run_bit_for_bit(tmp_path:
             steps=40 * task.steps_per_epoch,
             state=loop.init_loop(task, 3),
             run_id=name,
+            compile_ahead=False,
             applier=applier,
             checkpoints=checkpoints,
         )
@@ -118,10 +110,16 @@ def test_a_run_replayed_onto_the_same_seed_is_the_same_run_bit_for_bit(tmp_path:
     replay = Replay.open(tmp_path / "run", secret=OTHER)
     second = train(replay, OTHER, "second")
     decisions = [record.decision for record in first.history]
-    assert {said(one)[0] for one in decisions} >= {"GERMINATE", "ADVANCE", "WAIT"}
+    assert {summarise_decision(decision)[0] for decision in decisions} >= {
+        "GERMINATE",
+        "ADVANCE",
+        "WAIT",
+    }
     again = [record.decision for record in second.history]
-    assert [said(one) for one in again] == [said(one) for one in decisions]
-    assert {one.differences for one in again} == {()}
+    assert [summarise_decision(decision) for decision in again] == [
+        summarise_decision(decision) for decision in decisions
+    ]
+    assert {decision.differences for decision in again} == {()}
     assert second.test_accuracy == first.test_accuracy
     jax.tree.map(np.testing.assert_array_equal, second.state, first.state)
 
@@ -146,13 +144,13 @@ def test_a_run_at_another_place_is_an_error_and_the_next_packet_has_its_own_step
     tmp_path: Path, fields: dict[str, Any], why: str
 ) -> None:
     packets = [make_packet(step, seeds=two_seeds()) for step in range(2)]
-    decided = recorded(tmp_path, packets)
+    decisions = record_run(tmp_path, packets)
     replay = replay_of(tmp_path)
     with pytest.raises(ReplayDivergedError) as raised:
         replay.step(replace(packets[0], **fields))
     assert raised.value.differences == (why,)
     assert why in str(raised.value)
-    assert said(replay.step(packets[1])) == said(decided[1])
+    assert summarise_decision(replay.step(packets[1])) == summarise_decision(decisions[1])
 
 
 @pytest.mark.parametrize(
@@ -185,7 +183,7 @@ def test_a_run_at_another_place_is_an_error_and_the_next_packet_has_its_own_step
 def test_a_command_that_names_what_the_packet_does_not_offer_is_never_handed_out(
     tmp_path: Path, packets: list, arguments: dict, kind: str, change: dict, why: str
 ) -> None:
-    actions = [one.action for one in recorded(tmp_path, packets, **arguments)]
+    actions = [decision.action for decision in record_run(tmp_path, packets, **arguments)]
     assert kind in actions
     replay = replay_of(tmp_path)
     for packet, action in zip(packets, actions, strict=True):
@@ -198,7 +196,7 @@ def test_a_command_that_names_what_the_packet_does_not_offer_is_never_handed_out
 
 def test_other_numbers_at_the_same_place_are_reported_with_the_decision(tmp_path: Path) -> None:
     packet = make_packet(validation_loss=np.nan)
-    decided = recorded(tmp_path, [packet, make_packet(1), make_packet(2)])
+    decisions = record_run(tmp_path, [packet, make_packet(1), make_packet(2)])
     replay = replay_of(tmp_path)
     own = {**packet.training_metrics, "samples_per_s": 1.0, "hook_latency_ms": 99.0}
     moved = replace(packet, packet_id="x", training_run_id="y", timestamp_ns=5)
@@ -207,7 +205,7 @@ def test_other_numbers_at_the_same_place_are_reported_with_the_decision(tmp_path
     other = make_packet(1, validation_loss=0.8, seeds=seeds)
     answer = replay.step(other)
     assert answer.differences == ("seeds[0].gradient_norm", "validation_loss")
-    assert said(answer) == said(decided[1])
+    assert summarise_decision(answer) == summarise_decision(decisions[1])
     less = replace(make_packet(2), training_metrics={"loss": 0.8, "mine": 1.0})
     assert set(replay.step(less).differences) == {
         "training_metrics.gradient_norm",
@@ -228,44 +226,48 @@ def test_a_step_that_failed_on_record_fails_again_and_says_why(tmp_path: Path) -
     with pytest.raises(TamiyoError, match=r"UnknownBlueprintError.*nowhere") as raised:
         replay.step(bad)
     assert not isinstance(raised.value, ReplayDivergedError)
-    assert said(replay.step(make_packet(2))) == said(last)
+    assert summarise_decision(replay.step(make_packet(2))) == summarise_decision(last)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 12])
 def test_what_a_restored_run_had_done_in_vain_is_not_done_again(tmp_path: Path, cut: int) -> None:
     packets = story(24)
-    in_vain = [replace(one, packet_id="vain", current_epoch=900) for one in packets[cut:20]]
+    in_vain = [replace(packet, packet_id="vain", current_epoch=900) for packet in packets[cut:20]]
     with open_tamiyo(tmp_path) as tamiyo:
         saved = tamiyo.state
-        decided = []
-        for one in packets[:cut]:
-            decided.append(tamiyo.step(one))
+        decisions = []
+        for packet in packets[:cut]:
+            decisions.append(tamiyo.step(packet))
             saved = tamiyo.state
         tamiyo.set_mode("guard")
-        for one in in_vain:
-            tamiyo.step(one)
+        for packet in in_vain:
+            tamiyo.step(packet)
     with open_tamiyo(tmp_path, state=saved) as tamiyo:
-        decided += [tamiyo.step(one) for one in packets[cut:]]
+        decisions += [tamiyo.step(packet) for packet in packets[cut:]]
     replay = replay_of(tmp_path)
-    assert [said(replay.step(one)) for one in packets] == [said(one) for one in decided]
+    assert [summarise_decision(replay.step(packet)) for packet in packets] == [
+        summarise_decision(decision) for decision in decisions
+    ]
     assert replay.remaining == 0
 
 
 def test_a_state_of_another_run_begins_another_history(tmp_path: Path) -> None:
     with open_tamiyo(tmp_path / "other") as tamiyo:
-        for one in story(9):
-            tamiyo.step(one)
+        for packet in story(9):
+            tamiyo.step(packet)
         foreign = tamiyo.state
-    recorded(tmp_path / "run", story(5))
-    decided = recorded(tmp_path / "run", story(12)[9:], state=foreign)
+    record_run(tmp_path / "run", story(5))
+    decisions = record_run(tmp_path / "run", story(12)[9:], state=foreign)
     replay = replay_of(tmp_path / "run")
     assert replay.remaining == 3
-    assert [said(replay.step(one)) for one in story(12)[9:]] == [said(one) for one in decided]
+    assert [summarise_decision(replay.step(packet)) for packet in story(12)[9:]] == [
+        summarise_decision(decision) for decision in decisions
+    ]
 
 
 def test_what_was_only_shadow_stays_shadow_and_unsigned(tmp_path: Path) -> None:
     packet = make_packet(validation_loss=np.nan)
-    recorded(tmp_path, [packet], mode="shadow")
+    record_run(tmp_path, [packet], mode="shadow")
     answer = replay_of(tmp_path).step(packet)
     assert answer.shadow
     assert answer.command is not None
@@ -276,13 +278,13 @@ def test_what_was_only_shadow_stays_shadow_and_unsigned(tmp_path: Path) -> None:
 def test_a_journal_without_packets_cannot_be_replayed_and_says_what_to_turn_on(
     tmp_path: Path,
 ) -> None:
-    recorded(tmp_path, story(2), config=make_config(storage={"record_packets": False}))
+    record_run(tmp_path, story(2), config=make_config(storage={"record_packets": False}))
     with pytest.raises(PersistenceError, match=r"storage\.record_packets"):
         replay_of(tmp_path)
 
 
 def test_a_lost_step_is_named_and_not_skipped(tmp_path: Path) -> None:
-    recorded(tmp_path, story(6))
+    record_run(tmp_path, story(6))
     (segment,) = (tmp_path / "journal").iterdir()
     data = segment.read_bytes()
     at = data.index(b"packet-3")

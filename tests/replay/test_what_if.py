@@ -22,7 +22,7 @@ from tamiyo_jax.replay import Comparison, read_history, what_if
 CONFIG = make_config()
 BOLD = make_config(risk={"loss_spike": 0.9})
 # Measurements of a device are f32, and so is the wire.
-PACKETS = [decode_packet(encode_packet(one)) for one in story(36)]
+PACKETS = [decode_packet(encode_packet(packet)) for packet in story(36)]
 
 
 def graph_arguments() -> dict[str, Any]:
@@ -54,23 +54,29 @@ def compare(
 
 
 @pytest.mark.parametrize("mode", ["act", "shadow", "guard"])
-def test_the_same_controller_would_have_decided_the_same(tmp_path: Path, mode: str) -> None:
+def test_the_same_controller_makes_the_same_decisions(tmp_path: Path, mode: str) -> None:
     record(tmp_path, mode=mode)
     compared = compare(tmp_path)
     assert len(compared) == len(PACKETS)
-    assert all(one.agrees for one in compared)
-    assert [one.instead for one in compared] == [one.recorded for one in compared]
-    assert len({one.instead.action for one in compared}) > 1
-    assert not any(one.revised for one in compared)
+    assert all(comparison.agrees for comparison in compared)
+    assert [comparison.instead for comparison in compared] == [
+        comparison.recorded for comparison in compared
+    ]
+    assert len({comparison.instead.action for comparison in compared}) > 1
+    assert not any(comparison.revised for comparison in compared)
 
 
 @pytest.mark.slow
-def test_the_same_network_would_have_decided_the_same(tmp_path: Path) -> None:
+def test_the_same_network_makes_the_same_decisions(tmp_path: Path) -> None:
     arguments = graph_arguments()
     record(tmp_path, **arguments)
     compared = compare(tmp_path, **arguments)
-    assert [one.instead for one in compared] == [one.recorded for one in compared]
-    assert not all(one.agrees for one in compare(tmp_path))  # the heuristic is another
+    assert [comparison.instead for comparison in compared] == [
+        comparison.recorded for comparison in compared
+    ]
+    assert not all(
+        comparison.agrees for comparison in compare(tmp_path)
+    )  # the heuristic is another
 
 
 @pytest.mark.parametrize(
@@ -86,9 +92,9 @@ def test_another_controller_is_said_to_answer_what_it_answers_when_it_is_there(
 ) -> None:
     record(tmp_path / "run")
     record(tmp_path / "other", config, **asked)
-    instead = [one.instead for one in compare(tmp_path / "run", config, **asked)]
-    assert instead == [one.recorded for one in compare(tmp_path / "other", config)]
-    assert not all(one.agrees for one in compare(tmp_path / "run", config, **asked))
+    instead = [comparison.instead for comparison in compare(tmp_path / "run", config, **asked)]
+    assert instead == [comparison.recorded for comparison in compare(tmp_path / "other", config)]
+    assert not all(comparison.agrees for comparison in compare(tmp_path / "run", config, **asked))
 
 
 def test_what_was_done_by_hand_counts_and_a_switched_mode_is_followed(tmp_path: Path) -> None:
@@ -102,8 +108,10 @@ def test_what_was_done_by_hand_counts_and_a_switched_mode_is_followed(tmp_path: 
                 tamiyo.set_mode("guard")
             tamiyo.step(packet)
     compared = compare(tmp_path)
-    assert [one.instead for one in compared] == [one.recorded for one in compared]
-    assert {one.instead.action for one in compared[8:14]} == {"PAUSE"}
+    assert [comparison.instead for comparison in compared] == [
+        comparison.recorded for comparison in compared
+    ]
+    assert {comparison.instead.action for comparison in compared[8:14]} == {"PAUSE"}
 
 
 def test_failed_steps_are_left_out(tmp_path: Path) -> None:
@@ -113,8 +121,8 @@ def test_failed_steps_are_left_out(tmp_path: Path) -> None:
             tamiyo.step(replace(PACKETS[1], blueprint_id="nowhere"))
         tamiyo.step(PACKETS[1])
     compared = compare(tmp_path)
-    assert [one.packet for one in compared] == PACKETS[:2]
-    assert all(one.agrees for one in compared)
+    assert [comparison.packet for comparison in compared] == PACKETS[:2]
+    assert all(comparison.agrees for comparison in compared)
 
 
 class Broken:
@@ -150,7 +158,7 @@ def test_a_library_without_the_blueprints_is_an_error_and_a_newer_one_is_noticed
         compare(tmp_path, library=MemoryBlueprintLibrary())
     library = make_library()
     library.put(make_blueprint("host", risk=0.3))
-    assert all(one.revised for one in compare(tmp_path, library=library))
+    assert all(comparison.revised for comparison in compare(tmp_path, library=library))
 
 
 def test_asking_changes_nothing_on_disk(tmp_path: Path) -> None:

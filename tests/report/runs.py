@@ -68,8 +68,8 @@ def one_packet(step: int, broken: bool, seeds: bool) -> SystemStatePacket:
     )
 
 
-def decided(directory: Path, some: Iterable[SystemStatePacket], **arguments: Any) -> Path:
-    """A run that a controller has decided upon; a step that raises is part of it."""
+def decide_run(directory: Path, some: Iterable[SystemStatePacket], **arguments: Any) -> Path:
+    """Let a controller decide upon packets, and return its run; a step may raise."""
     with open_tamiyo(directory, clock=Clock(START_NS), **arguments) as tamiyo:
         for packet in some:
             with suppress(TamiyoError):
@@ -77,8 +77,8 @@ def decided(directory: Path, some: Iterable[SystemStatePacket], **arguments: Any
     return directory
 
 
-def written(directory: Path, some: Iterable[StepRecord]) -> Path:
-    """A run whose records are written as they are."""
+def write_run(directory: Path, some: Iterable[StepRecord]) -> Path:
+    """Write a run with these records, and return its directory."""
     config = StorageConfig(retention_hours=1e9)
     state = initial_state(None)
     with StorageManager.open(directory, config, None, clock=Clock(START_NS)) as manager:

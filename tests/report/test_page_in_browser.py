@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from making import make_config
 from report.browser import CHROMIUM, Tab, browser
-from report.runs import decided, long_run, packets, record, written
+from report.runs import decide_run, long_run, packets, record, write_run
 
 from tamiyo_jax.report import read_run, render_page
 
@@ -52,12 +52,12 @@ def tab() -> Iterator[Tab]:
 @pytest.fixture(scope="module")
 def a_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("page")
-    run = decided(directory / "run", packets(60, broken=(30, 31)))
+    run = decide_run(directory / "run", packets(60, broken=(30, 31)))
     return write(directory / "page.html", run)
 
 
 def write(file: Path, *directories: Path) -> Path:
-    runs = [read_run(one) for one in directories]
+    runs = [read_run(directory) for directory in directories]
     file.write_text(render_page(runs, made_ns=time.time_ns()), encoding="utf-8")
     return file
 
@@ -81,7 +81,7 @@ def test_a_page_opens_without_a_word_in_the_console_and_every_figure_has_marks(
     tab.open(a_page)
     marks = dict(tab.run(COLOURED))
     assert tab.problems == []
-    assert sorted(marks) == sorted(f"run-0-{one}" for one in FIGURES)
+    assert sorted(marks) == sorted(f"run-0-{figure}" for figure in FIGURES)
     assert all(coloured > 100 for coloured in marks.values()), marks
 
 
@@ -158,14 +158,15 @@ def test_a_page_prints_in_dark_ink_on_white_and_goes_back(tab: Tab, a_page: Path
 
 def test_several_runs_are_compared_in_one_page(tab: Tab, tmp_path: Path):
     pair = [
-        decided(tmp_path / "guarded", packets(20), mode="guard"),
-        decided(tmp_path / "broken", packets(40, broken=[15])),
+        decide_run(tmp_path / "guarded", packets(20), mode="guard"),
+        decide_run(tmp_path / "broken", packets(40, broken=[15])),
     ]
     tab.problems.clear()
     tab.open(write(tmp_path / "page.html", *pair))
     marks = dict(tab.run(COLOURED))
     assert sorted(marks) == [
-        f"compared-{one}" for one in ("accuracy", "parameters", "training_loss", "validation_loss")
+        f"compared-{figure}"
+        for figure in ("accuracy", "parameters", "training_loss", "validation_loss")
     ]
     tab.run("document.querySelectorAll('details.run')[1].open = true")
     tab.run("new Promise((done) => setTimeout(done, 100))")
@@ -180,11 +181,11 @@ def test_ids_that_are_markup_stay_text(tab: Tab, tmp_path: Path):
     packet = packets(1)[0]
     seeds = (replace(packet.seeds[0], seed_id=evil), packet.seeds[1])
     metrics = {f"layer/{evil}/gradient_norm": 1.0, **packet.training_metrics}
-    run = decided(
+    run = decide_run(
         tmp_path / "a<b>&amp;",
         [
-            replace(one, seeds=seeds, training_metrics=metrics, training_run_id=evil)
-            for one in packets(6)
+            replace(other, seeds=seeds, training_metrics=metrics, training_run_id=evil)
+            for other in packets(6)
         ],
     )
     tab.problems.clear()
@@ -198,19 +199,23 @@ def test_ids_that_are_markup_stay_text(tab: Tab, tmp_path: Path):
 def test_runs_that_lack_something_have_the_figures_that_they_can_have(tab: Tab, tmp_path: Path):
     some = packets(20)
     config = make_config(storage={"record_packets": False})
-    steps = [record(n, replace(one, validation_loss=None)) for n, one in enumerate(some, start=1)]
+    steps = [
+        record(n, replace(packet, validation_loss=None)) for n, packet in enumerate(some, start=1)
+    ]
     runs = {
-        "empty": written(tmp_path / "empty", []),
-        "one": decided(tmp_path / "one", some[:1]),
-        "seedless": decided(tmp_path / "seedless", packets(20, seeds=False), mode="guard"),
-        "packetless": decided(tmp_path / "packetless", some, config=config),
-        "unvalidated": written(tmp_path / "unvalidated", steps),
+        "empty": write_run(tmp_path / "empty", []),
+        "one": decide_run(tmp_path / "one", some[:1]),
+        "seedless": decide_run(tmp_path / "seedless", packets(20, seeds=False), mode="guard"),
+        "packetless": decide_run(tmp_path / "packetless", some, config=config),
+        "unvalidated": write_run(tmp_path / "unvalidated", steps),
     }
     tab.problems.clear()
     figures = {}
     for name, run in runs.items():
         tab.open(write(tmp_path / "page.html", run))
-        figures[name] = {one.removeprefix("run-0-") for one, marks in tab.run(COLOURED) if marks}
+        figures[name] = {
+            figure.removeprefix("run-0-") for figure, marks in tab.run(COLOURED) if marks
+        }
     assert tab.problems == []
     assert figures["empty"] == set()
     assert figures["one"] >= {"heat", "losses"}

@@ -1,4 +1,4 @@
-"""The questions of somebody who is woken at night, answered by the page alone.
+"""The questions of an engineer on call, answered by the page alone.
 
 A run through the Plug, on a real disk that fills up: a seed grows, a batch breaks the loss,
 and then the journal cannot be written.
@@ -56,11 +56,11 @@ def run(disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     state, (x, y) = make_state(made), batch(0)
     step = jax.jit(partial(host.train_step, made))
     candidates = [make_blueprint(name) for name in BANK]
-    told: list[str] = []
-    settings = {"mode": "act", "every": 5, "log": told.append}
+    lines: list[str] = []
+    settings = {"mode": "act", "every": 5, "log": lines.append}
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
         patch.setenv("TAMIYO__DEADLINES__INFERENCE_MS", "60000")
-        patch.setenv("TAMIYO__RISK__DETECTION", "absolute")  # the growth is told here to its end
+        patch.setenv("TAMIYO__RISK__DETECTION", "absolute")  # here, the growth goes on to its end
         patch.setenv("TAMIYO__DEADLINES__METADATA_MS", "60000")
         tamiyo = Plug.grow(disk, state, made, candidates, (x, y), **settings)
         for number in range(END):
@@ -72,11 +72,11 @@ def run(disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         with suppress(PersistenceError):  # it says once more that the journal is sealed
             tamiyo.close()
     assert int(state.step) > FULL  # training went on
-    assert any("goes on without Tamiyo" in line for line in told)
+    assert any("goes on without Tamiyo" in line for line in lines)
     return tamiyo.directory
 
 
-def said(run: Path) -> str:
+def read_page(run: Path) -> str:
     """What the page says above its figures, as text."""
     content = render_page([read_run(run)], made_ns=time.time_ns())
     words = content[content.index("<main>") : content.index('<div class="figure"')]
@@ -84,7 +84,7 @@ def said(run: Path) -> str:
 
 
 def test_the_page_says_that_the_disk_is_full_since_when_and_how_to_go_on(run: Path) -> None:
-    text = said(run)
+    text = read_page(run)
     assert "stopped" in text
     assert f"The journal takes no more records after step {FULL};" in text
     assert "training that goes on does so without Tamiyo" in text
@@ -93,7 +93,7 @@ def test_the_page_says_that_the_disk_is_full_since_when_and_how_to_go_on(run: Pa
 
 
 def test_the_page_says_what_the_nan_was_what_was_done_and_where_to_look(run: Path) -> None:
-    text = said(run)
+    text = read_page(run)
     assert "The training loss was NaN or infinite at step 155." in text
     assert "Tamiyo answered: ROLLBACK to step-00000150." in text
     assert "All losses have been finite again since step 160." in text
@@ -102,7 +102,7 @@ def test_the_page_says_what_the_nan_was_what_was_done_and_where_to_look(run: Pat
 
 
 def test_the_page_says_what_grew(run: Path) -> None:
-    text = said(run)
+    text = read_page(run)
     assert re.search(r"Live parameters went from \d+ to \d+\.", text)
     assert re.search(r"Seed \S+: GERMINATED from step \d+, .*FOSSILIZED from step \d+", text)
     assert "GERMINATE 1" in text

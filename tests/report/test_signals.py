@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from making import make_config
-from report.runs import decided, packets
+from report.runs import decide_run, packets
 
 from tamiyo_jax.config import RiskConfig
 from tamiyo_jax.report import read_run, render_page
@@ -26,7 +26,7 @@ def test_a_signal_and_its_limit_are_those_of_a_rule(one: Signal):
 
 def test_limits_are_those_that_the_run_was_controlled_with(tmp_path: Path):
     config = make_config(risk={"hook_budget_ms": 4.0})
-    run = read_run(decided(tmp_path, packets(3), config=config))
+    run = read_run(decide_run(tmp_path, packets(3), config=config))
     shares = divide_by_limits(run, read_limits(run))
     np.testing.assert_allclose(shares["hook_latency_ms (limit 4)"], 0.25)
 
@@ -37,7 +37,7 @@ def test_a_run_that_is_compared_with_itself_shows_the_signals_of_that(tmp_path: 
         replace(packet, training_metrics={**packet.training_metrics, "sustained_rise": 0.205})
         for packet in packets(3)
     ]
-    run = read_run(decided(tmp_path, some, config=config))
+    run = read_run(decide_run(tmp_path, some, config=config))
     shares = divide_by_limits(run, read_limits(run))
     np.testing.assert_allclose(shares["sustained_rise (limit 0.41)"], 0.5, rtol=1e-6)
     assert not any(name.startswith(("loss_delta", "hook_latency_ms")) for name in shares)
@@ -45,7 +45,7 @@ def test_a_run_that_is_compared_with_itself_shows_the_signals_of_that(tmp_path: 
 
 def test_the_page_says_which_settings_are_not_the_default(tmp_path: Path):
     config = make_config(risk={"hook_budget_ms": 4.0})
-    content = render_page([read_run(decided(tmp_path, packets(1), config=config))], made_ns=1)
+    content = render_page([read_run(decide_run(tmp_path, packets(1), config=config))], made_ns=1)
     changed = content.partition("Settings that are not the default")[2].partition("<details>")[0]
     assert "<td>risk.hook_budget_ms</td><td>4.0</td><td>50.0</td>" in changed
     assert "loss_spike" not in changed

@@ -17,7 +17,7 @@ from tamiyo_jax.storage import StorageManager
 
 def main() -> None:
     directory, steps = Path(sys.argv[1]), int(sys.argv[2])
-    # Segments so small that they turn over and are retired while somebody reads.
+    # Segments so small that they turn over and are retired while another process reads.
     config = StorageConfig(segment_bytes=65536, retention_hours=1e9)
     state = initial_state(None)
     with StorageManager.open(directory, config, None, clock=lambda: START_NS) as manager:

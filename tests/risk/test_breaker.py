@@ -86,7 +86,7 @@ class BreakerMachine(RuleBasedStateMachine):
 TestBreaker = BreakerMachine.TestCase
 
 
-def opened() -> BreakerState:
+def open_at() -> BreakerState:
     breaker = BreakerState()
     for _ in range(3):
         breaker, _ = fail(breaker, 100 * MS, "metadata", CONFIG)
@@ -94,11 +94,11 @@ def opened() -> BreakerState:
 
 
 def test_a_clock_that_was_set_back_admits_a_trial():
-    assert admit(opened(), 99 * MS, "metadata").state is HALF_OPEN
+    assert admit(open_at(), 99 * MS, "metadata").state is HALF_OPEN
 
 
 def test_a_trial_that_was_never_started_leaves_the_next_call_a_trial():
-    breaker = opened()
+    breaker = open_at()
     trial = admit(breaker, 1_100 * MS, "metadata")
     assert trial.state is HALF_OPEN
     assert admit(trial, 1_100 * MS, "metadata") == trial
@@ -107,4 +107,4 @@ def test_a_trial_that_was_never_started_leaves_the_next_call_a_trial():
 
 def test_a_refusal_says_when_the_next_trial_is():
     with pytest.raises(CircuitOpenError, match=r"metadata breaker is open .* in 900 ms"):
-        admit(opened(), 200 * MS, "metadata")
+        admit(open_at(), 200 * MS, "metadata")

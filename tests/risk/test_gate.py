@@ -89,8 +89,8 @@ proposals = st.sampled_from(PROPOSALS)
 POLICY = {"reason": "mine:plateau", "explanation": "no improvement for 3 epochs"}
 
 
-def ask(proposal: tuple[CommandType | None, SeedOperation | None], told: Signals) -> Verdict:
-    return gate(*proposal, told, CONFIG, **POLICY)
+def ask(proposal: tuple[CommandType | None, SeedOperation | None], observed: Signals) -> Verdict:
+    return gate(*proposal, observed, CONFIG, **POLICY)
 
 
 def test_all_golden_cases_are_answered_alike(golden: Path):
@@ -110,9 +110,9 @@ def test_conformance_names_a_case_that_differs(golden: Path, tmp_path: Path):
 
 
 @given(proposals, signals, st.permutations(RULES))
-def test_the_order_of_the_table_decides_nothing_but_ties(proposal, told, shuffled):
-    expected = ask(proposal, told)
-    verdict = gate(*proposal, told, CONFIG, rules=shuffled, **POLICY)
+def test_the_order_of_the_table_decides_nothing_but_ties(proposal, observed, shuffled):
+    expected = ask(proposal, observed)
+    verdict = gate(*proposal, observed, CONFIG, rules=shuffled, **POLICY)
 
     assert verdict.command_type == expected.command_type
     assert verdict.events == expected.events
@@ -128,15 +128,15 @@ def levels(verdict: Verdict) -> set[TelemetryLevel]:
 
 
 @given(proposals, signals)
-def test_a_verdict_never_restricts_less_than_the_proposal(proposal, told):
-    verdict = ask(proposal, told)
+def test_a_verdict_never_restricts_less_than_the_proposal(proposal, observed):
+    verdict = ask(proposal, observed)
     assert RESTRICTION[verdict.command_type] >= RESTRICTION[proposal[0]]
 
 
 @given(proposals, signals)
-def test_a_changed_command_has_the_reason_of_a_row_that_holds(proposal, told):
-    verdict = ask(proposal, told)
-    held = rules_that_hold(told, CONFIG)
+def test_a_changed_command_has_the_reason_of_a_row_that_holds(proposal, observed):
+    verdict = ask(proposal, observed)
+    held = rules_that_hold(observed, CONFIG)
     if verdict.command_type != proposal[0]:
         assert verdict.reason in {row.rule.reason for row in held}
     assert len(verdict.events) == len(held)
@@ -145,13 +145,13 @@ def test_a_changed_command_has_the_reason_of_a_row_that_holds(proposal, told):
 
 
 @given(proposals, signals)
-def test_an_optimizer_command_is_made_only_where_an_optimizer_is_known(proposal, told):
-    verdict = ask(proposal, told)
+def test_an_optimizer_command_is_made_only_where_an_optimizer_is_known(proposal, observed):
+    verdict = ask(proposal, observed)
     assert verdict.downgraded == (
         proposal[0] is SEED and verdict.command_type is CommandType.OPTIMIZER
     )
     if verdict.downgraded:
-        assert told.optimizer_id is not None
+        assert observed.optimizer_id is not None
 
 
 @given(st.floats())
@@ -163,20 +163,20 @@ def test_a_downgrade_never_speeds_up_and_is_always_finite(lr_delta):
 
 
 @given(signals)
-def test_culling_a_seed_is_stopped_by_nothing_but_a_rollback(told):
-    verdict = ask((SEED, SeedOperation.CULL), told)
-    if told.nonfinite_loss and told.restorable_checkpoint is not None:
+def test_culling_a_seed_is_stopped_by_nothing_but_a_rollback(observed):
+    verdict = ask((SEED, SeedOperation.CULL), observed)
+    if observed.nonfinite_loss and observed.restorable_checkpoint is not None:
         assert (verdict.command_type, verdict.reason) == (CommandType.ROLLBACK, "nonfinite_loss")
     else:
         assert (verdict.command_type, verdict.reason) == (SEED, "mine:plateau")
 
 
 @given(signals, proposals)
-def test_every_proposal_but_a_cull_pauses_in_conservative_mode(told, proposal):
-    if not told.conservative or proposal[1] is SeedOperation.CULL:
+def test_every_proposal_but_a_cull_pauses_in_conservative_mode(observed, proposal):
+    if not observed.conservative or proposal[1] is SeedOperation.CULL:
         return
     expected = {CommandType.PAUSE, CommandType.ROLLBACK}
-    assert ask(proposal, told).command_type in expected
+    assert ask(proposal, observed).command_type in expected
 
 
 def test_without_a_checkpoint_a_nonfinite_loss_pauses():
@@ -192,24 +192,26 @@ def test_a_star_row_enters_conservative_mode_even_where_it_had_no_effect():
 
 
 def test_the_level_goes_before_the_restriction_in_the_reason():
-    told = Signals(nonfinite_loss=False, coverage=0.0, metrics={"hook_latency_ms": 99.0})
-    assert ask((None, None), told).reason == "degraded_inputs"
+    observed = Signals(nonfinite_loss=False, coverage=0.0, metrics={"hook_latency_ms": 99.0})
+    assert ask((None, None), observed).reason == "degraded_inputs"
 
 
 def test_the_restriction_goes_before_the_place_in_the_table():
-    told = Signals(
+    observed = Signals(
         loss_delta=0.1, optimizer_id="adam", metrics={"step_latency_ms": 500.0, "grad_var": 9.0}
     )
-    assert ask((SEED, SeedOperation.GERMINATE), told).reason == "step_latency_high"
+    assert ask((SEED, SeedOperation.GERMINATE), observed).reason == "step_latency_high"
 
 
 def test_the_earlier_of_two_equal_rows_gives_the_reason():
-    told = Signals(metrics={"step_latency_ms": 500.0, "hook_latency_ms": 99.0})
-    assert ask((None, None), told).reason == "hook_budget"
+    observed = Signals(metrics={"step_latency_ms": 500.0, "hook_latency_ms": 99.0})
+    assert ask((None, None), observed).reason == "hook_budget"
 
 
 @pytest.mark.parametrize("proposal", [CommandType.OPTIMIZER, CommandType.CIRCUIT_BREAKER, None])
-def test_a_downgrade_row_tells_but_does_not_touch_other_commands(proposal: CommandType | None):
+def test_a_downgrade_row_is_reported_but_leaves_other_commands_unchanged(
+    proposal: CommandType | None,
+):
     verdict = ask((proposal, None), Signals(loss_delta=0.1, optimizer_id="adam"))
     assert (verdict.command_type, verdict.reason) == (proposal, "mine:plateau")
     assert [event.name for event in verdict.events] == ["loss_warning"]
@@ -226,8 +228,8 @@ def test_guard_mode_waits_where_nothing_is_wrong():
     [("adam", True, True), ("adam", False, False), (None, True, False)],
 )
 def test_guard_mode_brakes_on_a_downgrade_row(optimizer_id, may_brake, brakes):
-    told = Signals(loss_delta=0.1, optimizer_id=optimizer_id)
-    verdict = guard(told, CONFIG, may_brake=may_brake)
+    observed = Signals(loss_delta=0.1, optimizer_id=optimizer_id)
+    verdict = guard(observed, CONFIG, may_brake=may_brake)
     assert verdict.brakes is brakes
     assert verdict.command_type is (CommandType.OPTIMIZER if brakes else None)
     assert verdict.reason == ("loss_warning" if brakes else "guard:wait")
@@ -235,17 +237,17 @@ def test_guard_mode_brakes_on_a_downgrade_row(optimizer_id, may_brake, brakes):
 
 
 def test_guard_mode_pauses_rather_than_brakes_where_both_are_asked_for():
-    told = Signals(loss_delta=0.1, optimizer_id="adam", metrics={"hook_latency_ms": 99.0})
-    verdict = guard(told, CONFIG, may_brake=True)
+    observed = Signals(loss_delta=0.1, optimizer_id="adam", metrics={"hook_latency_ms": 99.0})
+    verdict = guard(observed, CONFIG, may_brake=True)
     assert (verdict.command_type, verdict.brakes) == (CommandType.PAUSE, False)
 
 
 @given(signals)
-def test_guard_mode_differs_from_the_gate_on_wait_only_by_braking(told):
-    verdict = guard(told, CONFIG, may_brake=False)
+def test_guard_mode_differs_from_the_gate_on_wait_only_by_braking(observed):
+    verdict = guard(observed, CONFIG, may_brake=False)
     if verdict.reason == "guard:wait":
         verdict = replace(verdict, **POLICY)
-    assert verdict == ask((None, None), told)
+    assert verdict == ask((None, None), observed)
 
 
 def test_every_effect_is_used_by_some_row():
@@ -253,7 +255,7 @@ def test_every_effect_is_used_by_some_row():
 
 
 @pytest.mark.parametrize(
-    ("proposal", "told", "explanation"),
+    ("proposal", "observed", "explanation"),
     [
         ((None, None), Signals(), "no improvement for 3 epochs"),
         ((None, None), Signals(loss_delta=0.31), "validation loss rose by 0.31, limit 0.15"),
@@ -279,20 +281,20 @@ def test_every_effect_is_used_by_some_row():
         ),
     ],
 )
-def test_a_verdict_says_in_words_what_decided_it(proposal, told, explanation):
-    assert ask(proposal, told).explanation == explanation
+def test_a_verdict_explains_in_words_which_measurement_caused_it(proposal, observed, explanation):
+    assert ask(proposal, observed).explanation == explanation
 
 
 def test_the_guard_says_why_it_does_not_brake():
-    told = Signals(loss_delta=0.1, optimizer_id="adam")
-    waits = guard(told, CONFIG, may_brake=False)
+    observed = Signals(loss_delta=0.1, optimizer_id="adam")
+    waits = guard(observed, CONFIG, may_brake=False)
     assert waits.explanation == "no brake is due: validation loss rose by 0.1, limit 0.075"
     calm = guard(Signals(), CONFIG, may_brake=True)
     assert (calm.reason, calm.explanation) == ("guard:wait", "no signal is beyond its limit")
 
 
 @given(proposals, signals)
-def test_every_verdict_has_a_reason_and_an_explanation(proposal, told):
-    verdict = ask(proposal, told)
+def test_every_verdict_has_a_reason_and_an_explanation(proposal, observed):
+    verdict = ask(proposal, observed)
     assert verdict.explanation
     assert verdict.reason not in {"", "policy"}

@@ -55,8 +55,8 @@ CALM, SPIKE, PAUSE = verdict(), verdict(star="loss_spike"), verdict(CommandType.
 def step_through(state, verdicts, *, config=CONFIG, shadow=False, first=0):
     """The state after the verdicts, and the names of each step's events."""
     names, escalations = [], []
-    for step, one in enumerate(verdicts, start=first):
-        state, events, escalate = apply_verdict(state, one, step, shadow=shadow, config=config)
+    for step, verdict in enumerate(verdicts, start=first):
+        state, events, escalate = apply_verdict(state, verdict, step, shadow=shadow, config=config)
         names.append([event.name for event in events])
         escalations.append(escalate)
     return state, names, escalations
@@ -87,7 +87,7 @@ def test_another_star_row_starts_the_count_anew():
     assert state.conservative == ConservativeMode("loss_spike", entered_step=0, calm_steps=4)
 
 
-def test_the_events_tell_the_reason_and_how_long_it_lasted():
+def test_the_events_hold_the_reason_and_the_duration():
     state, (entered,), _ = apply_verdict(RiskState(), SPIKE, 7, shadow=False, config=CONFIG)
     assert (entered.level, entered.attributes) == (TelemetryLevel.WARNING, {"reason": "loss_spike"})
     config = RiskConfig(calm_steps=1)
@@ -136,7 +136,7 @@ def test_a_hand_takes_over_a_mode_that_a_rule_entered():
     assert not any(names)
 
 
-def test_asking_by_hand_for_what_is_the_case_tells_nothing():
+def test_setting_the_present_value_by_hand_emits_nothing():
     assert leave_by_hand(RiskState(), 0) == (RiskState(), ())
     state, _ = enter_by_hand(RiskState(), "maintenance", 3)
     assert enter_by_hand(state, "again", 4) == (state, ())
@@ -145,7 +145,7 @@ def test_asking_by_hand_for_what_is_the_case_tells_nothing():
 # Breakers and conservative mode
 
 
-def failed(state: RiskState, times: int, *, stage="inference", now_ns=0):
+def fail(state: RiskState, times: int, *, stage="inference", now_ns=0):
     events = ()
     for _ in range(times):
         state, events = call_failed(state, stage, now_ns, 9, BREAKERS)
@@ -154,9 +154,9 @@ def failed(state: RiskState, times: int, *, stage="inference", now_ns=0):
 
 @pytest.mark.parametrize("stage", ["inference", "metadata"])
 def test_a_breaker_that_opens_enters_conservative_mode(stage):
-    state, names = failed(RiskState(), 2, stage=stage)
+    state, names = fail(RiskState(), 2, stage=stage)
     assert (names, state.conservative) == (["breaker_event"], None)
-    state, names = failed(state, 1, stage=stage)
+    state, names = fail(state, 1, stage=stage)
     assert names == ["breaker_event", "conservative_entered"]
     assert state.conservative == ConservativeMode(f"{stage}_breaker_open", entered_step=9)
     with pytest.raises(CircuitOpenError):
@@ -166,7 +166,7 @@ def test_a_breaker_that_opens_enters_conservative_mode(stage):
 
 
 def test_calm_steps_count_only_while_both_breakers_are_closed():
-    state, _ = failed(RiskState(), 3, stage="metadata")
+    state, _ = fail(RiskState(), 3, stage="metadata")
     state, names, _ = step_through(state, [CALM] * 20, first=10)
     assert not any(names)
     state, events = call_succeeded(admit_call(state, "metadata", 2 * SECOND), "metadata")
@@ -178,7 +178,7 @@ def test_calm_steps_count_only_while_both_breakers_are_closed():
 
 def test_a_breaker_that_opens_in_conservative_mode_starts_the_calm_count_anew():
     state, _, _ = step_through(RiskState(), [SPIKE, *[CALM] * 4])
-    state, names = failed(state, 3)
+    state, names = fail(state, 3)
     assert names == ["breaker_event"]
     assert state.conservative == ConservativeMode("loss_spike", entered_step=0)
     state, _ = call_succeeded(admit_call(state, "inference", 2 * SECOND), "inference")
@@ -189,7 +189,7 @@ def test_a_breaker_that_opens_in_conservative_mode_starts_the_calm_count_anew():
 # Pause budget
 
 
-def test_pauses_beyond_the_budget_are_told_and_escalated():
+def test_pauses_beyond_the_budget_are_reported_and_escalated():
     state, names, escalations = step_through(RiskState(), [PAUSE] * 102)
     assert escalations == [False] * 100 + [True] * 2
     assert names[99:] == [[], ["pause_budget_exhausted"], ["pause_budget_exhausted"]]
@@ -220,7 +220,7 @@ def test_the_window_slides_over_steps(steps, window, budget):
         state, _, escalate = apply_verdict(state, one, step, shadow=False, config=config)
         if pauses_now:
             pauses.append(step)
-        within = [one for one in pauses if one > step - window]
+        within = [pause for pause in pauses if pause > step - window]
         assert escalate == (pauses_now and len(within) > budget)
         assert len(state.pause_runs) <= window
 
@@ -258,11 +258,11 @@ def test_a_validation_loss_that_is_missing_or_not_finite_leaves_the_last_one(mis
 
 
 def test_guard_mode_brakes_at_most_once_in_the_cooldown():
-    told = Signals(loss_delta=0.1, optimizer_id="adam")
+    observed = Signals(loss_delta=0.1, optimizer_id="adam")
     guard_config = GuardConfig(cooldown_steps=50)
     state, brakes = RiskState(), []
     for step in range(120):
-        one = guard(told, CONFIG, may_brake=may_brake(state, step, guard_config))
+        one = guard(observed, CONFIG, may_brake=may_brake(state, step, guard_config))
         state, _, _ = apply_verdict(state, one, step, shadow=False, config=CONFIG)
         if one.brakes:
             brakes.append(step)
@@ -283,7 +283,7 @@ def test_guard_mode_brakes_at_most_once_in_the_cooldown():
 def test_the_state_survives_json(verdicts, failures, loss):
     _, state = loss_delta(RiskState(), packet(loss))
     state, _, _ = step_through(state, verdicts)
-    state, _ = failed(state, failures, now_ns=10**18 + 1)
+    state, _ = fail(state, failures, now_ns=10**18 + 1)
     restored = from_json(json.loads(json.dumps(to_json(state))))
     assert restored == state
     assert isinstance(restored.inference.state, CircuitBreakerState)

@@ -97,7 +97,7 @@ QUIET = [
 ]
 
 
-def held(signals: Signals, config: RiskConfig = CONFIG) -> list[Rule]:
+def list_held(signals: Signals, config: RiskConfig = CONFIG) -> list[Rule]:
     return [row.rule for row in rules_that_hold(signals, config)]
 
 
@@ -105,7 +105,7 @@ def held(signals: Signals, config: RiskConfig = CONFIG) -> list[Rule]:
 def test_a_row_of_one_kind_of_detection_takes_no_part_under_the_other(index: int):
     rule, signals = RULES[index], FIRES[index][1]
     under = {
-        detection: rule in held(signals, RiskConfig(detection=detection))
+        detection: rule in list_held(signals, RiskConfig(detection=detection))
         for detection in ("absolute", "relative")
     }
     assert under == {
@@ -121,8 +121,8 @@ def test_every_row_of_the_table_has_a_case_that_makes_it_hold():
 def test_a_row_fires_alone_and_does_what_it_says(index: int):
     rule, signals = RULES[index], FIRES[index][1]
     config = RELATIVE if rule.detection == "relative" else CONFIG
-    assert rule in held(signals, config)
-    assert {other.reason for other in held(signals, config)} <= {rule.reason} | BRINGS_ALONG
+    assert rule in list_held(signals, config)
+    assert {other.reason for other in list_held(signals, config)} <= {rule.reason} | BRINGS_ALONG
 
     verdict = gate(
         CommandType.SEED,
@@ -147,7 +147,7 @@ def test_a_row_fires_alone_and_does_what_it_says(index: int):
 
 @pytest.mark.parametrize("signals", QUIET)
 def test_values_at_a_limit_that_must_be_passed_hold_no_row(signals: Signals):
-    assert held(signals) == []
+    assert list_held(signals) == []
 
 
 def test_of_one_band_only_the_most_severe_row_takes_part():
@@ -166,22 +166,22 @@ def test_of_one_band_only_the_most_severe_row_takes_part():
             "cpu_util_percent": 99.0,
         },
     )
-    bands = Counter(rule.band for rule in held(everything))
+    bands = Counter(rule.band for rule in list_held(everything))
     assert set(bands.values()) == {1}
-    reasons = {rule.reason for rule in held(everything)}
+    reasons = {rule.reason for rule in list_held(everything)}
     assert {"policy_risk_critical", "loss_spike", "bp_quarantine", "device_pressure_high"} < reasons
     assert not {"policy_risk_elevated", "loss_warning", "cpu_pressure_high"} & reasons
 
 
 @pytest.mark.parametrize("device", ["cpu", "CPU"])
 def test_a_run_that_trains_on_a_cpu_is_not_blamed_for_using_it(device: str):
-    assert held(Signals(metrics={"cpu_util_percent": 100.0}, device_type=device)) == []
+    assert list_held(Signals(metrics={"cpu_util_percent": 100.0}, device_type=device)) == []
 
 
 def test_the_safety_sheet_s_risk_goes_before_the_blueprint_s():
     calm = SafetySheet(0.1, HazardBand.LOW, HandlingClass.STANDARD)
     reasons = {
-        rule.reason for rule in held(Signals(blueprint=Blueprint("b", risk=0.9, safety=calm)))
+        rule.reason for rule in list_held(Signals(blueprint=Blueprint("b", risk=0.9, safety=calm)))
     }
     assert reasons == {"bsds_present"}
 
@@ -195,12 +195,12 @@ def test_the_safety_sheet_s_risk_goes_before_the_blueprint_s():
     ],
 )
 def test_nan_in_the_numerics_of_training_counts_as_above_the_limit(name: str, reason: str):
-    assert [rule.reason for rule in held(Signals(metrics={name: math.nan}))] == [reason]
-    assert [rule.reason for rule in held(Signals(metrics={name: math.inf}))] == [reason]
+    assert [rule.reason for rule in list_held(Signals(metrics={name: math.nan}))] == [reason]
+    assert [rule.reason for rule in list_held(Signals(metrics={name: math.inf}))] == [reason]
 
 
 def test_a_loss_delta_that_is_nan_counts_as_a_spike():
-    assert [rule.reason for rule in held(Signals(loss_delta=math.nan))] == ["loss_spike"]
+    assert [rule.reason for rule in list_held(Signals(loss_delta=math.nan))] == ["loss_spike"]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_loss_delta_that_is_nan_counts_as_a_spike():
     ],
 )
 def test_an_instrument_that_says_nan_has_no_reading_and_holds_no_row(name: str):
-    assert held(Signals(metrics={name: math.nan})) == []
+    assert list_held(Signals(metrics={name: math.nan})) == []
 
 
 def test_events_carry_the_measured_value_and_its_limit():

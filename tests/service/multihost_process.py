@@ -29,7 +29,7 @@ from tamiyo_jax.service import Tamiyo
 from tamiyo_jax.service._multihost import MultihostTamiyo
 
 
-def told(work: Callable[[], object]) -> tuple[str, str, dict[str, object], bool]:
+def describe_error(work: Callable[[], object]) -> tuple[str, str, dict[str, object], bool]:
     """What an error says: its type, message, context, and whether it brings a traceback."""
     try:
         work()
@@ -43,7 +43,7 @@ def told(work: Callable[[], object]) -> tuple[str, str, dict[str, object], bool]
     raise AssertionError("nothing was raised")
 
 
-def seen(decision: Decision) -> Decision:
+def without_ticket(decision: Decision) -> Decision:
     """All of a decision that is the same everywhere."""
     return replace(decision, ticket=None)  # type: ignore[arg-type]
 
@@ -55,32 +55,34 @@ def fail(message: str) -> Tamiyo:
 def agreement(process: int, directory: Path) -> dict[str, Any]:
     mine = ("owner", "other")[process]
     saw: dict[str, Any] = {
-        "weak secret": told(
+        "weak secret": describe_error(
             lambda: MultihostTamiyo.open(lambda: open_tamiyo(directory / mine, secret=b"short"))
         ),
-        "mistake": told(lambda: MultihostTamiyo.open(lambda: fail("a mistake of the user"))),
+        "mistake": describe_error(
+            lambda: MultihostTamiyo.open(lambda: fail("a mistake of the user"))
+        ),
     }
     with MultihostTamiyo.open(lambda: open_tamiyo(directory / mine)) as tamiyo:
         # What process 1 passes is no packet that a controller would take.
         packets = story(12) if process == 0 else [make_packet(blueprint_id="")] * 12
         decisions = [tamiyo.step(packet) for packet in packets]
-        saw["decisions"] = [seen(decision) for decision in decisions]
+        saw["decisions"] = [without_ticket(decision) for decision in decisions]
         saw["sequences"] = [decision.ticket.sequence for decision in decisions]
         unsafe = make_packet(validation_loss=lambda: mine)
-        saw["invalid packet"] = told(lambda: tamiyo.step(unsafe))
+        saw["invalid packet"] = describe_error(lambda: tamiyo.step(unsafe))
         ticket = tamiyo.step(make_packet(50)).ticket
         done = ticket.done
         tamiyo.flush()
         saw["flushed"] = process == 1 or ticket.done
-        saw["waited"] = told(ticket.wait) if process == 1 and not done else ticket.wait()
+        saw["waited"] = describe_error(ticket.wait) if process == 1 and not done else ticket.wait()
         saw["sizes"] = [
             tamiyo.agree(lambda _, size=size: mine * size)
             for size in (*range(790, 825), 1_000, 30_000)
         ]
-        saw["owner's mistake"] = told(lambda: tamiyo.agree(lambda _: {}["nothing"]))
+        saw["owner's mistake"] = describe_error(lambda: tamiyo.agree(lambda _: {}["nothing"]))
         tamiyo.agree(lambda one: one.set_conservative(True, "by hand"))
-        saw["by hand"] = seen(tamiyo.step(make_packet(51)))
-    saw["closed"] = told(lambda: tamiyo.step(make_packet(52)))
+        saw["by hand"] = without_ticket(tamiyo.step(make_packet(51)))
+    saw["closed"] = describe_error(lambda: tamiyo.step(make_packet(52)))
     tamiyo.close()
     return saw
 
@@ -111,17 +113,19 @@ def thousand(process: int, directory: Path) -> dict[str, Any]:
             durations.append(time.perf_counter() - started)
             if decision.command is not None:
                 verifier = verifier.verify(decision.command, now_ns=time.time_ns())
-            decisions.append(seen(decision))
+            decisions.append(without_ticket(decision))
     return {"decisions": decisions, "durations": durations, "error": error}
 
 
 def killed(
     tamiyo: MultihostTamiyo, owned: list[Tamiyo], packet: SystemStatePacket
 ) -> tuple[str, str, dict[str, object], bool]:
-    for one in owned:
-        (worker, *_) = one._steps.deployed.runner.pool.pids()  # type: ignore[attr-defined]
+    for owner in owned:
+        (worker, *_) = owner._steps.deployed.runner.pool.pids()  # type: ignore[attr-defined]
         threading.Timer(0.5, os.kill, (worker, signal.SIGKILL)).start()
-    return told(lambda: tamiyo.step(replace(packet, training_metrics=trouble_metrics(sleep))))
+    return describe_error(
+        lambda: tamiyo.step(replace(packet, training_metrics=trouble_metrics(sleep)))
+    )
 
 
 def orphan(process: int, directory: Path) -> dict[str, Any]:
@@ -135,7 +139,7 @@ def orphan(process: int, directory: Path) -> dict[str, Any]:
 def main() -> None:
     scenario, port, process, directory = sys.argv[1:]
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process))
-    work = {one.__name__: one for one in (agreement, thousand, orphan)}[scenario]
+    work = {function.__name__: function for function in (agreement, thousand, orphan)}[scenario]
     saw = work(int(process), Path(directory))
     Path(directory, f"saw-{process}").write_bytes(pickle.dumps(saw))
     jax.distributed.shutdown()

@@ -1,7 +1,7 @@
-"""A controller for very many steps, with everything happening to it that happens in a long run.
+"""A controller for very many steps, with everything that occurs in a long run.
 
 Real workers are killed and hung, policies updated and blueprints changed while it steps. What
-it holds of the machine is sampled; `benchmarks/soak.py` judges a long run, a test a short one.
+it holds of the machine is sampled; `benchmarks/soak.py` checks a long run, a test a short one.
 """
 
 from __future__ import annotations
@@ -117,11 +117,11 @@ def soak(
       policy: ``"graph"``, in its small widths, or ``"heuristic"``, which has no updates.
       sample_every: steps between two samples.
       retention_hours: how long segments are kept.
-      progress: is told every sample.
+      progress: called with every sample.
     """
     seen = Soak(np.full(steps, math.nan))  # written now, so that it does not grow later
     reports: deque[str] = deque(maxlen=REMEMBERED)
-    with _opened(directory, policy, retention_hours) as (tamiyo, library):
+    with _open_source(directory, policy, retention_hours) as (tamiyo, library):
         events = _events(tamiyo, graph=policy == "graph")
         for step in range(steps):
             expected: type[TamiyoError] | None = None
@@ -159,14 +159,16 @@ def _missing(directory: Path, reports: list[str]) -> Iterator[str]:
     found = read_journal(directory)
     if found.corrupt:
         yield f"{len(found.corrupt)} corrupt ranges in the journal"
-    steps = [decode_step(one.payload) for one in found.records if one.type is RecordType.STEP]
-    decided = [one.report.report_id for one in steps if one.action]
-    if decided[-len(reports) :] != reports:
+    steps = [
+        decode_step(record.payload) for record in found.records if record.type is RecordType.STEP
+    ]
+    recorded = [step.report.report_id for step in steps if step.action]
+    if recorded[-len(reports) :] != reports:
         yield f"the newest {len(reports)} reports are not those on record"
 
 
 @contextmanager
-def _opened(
+def _open_source(
     directory: Path, policy: str, retention_hours: float
 ) -> Iterator[tuple[Tamiyo, SqliteBlueprintLibrary]]:
     config = TamiyoConfig(

@@ -104,7 +104,7 @@ distinct_seeds = st.lists(st.sampled_from(SeedStage), min_size=1, max_size=18).m
 )
 hardware = changed(
     HardwareContext("cuda", "0", 24.0, 3.0, 60.0, 50.0, 90),
-    {one.name: floats for one in fields(HardwareContext)},
+    {field.name: floats for field in fields(HardwareContext)},
 )
 blueprint_ids = st.sampled_from(["host"] * 9 + [*GROWABLE, QUARANTINED, "nowhere"])
 packets = changed(
@@ -267,7 +267,7 @@ def assert_names_what_is_wrong(error: TamiyoError) -> None:
     ]
     named += list(error.context.get("features", ()))
     assert named, f"{type(error).__name__} names nothing: {error}"
-    assert all(str(one) in str(error) or repr(one) in str(error) for one in named)
+    assert all(str(name) in str(error) or repr(name) in str(error) for name in named)
 
 
 def assert_lawful(
@@ -277,7 +277,7 @@ def assert_lawful(
     numbers = [decision.value, decision.risk_score, *decision.coverage.values()]
     match None if command is None else command.payload:
         case SeedAdjustment(operation, blueprint_id, parameters):
-            (seed,) = [one for one in packet.seeds if one.seed_id == command.target_seed_id]
+            (seed,) = [seed for seed in packet.seeds if seed.seed_id == command.target_seed_id]
             rules = [rule for action, rule in ACTIONS.items() if action.name == decision.action]
             assert [rule.operations[seed.stage] for rule in rules] == [operation]
             if rules[0].needs_blueprint:
@@ -355,13 +355,13 @@ def test_any_packet_is_answered_by_the_graph_policy_alike(tmp_path: Path) -> Non
     config = make_config()
     params = init_params(config.policy, jax.random.key(0))
     kernel = params["policy_logits"]["kernel"]
-    decided = jax.random.normal(jax.random.key(1), kernel.shape)  # untrained ones are all zero
-    head = {**params["policy_logits"], "kernel": decided}
+    trained = jax.random.normal(jax.random.key(1), kernel.shape)  # untrained ones are all zero
+    head = {**params["policy_logits"], "kernel": trained}
     params = {**params, "policy_logits": head}
     hold_for_packets(tmp_path, EXAMPLES // 8, config=config, policy="graph", params=params)
 
 
-def test_any_blueprint_is_refused_by_name_or_decided_upon(tmp_path: Path) -> None:
+def test_any_blueprint_is_refused_by_name_or_used_in_a_decision(tmp_path: Path) -> None:
     library = make_full_library()
     with open_tamiyo(tmp_path, library=library, policy=f"{__name__}:Dice") as tamiyo:
         start = stalled(tamiyo)

@@ -29,7 +29,7 @@ from tamiyo_jax.telemetry import MemorySink
 
 
 def critical(sink: MemorySink) -> list[str]:
-    return [one.name for one in sink.events if one.level is TelemetryLevel.CRITICAL]
+    return [event.name for event in sink.events if event.level is TelemetryLevel.CRITICAL]
 
 
 def test_blueprint_identity_is_never_taken_from_packet_or_run(tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_timeouts_escalate_and_never_pause(tmp_path: Path) -> None:
         until_warm(tamiyo, 3)  # those that were ended have been replaced
     assert critical(sink) == ["step_failed", "step_failed", "breaker_event", "step_failed"]
     _, *failed = steps_on_record(tmp_path)
-    assert [one.report.outcome for one in failed] == [ReportOutcome.ABORTED] * 3
-    assert [(one.action, one.command) for one in failed] == [("", None)] * 3
+    assert [step.report.outcome for step in failed] == [ReportOutcome.ABORTED] * 3
+    assert [(step.action, step.command) for step in failed] == [("", None)] * 3
 
 
 def until_warm(tamiyo: Tamiyo, workers: int) -> None:
@@ -106,7 +106,7 @@ def steps_on_record(directory: Path) -> list[StepRecord]:
     return [entry.content for entry in entries if isinstance(entry.content, StepRecord)]
 
 
-def test_a_write_that_fails_is_told_and_raised_and_the_state_stands(
+def test_a_write_that_fails_is_reported_and_raised_and_the_state_is_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int, data: memoryview) -> int:
@@ -128,7 +128,9 @@ def test_a_write_that_fails_is_told_and_raised_and_the_state_stands(
         assert state_to_json(tamiyo.state) == before
 
 
-def test_what_is_not_measured_is_told_and_what_is_required_stops_the_step(tmp_path: Path) -> None:
+def test_a_missing_feature_is_reported_and_a_missing_required_feature_stops_the_step(
+    tmp_path: Path,
+) -> None:
     sink = MemorySink()
     packet = make_packet()
     metrics = dict(packet.training_metrics)
@@ -137,7 +139,7 @@ def test_what_is_not_measured_is_told_and_what_is_required_stops_the_step(tmp_pa
         tamiyo.step(packet)
         seeds = tuple(replace(seed, gradient_norm=None) for seed in packet.seeds)
         decision = tamiyo.step(make_packet(1, seeds=seeds))
-        (event,) = [one for one in decision.events if one.name == "feature_missing"]
+        (event,) = [event for event in decision.events if event.name == "feature_missing"]
         assert event.attributes == {"features": "seed.gradient_norm"}
         with pytest.raises(MissingFeatureError, match=r"global\.gradient_norm"):
             tamiyo.step(make_packet(2, training_metrics=metrics))

@@ -40,9 +40,9 @@ def reader_of(seen: list[FieldReport]) -> ReportReader:
     return ReportReader(seen.append, secrets=(Secret(SECRET),), refuse=refuse)
 
 
-def synthesised(directory: Path) -> list[FieldReport]:
-    steps = [one for one in read_journal(directory).records if one.type is RecordType.STEP]
-    return [report for one in steps for report in decode_step(one.payload).closed_windows]
+def read_closed_windows(directory: Path) -> list[FieldReport]:
+    steps = [record for record in read_journal(directory).records if record.type is RecordType.STEP]
+    return [report for step in steps for report in decode_step(step.payload).closed_windows]
 
 
 def test_a_window_with_a_restart_in_its_middle_yields_one_report(tmp_path: Path) -> None:
@@ -50,9 +50,9 @@ def test_a_window_with_a_restart_in_its_middle_yields_one_report(tmp_path: Path)
     packets = story(40)
     with open_tamiyo(tmp_path / "whole", config=config) as tamiyo:
         decisions = [tamiyo.step(packet) for packet in packets]
-    commands = [one.command.command_id for one in decisions if one.command]
+    commands = [decision.command.command_id for decision in decisions if decision.command]
     assert commands, "the story has commands to observe"
-    whole = synthesised(tmp_path / "whole")
+    whole = read_closed_windows(tmp_path / "whole")
     assert {report.command_id for report in whole} <= set(commands)
     for restart in range(1, len(packets), 3):
         directory = tmp_path / f"restarted-{restart}"
@@ -60,11 +60,15 @@ def test_a_window_with_a_restart_in_its_middle_yields_one_report(tmp_path: Path)
             with open_tamiyo(directory, config=config) as tamiyo:
                 for packet in part:
                     tamiyo.step(packet)
-        reports = synthesised(directory)
+        reports = read_closed_windows(directory)
         assert len({report.report_id for report in reports}) == len(reports)
         assert [
-            (one.outcome, dict(one.metrics), one.observation_window_epochs) for one in reports
-        ] == [(one.outcome, dict(one.metrics), one.observation_window_epochs) for one in whole]
+            (report.outcome, dict(report.metrics), report.observation_window_epochs)
+            for report in reports
+        ] == [
+            (decision.outcome, dict(decision.metrics), decision.observation_window_epochs)
+            for decision in whole
+        ]
 
 
 def test_a_bus_that_fails_three_times_gets_each_report_and_the_consumer_each_once(
@@ -74,15 +78,15 @@ def test_a_bus_that_fails_three_times_gets_each_report_and_the_consumer_each_onc
     bus.consume(FIELD_REPORTS, "tests", reader_of(seen))
     config = make_config(publishing=IMPATIENT, storage={"observation_window_epochs": 3})
     with open_tamiyo(tmp_path, config=config, bus=bus, clock=time.time_ns) as tamiyo:
-        decided = {tamiyo.step(packet).report_id for packet in story(25)}
+        report_ids = {tamiyo.step(packet).report_id for packet in story(25)}
         for _ in range(200):
             tamiyo.publish()
             if not tamiyo._storage.facts.pending:
                 break
             time.sleep(0.01)
     bus.consume(FIELD_REPORTS, "tests", reader_of(seen))
-    expected = decided | {report.report_id for report in synthesised(tmp_path)}
-    assert len(expected) > len(decided)
+    expected = report_ids | {report.report_id for report in read_closed_windows(tmp_path)}
+    assert len(expected) > len(report_ids)
     assert sorted(report.report_id for report in seen) == sorted(expected)
     assert min(bus.attempts.values()) == 4
 
@@ -91,7 +95,7 @@ def test_what_was_not_published_goes_out_after_a_restart(tmp_path: Path) -> None
     config = make_config(publishing={"backoff_ms": 100_000.0, "max_retries": 10})
     dead = MoodyBus(refusals=1_000)
     with open_tamiyo(tmp_path, config=config, bus=dead) as tamiyo:
-        decided = [tamiyo.step(packet).report_id for packet in story(5)]
+        report_ids = [tamiyo.step(packet).report_id for packet in story(5)]
         tamiyo.publish()
     bus, seen = MemoryBus(), []
     bus.consume(FIELD_REPORTS, "tests", reader_of(seen))
@@ -99,7 +103,7 @@ def test_what_was_not_published_goes_out_after_a_restart(tmp_path: Path) -> None
     with open_tamiyo(tmp_path, config=config, bus=bus, clock=lambda: hour_later) as tamiyo:
         tamiyo.publish()
     bus.consume(FIELD_REPORTS, "tests", reader_of(seen))
-    assert sorted(report.report_id for report in seen) == sorted(decided)
+    assert sorted(report.report_id for report in seen) == sorted(report_ids)
 
 
 def test_a_bus_that_never_works_loses_no_report_from_the_journal(tmp_path: Path) -> None:
@@ -107,7 +111,7 @@ def test_a_bus_that_never_works_loses_no_report_from_the_journal(tmp_path: Path)
     config = make_config(publishing=IMPATIENT | {"max_retries": 1})
     arguments = {"config": config, "bus": MoodyBus(refusals=1_000), "sinks": (sink,)}
     with open_tamiyo(tmp_path, **arguments, clock=time.time_ns) as tamiyo:
-        decided = tamiyo.step(make_packet())
+        report_ids = tamiyo.step(make_packet())
         for _ in range(200):
             tamiyo.publish()
             if not tamiyo._storage.facts.pending:
@@ -115,8 +119,8 @@ def test_a_bus_that_never_works_loses_no_report_from_the_journal(tmp_path: Path)
             time.sleep(0.01)
     events = [event.name for packet in sink.packets for event in packet.events]
     assert "field_report_drop" in events
-    steps = [one for one in read_journal(tmp_path).records if one.type is RecordType.STEP]
-    assert [decode_step(one.payload).report.report_id for one in steps] == [decided.report_id]
+    steps = [record for record in read_journal(tmp_path).records if record.type is RecordType.STEP]
+    assert [decode_step(step.payload).report.report_id for step in steps] == [report_ids.report_id]
 
 
 def test_publishing_without_a_bus_is_a_mistake_that_is_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from inference.test_policy_update import FIRST, SECOND, graph_tamiyo, make_update, value, values_of
 from making import SECRET, make_config, make_packet, open_tamiyo, story
+from summaries import summarise_decision
 
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import Secret, TelemetryLevel, signature_of
@@ -33,11 +34,9 @@ def on_record(directory: Path, kind: type) -> list[Any]:
     return [content for content in contents if isinstance(content, kind)]
 
 
-def said(decision: Decision) -> tuple[Any, ...]:
+def summarise(decision: Decision) -> tuple[Any, ...]:
     """What was decided: everything but ids, times, and whether it counts."""
-    command = decision.command
-    named = None if command is None else (command.target_seed_id, command.payload)
-    return decision.action, decision.reason, decision.value, named
+    return summarise_decision(decision, "value")
 
 
 def workers() -> int:
@@ -49,22 +48,22 @@ def workers() -> int:
 
 
 def test_shadow_becomes_act_between_two_steps_and_decides_on_as_before(tmp_path: Path) -> None:
-    packets = [one for one in story(16) if (one.validation_loss or 0) < 1.2]
+    packets = [packet for packet in story(16) if (packet.validation_loss or 0) < 1.2]
     with open_tamiyo(tmp_path / "whole") as tamiyo:
-        expected = [said(tamiyo.step(one)) for one in packets]
+        expected = [summarise(tamiyo.step(packet)) for packet in packets]
     with open_tamiyo(tmp_path / "switched", mode="shadow") as tamiyo:
-        shadowed = [tamiyo.step(one) for one in packets[:8]]
+        shadowed = [tamiyo.step(packet) for packet in packets[:8]]
         tamiyo.set_mode("act")
-        acted = [tamiyo.step(one) for one in packets[8:]]
-    assert [said(one) for one in (*shadowed, *acted)] == expected
-    assert all(one.shadow for one in shadowed)
-    assert not any(one.shadow for one in acted)
-    commands = [one.command for one in acted if one.command is not None]
+        acted = [tamiyo.step(packet) for packet in packets[8:]]
+    assert [summarise(decision) for decision in (*shadowed, *acted)] == expected
+    assert all(decision.shadow for decision in shadowed)
+    assert not any(decision.shadow for decision in acted)
+    commands = [decision.command for decision in acted if decision.command is not None]
     assert commands
     for command in commands:
         assert command.annotations["signature"] == signature_of(command, Secret(SECRET))
     steps = on_record(tmp_path / "switched", StepRecord)
-    assert [one.mode for one in steps] == 8 * ["shadow"] + 8 * ["act"]
+    assert [step.mode for step in steps] == 8 * ["shadow"] + 8 * ["act"]
 
 
 def test_a_switch_is_an_event_and_on_record_and_the_same_mode_again_is_neither(
@@ -82,7 +81,7 @@ def test_a_switch_is_an_event_and_on_record_and_the_same_mode_again_is_neither(
     assert first.attributes == {"from": "shadow", "to": "guard"}
     assert second.attributes == {"from": "guard", "to": "act"}
     changes = on_record(tmp_path, OperatorRecord)
-    assert [(one.action, one.detail) for one in changes] == [
+    assert [(change.action, change.detail) for change in changes] == [
         ("mode_changed", "shadow → guard"),
         ("mode_changed", "guard → act"),
     ]
@@ -101,19 +100,19 @@ def test_guard_asks_no_policy_and_act_does(tmp_path: Path) -> None:
     assert advanced.action == "ADVANCE"
     assert advanced.command is not None
     assert advanced.command.annotations["policy_version"] == "heuristic-1"
-    versions = [one.report.tamiyo_policy_version for one in on_record(tmp_path, StepRecord)]
+    versions = [record.report.tamiyo_policy_version for record in on_record(tmp_path, StepRecord)]
     assert versions == ["guard", "heuristic-1", "guard"]
 
 
 def test_what_a_policy_has_learned_of_a_run_survives_its_rest_on_guard(tmp_path: Path) -> None:
     packets = story(9)
     with open_tamiyo(tmp_path) as tamiyo:
-        for one in packets[:6]:
-            tamiyo.step(one)
+        for packet in packets[:6]:
+            tamiyo.step(packet)
         learned = tamiyo.state.policy_state
         tamiyo.set_mode("guard")
-        for one in packets[6:]:
-            tamiyo.step(one)
+        for packet in packets[6:]:
+            tamiyo.step(packet)
         tamiyo.set_mode("act")
         assert tamiyo.state.policy_state == learned
 

@@ -1,4 +1,4 @@
-"""Two real JAX processes and one controller: they are told the same, whatever happens."""
+"""Two real JAX processes and one controller: they get the same answers and the same errors."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_only_process_0_makes_a_run_directory_and_a_flush_there_is_waited_for(sa
     assert other["waited"] is True or other["waited"][0] == "PersistenceError"
 
 
-def test_a_remote_ticket_tells_what_was_known_and_waits_for_nothing() -> None:
+def test_a_remote_ticket_holds_what_was_known_and_waits_for_nothing() -> None:
     assert RemoteTicket(3, done=True).wait()
     with pytest.raises(PersistenceError, match="flush") as raised:
         RemoteTicket(3, done=False).wait()

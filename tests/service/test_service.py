@@ -40,15 +40,15 @@ from tamiyo_jax.telemetry import MemorySink
 
 def steps_on_record(directory: Path) -> list[StepRecord]:
     records = read_journal(directory).records
-    return [decode_step(one.payload) for one in records if one.type is RecordType.STEP]
+    return [decode_step(record.payload) for record in records if record.type is RecordType.STEP]
 
 
 def without_failures(state: TamiyoState) -> TamiyoState:
     return replace(state, failures=0)
 
 
-def run(tamiyo: Tamiyo, packets: list) -> list[tuple]:
-    """What was decided: everything but ids, times and latencies."""
+def run_steps(tamiyo: Tamiyo, packets: list) -> list[tuple]:
+    """What a controller decides upon packets: everything but ids, times and latencies."""
     decided = []
     for packet in packets:
         decision = tamiyo.step(packet)
@@ -184,7 +184,7 @@ class Slow(Broken):
         return self._inner.decide(params, policy_state, observation)
 
 
-def test_a_policy_of_ones_own_runs_by_its_name(tmp_path: Path) -> None:
+def test_a_custom_policy_runs_by_its_name(tmp_path: Path) -> None:
     Broken.failure = None
     with open_tamiyo(tmp_path, policy=f"{__name__}:Broken") as tamiyo:
         assert tamiyo.step(make_packet()).action == "WAIT"
@@ -284,8 +284,8 @@ def graph_arguments() -> dict:
     config = make_config()
     params = init_params(config.policy, jax.random.key(0))
     kernel = params["policy_logits"]["kernel"]
-    decided = jax.random.normal(jax.random.key(1), kernel.shape)  # untrained ones are all zero
-    head = {**params["policy_logits"], "kernel": decided}
+    trained = jax.random.normal(jax.random.key(1), kernel.shape)  # untrained ones are all zero
+    head = {**params["policy_logits"], "kernel": trained}
     return {"config": config, "policy": "graph", "params": {**params, "policy_logits": head}}
 
 
@@ -295,25 +295,25 @@ def test_a_reopened_run_decides_as_an_unbroken_one(tmp_path: Path, policy: str, 
     arguments = graph_arguments() if policy == "graph" else {}
     packets = story(30)
     with open_tamiyo(tmp_path / "whole", **arguments) as tamiyo:
-        whole = run(tamiyo, packets)
+        whole = run_steps(tamiyo, packets)
         final = state_to_json(tamiyo.state)
     with open_tamiyo(tmp_path / "broken", **arguments) as tamiyo:
-        run(tamiyo, packets[:cut])
+        run_steps(tamiyo, packets[:cut])
     with open_tamiyo(tmp_path / "broken", **arguments) as tamiyo:
-        assert run(tamiyo, packets[cut:]) == whole[cut:]
+        assert run_steps(tamiyo, packets[cut:]) == whole[cut:]
         assert state_to_json(tamiyo.state) == final
 
 
 def test_an_explicit_state_wins_over_the_directory_and_is_on_record(tmp_path: Path) -> None:
     packets = story(30)
     with open_tamiyo(tmp_path) as tamiyo:
-        run(tamiyo, packets[:10])
+        run_steps(tamiyo, packets[:10])
         saved = tamiyo.state
-        expected = run(tamiyo, packets[10:20])
+        expected = run_steps(tamiyo, packets[10:20])
     with open_tamiyo(tmp_path, state=saved) as tamiyo:
-        assert run(tamiyo, packets[10:20]) == expected
+        assert run_steps(tamiyo, packets[10:20]) == expected
         final = state_to_json(tamiyo.state)
-    assert RecordType.RESTORE in {one.type for one in read_journal(tmp_path).records}
+    assert RecordType.RESTORE in {record.type for record in read_journal(tmp_path).records}
     with open_tamiyo(tmp_path) as tamiyo:
         assert state_to_json(tamiyo.state) == final
 
@@ -325,7 +325,7 @@ def test_one_compile_of_the_policy_per_run(tmp_path: Path, count_compilations) -
         with count_compilations() as first:
             tamiyo.step(story(1)[0])
         with count_compilations() as rest:
-            run(tamiyo, story(40)[1:])
+            run_steps(tamiyo, story(40)[1:])
     assert sum("policy_step" in name for name in first.names) == 1
     assert rest.names == []
 
@@ -344,11 +344,11 @@ def test_after_open_nothing_reads_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_tamiyo(tmp_path / "a") as tamiyo:
-        expected = run(tamiyo, story(10))
+        expected = run_steps(tamiyo, story(10))
     with open_tamiyo(tmp_path / "b") as tamiyo:
         monkeypatch.setenv("TAMIYO__RISK__LOSS_SPIKE", "0.0001")
         monkeypatch.setenv("TAMIYO_SECRET", "another secret, long enough")
-        assert run(tamiyo, story(10)) == expected
+        assert run_steps(tamiyo, story(10)) == expected
 
 
 def test_without_recorded_packets_the_report_and_the_state_are_still_there(tmp_path: Path) -> None:
@@ -385,5 +385,5 @@ def test_every_decision_says_why_and_the_journal_keeps_it(tmp_path: Path) -> Non
     assert all("limit 0.15" in decision.explanation for decision in spikes)
     assert spikes
     records = read_journal(tmp_path).records
-    steps = [decode_step(one.payload) for one in records if one.type is RecordType.STEP]
-    assert [step.explanation for step in steps] == [one.explanation for one in decisions]
+    steps = [decode_step(record.payload) for record in records if record.type is RecordType.STEP]
+    assert [step.explanation for step in steps] == [decision.explanation for decision in decisions]

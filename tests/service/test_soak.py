@@ -33,7 +33,7 @@ def halves(seen: Soak, read: Callable[[Sample], int]) -> tuple[int, int]:
 
     A single sample may fall into the moment in which a file is being opened or closed.
     """
-    warm = [read(one) for one in seen.samples if one.step >= WARM]
+    warm = [read(sample) for sample in seen.samples if sample.step >= WARM]
     middle = len(warm) // 2
     return median_low(warm[:middle]), median_low(warm[middle:])
 
@@ -43,20 +43,20 @@ def test_exactly_the_steps_fail_whose_worker_was_killed_and_all_are_on_record(se
     assert seen.surprises == Counter()
     assert set(seen.expected) == {"PolicyFailureError", "DeadlineExceededError"}
     assert len(seen.events) == 6
-    assert len({one.worker for one in seen.samples}) >= 4
+    assert len({sample.worker for sample in seen.samples}) >= 4
 
 
 @pytest.mark.slow
 def test_open_files_and_threads_do_not_grow(seen: Soak) -> None:
     for read in (lambda one: one.descriptors, lambda one: one.threads):
         before, after = halves(seen, read)
-        assert after <= before, [(one.step, read(one)) for one in seen.samples]
+        assert after <= before, [(sample.step, read(sample)) for sample in seen.samples]
 
 
 @pytest.mark.slow
 def test_resident_memory_is_bounded(seen: Soak) -> None:
     before, after = halves(seen, lambda one: one.resident)
     assert after - before < 10e6
-    for worker in {one.worker for one in seen.samples if one.step >= WARM}:
-        life = [one.worker_resident for one in seen.samples if one.worker == worker][1:]
+    for worker in {sample.worker for sample in seen.samples if sample.step >= WARM}:
+        life = [sample.worker_resident for sample in seen.samples if sample.worker == worker][1:]
         assert not life or life[-1] - life[0] < 10e6

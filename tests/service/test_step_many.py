@@ -43,8 +43,8 @@ def graph(directory: Path, **arguments: Any) -> Tamiyo:
     return open_tamiyo(directory, **{**defaults, **arguments})
 
 
-def told(result: Decision | TamiyoError) -> tuple[Any, ...]:
-    """What was decided: everything but ids, times and rounding."""
+def summarise(result: Decision | TamiyoError) -> tuple[Any, ...]:
+    """A decision without ids, times and rounding, or the error."""
     if isinstance(result, TamiyoError):
         return type(result), str(result)
     command = result.command
@@ -62,7 +62,7 @@ def timeless(risk: RiskState) -> RiskState:
     return replace(risk, inference=replace(risk.inference, opened_at_ns=0))
 
 
-def one_by_one(tamiyo: Tamiyo, packets: list) -> list[Decision | TamiyoError]:
+def step_each(tamiyo: Tamiyo, packets: list) -> list[Decision | TamiyoError]:
     results: list[Decision | TamiyoError] = []
     for packet in packets:
         try:
@@ -72,17 +72,21 @@ def one_by_one(tamiyo: Tamiyo, packets: list) -> list[Decision | TamiyoError]:
     return results
 
 
-def same(tmp_path: Path, packets: list, **arguments: Any) -> list[Decision | TamiyoError]:
+def decide_both_ways(
+    tmp_path: Path, packets: list, **arguments: Any
+) -> list[Decision | TamiyoError]:
     """What came of the packets in one call, shown to be what comes of them one by one."""
     with graph(tmp_path / "many", **arguments) as tamiyo:
         together, state = tamiyo.step_many(packets), tamiyo.state
     with graph(tmp_path / "one", **arguments) as tamiyo:
-        alone, expected = one_by_one(tamiyo, packets), tamiyo.state
-    assert [told(one) for one in together] == [told(one) for one in alone]
-    for one, other in zip(together, alone, strict=True):
-        if isinstance(one, Decision) and isinstance(other, Decision):
-            assert one.value == pytest.approx(other.value, abs=1e-5)
-            assert one.risk_score == pytest.approx(other.risk_score, abs=1e-5)
+        alone, expected = step_each(tamiyo, packets), tamiyo.state
+    assert [summarise(decision) for decision in together] == [
+        summarise(decision) for decision in alone
+    ]
+    for batched, single in zip(together, alone, strict=True):
+        if isinstance(batched, Decision) and isinstance(single, Decision):
+            assert batched.value == pytest.approx(single.value, abs=1e-5)
+            assert batched.risk_score == pytest.approx(single.risk_score, abs=1e-5)
     for moved, wanted in zip(state.policy_state, expected.policy_state, strict=True):
         np.testing.assert_allclose(moved, wanted, rtol=1e-5, atol=1e-6)
     assert state.registries == expected.registries
@@ -93,10 +97,11 @@ def same(tmp_path: Path, packets: list, **arguments: Any) -> list[Decision | Tam
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
+@pytest.mark.slow
 def test_many_decisions_are_those_of_single_steps(tmp_path: Path, count: int) -> None:
-    results = same(tmp_path, story(count))
+    results = decide_both_ways(tmp_path, story(count))
     assert len(results) == count
-    assert len({one.decision_id for one in results if isinstance(one, Decision)}) == count
+    assert len({result.decision_id for result in results if isinstance(result, Decision)}) == count
 
 
 @pytest.mark.slow
@@ -106,21 +111,26 @@ def test_a_worker_process_answers_many_like_this_one(tmp_path: Path) -> None:
         together = tamiyo.step_many(packets)
         again = tamiyo.step_many(packets[:5])
     with graph(tmp_path / "inline") as tamiyo:
-        assert [told(one) for one in together] == [told(one) for one in tamiyo.step_many(packets)]
-        assert [told(one) for one in again] == [told(one) for one in tamiyo.step_many(packets[:5])]
+        assert [summarise(decision) for decision in together] == [
+            summarise(decision) for decision in tamiyo.step_many(packets)
+        ]
+        assert [summarise(decision) for decision in again] == [
+            summarise(decision) for decision in tamiyo.step_many(packets[:5])
+        ]
 
 
 def test_packets_that_fail_do_not_touch_their_neighbours(tmp_path: Path) -> None:
     packets = story(6)
     packets[1] = make_packet(1, current_epoch=-1)
     packets[4] = make_packet(4, blueprint_id="nowhere")
-    results = same(tmp_path, packets)
-    assert [type(one) for one in results] == [
+    results = decide_both_ways(tmp_path, packets)
+    assert [type(result) for result in results] == [
         *(Decision, InvalidPacketError, Decision),
         *(Decision, UnknownBlueprintError, Decision),
     ]
 
 
+@pytest.mark.slow
 def test_packets_of_different_layouts_may_be_mixed(tmp_path: Path) -> None:
     def library() -> Any:
         made = make_library()
@@ -131,16 +141,16 @@ def test_packets_of_different_layouts_may_be_mixed(tmp_path: Path) -> None:
     packets = story(6)
     for index in (2, 3, 5):
         packets[index] = make_packet(index, blueprint_id="other")
-    results = same(tmp_path, packets, library=library())
-    assert all(isinstance(one, Decision) for one in results)
+    results = decide_both_ways(tmp_path, packets, library=library())
+    assert all(isinstance(result, Decision) for result in results)
 
 
 def test_a_breaker_that_a_command_moves_is_seen_by_the_packets_behind_it(tmp_path: Path) -> None:
     params = params_fond_of(Action.BREAKER_OPEN, Action.BREAKER_CLOSE, scale=0.01)
-    results = same(tmp_path, story(5), params=params)
-    actions = [one.action for one in results if isinstance(one, Decision)]
+    results = decide_both_ways(tmp_path, story(5), params=params)
+    actions = [result.action for result in results if isinstance(result, Decision)]
     assert {"BREAKER_OPEN", "BREAKER_CLOSE"} <= set(actions)
-    assert all(one != other for one, other in itertools.pairwise(actions))
+    assert all(earlier != later for earlier, later in itertools.pairwise(actions))
 
 
 def test_outputs_that_are_not_finite_fail_each_packet_as_a_single_step(tmp_path: Path) -> None:
@@ -148,8 +158,8 @@ def test_outputs_that_are_not_finite_fail_each_packet_as_a_single_step(tmp_path:
     params["value"] = jax.tree.map(
         lambda leaf: np.full(leaf.shape, math.nan, np.float32), params["value"]
     )
-    results = same(tmp_path, story(3), params=params)
-    assert [type(one) for one in results] == [NonFiniteOutputError] * 3
+    results = decide_both_ways(tmp_path, story(3), params=params)
+    assert [type(result) for result in results] == [NonFiniteOutputError] * 3
 
 
 @pytest.mark.parametrize("arguments", [{"policy": "heuristic", "params": None}, {"mode": "guard"}])
@@ -158,8 +168,10 @@ def test_policies_that_are_called_and_guard_take_many_too(tmp_path: Path, argume
     with graph(tmp_path / "many", **arguments) as tamiyo:
         together = tamiyo.step_many(packets)
     with graph(tmp_path / "one", **arguments) as tamiyo:
-        alone = one_by_one(tamiyo, packets)
-    assert [told(one) for one in together] == [told(one) for one in alone]
+        alone = step_each(tamiyo, packets)
+    assert [summarise(decision) for decision in together] == [
+        summarise(decision) for decision in alone
+    ]
 
 
 def test_a_second_batch_of_like_size_compiles_nothing(tmp_path: Path, count_compilations) -> None:
@@ -181,6 +193,6 @@ def test_a_call_that_fails_fails_all_of_its_packets_and_counts_once(tmp_path: Pa
     with graph(tmp_path, config=make_config(deadlines={"inference_ms": 1e-6})) as tamiyo:
         results = tamiyo.step_many(packets)
         state = tamiyo.state
-    assert [type(one) for one in results] == [DeadlineExceededError] * 4
+    assert [type(result) for result in results] == [DeadlineExceededError] * 4
     assert state.failures == 4
     assert state.risk.inference.failures == 1

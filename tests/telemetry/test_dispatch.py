@@ -46,7 +46,7 @@ def test_a_sink_that_cannot_write_loses_its_packets_and_no_other_sink_does() -> 
     for number in range(10):
         telemetry.emit(packet(number))
     telemetry.close()
-    assert [one.packet_id for one in memory.packets] == [str(number) for number in range(10)]
+    assert [packet.packet_id for packet in memory.packets] == [str(number) for number in range(10)]
     assert telemetry.dropped == 10
 
 
@@ -62,7 +62,7 @@ def test_a_broken_sink_is_given_up_and_no_other_sink_waits_for_it() -> None:
     assert telemetry.dropped == 9  # all but the one that broke it
 
 
-def test_a_slow_sink_delays_nobody_and_loses_the_oldest() -> None:
+def test_a_slow_sink_delays_no_step_and_loses_the_oldest_packets() -> None:
     memory, stuck = MemorySink(), Stuck()
     telemetry = Telemetry((stuck, memory))
     count = QUEUE_PACKETS + 100
@@ -103,7 +103,7 @@ def test_json_lines_keep_the_newest_packets_within_two_files_of_the_limit(tmp_pa
     sink = JsonLinesSink(path, max_bytes=limit)  # goes on in the file of before
     for number in range(1, 10):
         sink.emit(packet(number))
-        assert max(one.stat().st_size for one in tmp_path.iterdir()) <= limit
+        assert max(path.stat().st_size for path in tmp_path.iterdir()) <= limit
     assert sorted(tmp_path.iterdir()) == [path, older]
     lines = (older.read_text() + path.read_text()).splitlines()
     assert [json.loads(line)["packet_id"] for line in lines] == [str(n) for n in range(4, 10)]

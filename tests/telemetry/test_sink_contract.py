@@ -136,7 +136,7 @@ def opentelemetry(directory: Path) -> Iterator[Opened]:
     def read() -> Found:
         facts = [dict(span.attributes or {}) for span in spans.get_finished_spans()]
         traced = {("decision", str(f["tamiyo.action"])) for f in facts if "tamiyo.action" in f}
-        logged = [one.log_record for one in records.get_finished_logs()]
+        logged = [log.log_record for log in records.get_finished_logs()]
         acted = {
             ("decision", str((record.attributes or {})["tamiyo.action"]))
             for record in logged
@@ -216,10 +216,10 @@ def wandb(directory: Path) -> Iterator[Opened]:
     def read() -> Found:
         run.finish()
         until = time.monotonic() + 60.0
-        while not any(one.HasField("exit") for one in wandb_records(directory)):
+        while not any(item.HasField("exit") for item in wandb_records(directory)):
             assert time.monotonic() < until, "the file has no end"
             time.sleep(0.1)  # another process writes it
-        items = [item for one in wandb_records(directory) for item in one.history.item]
+        items = [item for record in wandb_records(directory) for item in record.history.item]
         names = ["/".join(item.nested_key) or item.key for item in items]
         kinds = {"decisions": "decision", "events": "event"}
         found = [re.fullmatch(r"tamiyo/(decisions|events)/(\w+)", name) for name in names]

@@ -46,7 +46,7 @@ def by_id(packets: list[TelemetryPacket]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", ["memory", "redis"])
-def test_what_a_run_tells_arrives_whole(
+def test_all_packets_of_a_run_arrive(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     if kind == "redis":
@@ -77,7 +77,7 @@ def test_the_critical_overtakes_the_rest() -> None:
     sink.emit(packet("a rule's", TelemetryLevel.WARNING, priority="HIGH"))
     sink.emit(packet("decided", TelemetryLevel.WARNING, priority="NORMAL"))
     sink.emit(packet("failed", TelemetryLevel.CRITICAL))
-    order = [one.packet_id for one in received(bus)]
+    order = [packet.packet_id for packet in received(bus)]
     assert order == ["a rule's", "failed", "ordinary", "decided"]
 
 

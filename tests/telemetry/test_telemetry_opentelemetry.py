@@ -15,7 +15,7 @@ from opentelemetry.sdk.metrics.export import Gauge, Histogram, InMemoryMetricRea
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from telemetry_runs import DECIDED, FAILED_AT, eventful_run, newest, values
+from telemetry_runs import DECISIONS, FAILED_AT, eventful_run, newest, values
 
 from tamiyo_jax.contracts import TelemetryPacket
 from tamiyo_jax.telemetry import OpenTelemetrySink
@@ -35,12 +35,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     logs = LoggerProvider(shutdown_on_exit=False)
     logs.add_log_record_processor(SimpleLogRecordProcessor(exporter))
     packets = eventful_run(tmp_path_factory.mktemp("run"), (OpenTelemetrySink(meters, logs),))
-    yield Exported(packets, exported(reader), exporter.get_finished_logs())
+    yield Exported(packets, export(reader), exporter.get_finished_logs())
     meters.shutdown()
     logs.shutdown()
 
 
-def exported(reader: InMemoryMetricReader) -> dict[str, Metric]:
+def export(reader: InMemoryMetricReader) -> dict[str, Metric]:
     data = reader.get_metrics_data()
     assert data is not None
     ((scope,),) = (resource.scope_metrics for resource in data.resource_metrics)
@@ -57,7 +57,7 @@ def test_durations_are_histograms_in_seconds(run: Exported) -> None:
     point = points(metric)[()]
     taken = [1e-3 * value for value in values(run.packets, "tamiyo.step.latency_ms")]
     assert (metric.unit, type(metric.data)) == ("s", Histogram)
-    assert (point.count, point.explicit_bounds) == (DECIDED, DURATION_BUCKETS_S)
+    assert (point.count, point.explicit_bounds) == (DECISIONS, DURATION_BUCKETS_S)
     assert point.sum == pytest.approx(sum(taken))
 
 
@@ -72,9 +72,9 @@ def test_totals_are_monotonic_sums_and_what_is_pending_is_not(run: Exported) -> 
 
 
 def test_gauges_show_the_newest_step_by_stage_and_group(run: Exported) -> None:
-    told = newest(run.packets)
+    reported = newest(run.packets)
     coverage = points(run.metrics["tamiyo.gnn.feature_coverage_by_group"])
-    assert coverage["node.seed",].value == told["tamiyo.gnn.feature_coverage.node.seed"]
+    assert coverage["node.seed",].value == reported["tamiyo.gnn.feature_coverage.node.seed"]
     assert set(points(run.metrics["tamiyo.breaker.state"])) == {("inference",), ("metadata",)}
     health = points(run.metrics["tamiyo.health_status"])[()]
     assert health.value == run.packets[-1].health.status
@@ -91,7 +91,7 @@ def test_a_loss_that_is_no_number_is_left_out_without_a_warning(
     losses = {}
     for packet in run.packets:
         sink.emit(packet)
-        metric = exported(reader).get("tamiyo.validation_loss")
+        metric = export(reader).get("tamiyo.validation_loss")
         if packet.metrics and metric is not None:
             losses[newest([packet])["tamiyo.validation_loss"]] = points(metric)[()].value
     meters.shutdown()
@@ -112,15 +112,15 @@ def test_attributes_of_metrics_have_few_values(run: Exported) -> None:
 
 
 def test_every_event_is_a_log_record(run: Exported) -> None:
-    told = [(packet, event) for packet in run.packets for event in packet.events]
-    records = [one.log_record for one in run.logs]
-    assert [record.body for record in records] == [event.name for _, event in told]
-    assert [record.timestamp for record in records] == [p.timestamp_ns for p, _ in told]
-    assert [record.severity_text for record in records] == [e.level.name for _, e in told]
+    reported = [(packet, event) for packet in run.packets for event in packet.events]
+    records = [log.log_record for log in run.logs]
+    assert [record.body for record in records] == [event.name for _, event in reported]
+    assert [record.timestamp for record in records] == [p.timestamp_ns for p, _ in reported]
+    assert [record.severity_text for record in records] == [e.level.name for _, e in reported]
 
 
 def test_a_failed_step_is_a_fatal_event_that_says_where_and_why(run: Exported) -> None:
-    (failed,) = (one.log_record for one in run.logs if one.log_record.body == "step_failed")
+    (failed,) = (log.log_record for log in run.logs if log.log_record.body == "step_failed")
     assert failed.event_name == "tamiyo.step_failed"
     assert failed.severity_number is not None
     assert failed.severity_number.name == "FATAL"
@@ -139,7 +139,7 @@ def test_a_decided_step_is_a_span_with_its_stages_inside(tmp_path: Path) -> None
     packets = eventful_run(tmp_path, (OpenTelemetrySink(meters, logs, tracers),))
     spans = exporter.get_finished_spans()
     steps = [span for span in spans if span.name == "tamiyo.step"]
-    assert len(steps) == DECIDED
+    assert len(steps) == DECISIONS
     assert {dict(span.attributes or {})["tamiyo.action"] for span in steps} >= {"WAIT", "PAUSE"}
     taken = [value for value in values(packets, "tamiyo.step.latency_ms")]
     lengths = [(span.end_time or 0) - (span.start_time or 0) for span in steps]
@@ -159,9 +159,9 @@ def test_an_export_may_come_at_any_time(tmp_path: Path, run: Exported) -> None:
     sink = OpenTelemetrySink(meters, LoggerProvider(shutdown_on_exit=False))
     for packet in run.packets:
         sink.emit(packet)
-        told = exported(reader)
+        reported = export(reader)
         if packet.metrics:
             seed = newest([packet]).get("tamiyo.selection.seed_index")
-            shown = told.get("tamiyo.selection.seed_index")
+            shown = reported.get("tamiyo.selection.seed_index")
             assert (None if shown is None else points(shown)[()].value) == seed
     meters.shutdown()

@@ -15,14 +15,14 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
-from telemetry_runs import DECIDED, eventful_run, newest, values
+from telemetry_runs import DECISIONS, eventful_run, newest, values
 
 from tamiyo_jax.contracts import HealthStatus, Metric, SystemHealth, TelemetryLevel, TelemetryPacket
 from tamiyo_jax.errors import ConfigurationError
 from tamiyo_jax.telemetry import MemorySink, PrometheusSink
 from tamiyo_jax.telemetry._instruments import instrument_of
 
-DOCS = Path(__file__).parents[2] / "docs" / "runtime.md"
+DOCS = Path(__file__).parents[2] / "docs" / "telemetry.md"
 
 
 Run = tuple[CollectorRegistry, list[TelemetryPacket]]
@@ -54,13 +54,15 @@ def test_a_scrape_over_http_reads_the_newest_step(run: Run) -> None:
         for family in parse(text)
         for sample in family.samples
     }
-    told = newest(packets)
+    reported = newest(packets)
     assert math.isnan(read["tamiyo_validation_loss", ()])
-    assert read["tamiyo_gnn_feature_coverage_ratio", ()] == told["tamiyo.gnn.feature_coverage"]
-    assert read["tamiyo_breaker_state", ("metadata",)] == told["tamiyo.breaker.metadata_state"]
-    assert read["tamiyo_blueprint_cache_hits_total", ()] == told["tamiyo.blueprint_cache.hits"] > 0
+    assert read["tamiyo_gnn_feature_coverage_ratio", ()] == reported["tamiyo.gnn.feature_coverage"]
+    assert read["tamiyo_breaker_state", ("metadata",)] == reported["tamiyo.breaker.metadata_state"]
+    assert (
+        read["tamiyo_blueprint_cache_hits_total", ()] == reported["tamiyo.blueprint_cache.hits"] > 0
+    )
     group = "tamiyo_gnn_feature_coverage_by_group_ratio", ("node.seed",)
-    assert read[group] == told["tamiyo.gnn.feature_coverage.node.seed"]
+    assert read[group] == reported["tamiyo.gnn.feature_coverage.node.seed"]
 
 
 def test_durations_are_histograms_in_seconds(run: Run) -> None:
@@ -69,10 +71,10 @@ def test_durations_are_histograms_in_seconds(run: Run) -> None:
     samples = {sample.name: sample.value for sample in read.samples}
     taken = [1e-3 * value for value in values(packets, "tamiyo.step.latency_ms")]
     assert read.type == "histogram"
-    assert samples["tamiyo_step_latency_seconds_count"] == DECIDED
+    assert samples["tamiyo_step_latency_seconds_count"] == DECISIONS
     assert samples["tamiyo_step_latency_seconds_sum"] == pytest.approx(sum(taken))
     below = {float(s.labels["le"]): s.value for s in read.samples if "le" in s.labels}
-    assert below == {bound: sum(one <= bound for one in taken) for bound in below}
+    assert below == {bound: sum(seconds <= bound for seconds in taken) for bound in below}
 
 
 def test_events_are_counted_by_name_and_level(run: Run) -> None:
@@ -101,7 +103,7 @@ def test_a_failed_step_shows_in_the_health_and_leaves_the_metrics_be(tmp_path: P
     sink = PrometheusSink(registry)
     packets = eventful_run(tmp_path)
     names = [[event.name for event in packet.events] for packet in packets]
-    failed = next(number for number, one in enumerate(names) if "step_failed" in one)
+    failed = next(number for number, name in enumerate(names) if "step_failed" in name)
     for packet in packets[: failed + 1]:
         sink.emit(packet)
     loss = registry.get_sample_value("tamiyo_validation_loss")
@@ -149,7 +151,9 @@ def test_decisions_are_counted_by_action_and_reason_and_made_up_reasons_share_a_
 
 def test_the_strict_parser_of_openmetrics_takes_it(run: Run) -> None:
     registry, _ = run
-    read = {one.name: one for one in parse_openmetrics(generate_openmetrics(registry).decode())}
+    read = {
+        family.name: family for family in parse_openmetrics(generate_openmetrics(registry).decode())
+    }
     assert read["tamiyo_field_reports_published"].type == "counter"
     assert read["tamiyo_field_reports_pending"].type == "gauge"
     assert read["tamiyo_telemetry_dropped"].type == "counter"
@@ -167,15 +171,15 @@ def test_the_documented_names_are_those_of_scrapes(run: Run) -> None:
     documented = set[tuple[str, ...]]()
     _, _, table = DOCS.read_text(encoding="utf-8").partition("| metric |")
     for row in table.partition("\n\n")[0].splitlines()[2:]:
-        metric, *_, told = row.strip("| ").split(" | ")
+        metric, *_, reported = row.strip("| ").split(" | ")
         if "worker" not in metric:  # there is none in this process
-            documented.add(tuple(told.replace("`", "").split()))
+            documented.add(tuple(reported.replace("`", "").split()))
     beside = {
         ("tamiyo_decisions_total", "counter"),
         ("tamiyo_events_total", "counter"),
         ("tamiyo_health_status", "gauge"),
     }
-    own = {one for one in shown if not one[0].endswith(("_info", "_created"))}
+    own = {name for name in shown if not name[0].endswith(("_info", "_created"))}
     assert own == documented | beside
 
 
@@ -216,7 +220,7 @@ def test_scrapes_may_come_at_any_time(run: Run) -> None:
         scraped += 1
     thread.join()
     count = registry.get_sample_value("tamiyo_step_latency_seconds_count")
-    assert count == 20 * DECIDED
+    assert count == 20 * DECISIONS
 
 
 def test_a_metric_that_no_table_lists_is_a_gauge_of_its_own_name() -> None:

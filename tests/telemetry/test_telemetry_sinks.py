@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from making import SECRET, make_blueprint, make_packet, open_tamiyo
-from telemetry_runs import DECIDED, eventful_run
+from telemetry_runs import DECISIONS, eventful_run
 
 from tamiyo_jax.bus import MemoryBus
 from tamiyo_jax.contracts import Secret
@@ -60,11 +60,11 @@ SINKS: dict[str, Callable[[Path], Sink]] = {
 
 
 @pytest.mark.parametrize("make", SINKS.values(), ids=SINKS)
-def test_a_sink_takes_whatever_a_controller_tells_it(
+def test_a_sink_takes_every_packet_that_a_controller_emits(
     make: Callable[[Path], Sink], tmp_path: Path
 ) -> None:
     packets = eventful_run(tmp_path / "run", (make(tmp_path),))  # which looks that none is lost
-    assert len([packet for packet in packets if packet.metrics]) == DECIDED
+    assert len([packet for packet in packets if packet.metrics]) == DECISIONS
 
 
 @pytest.mark.parametrize("make", SINKS.values(), ids=SINKS)
@@ -133,7 +133,7 @@ def test_steps_go_on_while_an_exporter_hangs(tmp_path: Path) -> None:
         assert tamiyo._parts.telemetry.dropped == 0
 
 
-def test_a_step_tells_of_the_workers_that_fetch_blueprints(tmp_path: Path) -> None:
+def test_a_step_reports_the_workers_that_fetch_blueprints(tmp_path: Path) -> None:
     memory, library = MemorySink(), SqliteBlueprintLibrary(tmp_path / "blueprints.db")
     for name in ("host", "grow-a", "grow-b"):
         library.put(make_blueprint(name))
@@ -141,7 +141,7 @@ def test_a_step_tells_of_the_workers_that_fetch_blueprints(tmp_path: Path) -> No
     with open_tamiyo(tmp_path / "run", sinks=(memory,), **arguments) as tamiyo:
         tamiyo.step(make_packet())
         assert tamiyo._parts.telemetry.flush(30.0)
-    told = {m.name: m.value for packet in memory.packets for m in packet.metrics}
-    assert told["tamiyo.metadata_worker.restarts"] == 0.0
-    assert 0.0 <= told["tamiyo.metadata_worker.spares_ready"] <= 1.0
-    assert "tamiyo.worker.restarts" not in told  # on guard no policy runs
+    reported = {m.name: m.value for packet in memory.packets for m in packet.metrics}
+    assert reported["tamiyo.metadata_worker.restarts"] == 0.0
+    assert 0.0 <= reported["tamiyo.metadata_worker.spares_ready"] <= 1.0
+    assert "tamiyo.worker.restarts" not in reported  # on guard no policy runs

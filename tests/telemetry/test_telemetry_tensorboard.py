@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from telemetry_runs import DECIDED, FAILED_AT, eventful_run, values
+from telemetry_runs import DECISIONS, FAILED_AT, eventful_run, values
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
@@ -43,16 +43,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def curve(events: list[Event], tag: str) -> list[tuple[int, float]]:
-    points = [(one.step, value) for one in events for value in one.summary.value]
+    points = [(event.step, value) for event in events for value in event.summary.value]
     return [(step, value.simple_value) for step, value in points if value.tag == tag]
 
 
 def test_metrics_are_curves_over_the_steps_of_the_optimiser(run: Run) -> None:
     packets, events = run
     latency = curve(events, "tamiyo/step/latency_ms")
-    assert [step for step, _ in latency] == [10 * step for step in range(DECIDED)]
-    told = values(packets, "tamiyo.step.latency_ms")
-    assert [value for _, value in latency] == pytest.approx(told)
+    assert [step for step, _ in latency] == [10 * step for step in range(DECISIONS)]
+    reported = values(packets, "tamiyo.step.latency_ms")
+    assert [value for _, value in latency] == pytest.approx(reported)
     assert math.isnan(curve(events, "tamiyo/validation_loss")[-1][1])
 
 
@@ -60,18 +60,18 @@ def test_every_metric_of_every_packet_is_there_under_the_packets_own_time(run: R
     packets, events = run
     scalars = [e for e in events if not e.summary.value[0].metadata.plugin_data.plugin_name]
     assert len(scalars) == sum(len(packet.metrics) for packet in packets)
-    assert {one.wall_time for one in scalars} == {
+    assert {scalar.wall_time for scalar in scalars} == {
         packet.timestamp_ns / 1e9 for packet in packets if packet.metrics
     }
-    assert all(one.summary.value[0].tag.startswith("tamiyo/") for one in events)
+    assert all(event.summary.value[0].tag.startswith("tamiyo/") for event in events)
 
 
 def test_events_are_texts_at_their_step(run: Run) -> None:
     packets, events = run
     texts = {
-        value.tag: (one.step, value.tensor.string_val[0].decode())
-        for one in events
-        for value in one.summary.value
+        value.tag: (event.step, value.tensor.string_val[0].decode())
+        for event in events
+        for value in event.summary.value
         if value.metadata.plugin_data.plugin_name == "text"
     }
     step, failed = texts["tamiyo/events/step_failed/text_summary"]

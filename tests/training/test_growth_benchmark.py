@@ -22,7 +22,7 @@ from tamiyo_jax.training import _loop as loop
 pytest.importorskip("mnist1d")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # Optax's own optimisers and schedules mix dtypes.
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("standard_promotion")]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,6 @@ def train(task: Task, epochs: int) -> loop.RunResult:
     return loop.run(task, None, steps=steps, state=loop.init_loop(task, 0), run_id="run")
 
 
-@pytest.mark.slow
 def test_the_small_network_trains_as_one_whose_slots_stay_closed(growth, digits) -> None:
     closed, small = train(digits, 2), train(growth.without_slots(digits, None), 2)
     jax.tree.map(
@@ -106,15 +105,14 @@ def test_mnist1d_has_no_example_in_two_parts(growth, mnist1d) -> None:
 def test_the_blueprint_of_the_mnist1d_host_names_the_layers_that_are_measured(mnist1d) -> None:
     state = loop.init_loop(mnist1d, 0).host
     layers = mnist1d.blueprint.layers
-    assert {one.layer_id for one in layers} == set(layer_names(state.params))
-    assert sum(one.parameter_count or 0 for one in layers) == live_parameters(state)
+    assert {layer.layer_id for layer in layers} == set(layer_names(state.params))
+    assert sum(layer.parameter_count or 0 for layer in layers) == live_parameters(state)
     for slot, depth in mnist1d.slot_depths.items():
         assert layers[depth].layer_id == slot.replace("seed", "convolution")
 
 
-@pytest.mark.slow
 def test_a_seed_gives_three_networks_and_they_a_table_and_a_plot(growth, tmp_path) -> None:
-    rows = [growth.asdict(one) for one in growth.measure("mnist1d", 0, 2)]
+    rows = [growth.asdict(run) for run in growth.measure("mnist1d", 0, 2)]
     assert sorted(row["variant"] for row in rows) == ["big", "grown", "small"]
     assert all(0 < row["accuracy"] < 1 and row["seconds"] > 0 for row in rows)
     assert all(len(row["validation"]) == 2 for row in rows)
@@ -124,7 +122,7 @@ def test_a_seed_gives_three_networks_and_they_a_table_and_a_plot(growth, tmp_pat
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
-def test_the_table_tells_means_intervals_and_what_a_seed_gained(growth) -> None:
+def test_the_table_holds_means_intervals_and_the_gain_of_each_seed(growth) -> None:
     accuracies = {
         "small": (0.80, 0.81, 0.82, 0.83, 0.84),
         "grown": (0.90, 0.91, 0.92, 0.93, 0.94),
@@ -140,11 +138,11 @@ def test_the_table_tells_means_intervals_and_what_a_seed_gained(growth) -> None:
     ]  # fmt: skip
     written = io.StringIO()
     Console(width=200, file=written).print(growth.table(rows))
-    told = [
+    rows = [
         [cell.strip() for cell in line.strip("| ").split("|")]
         for line in written.getvalue().splitlines()
     ]
-    found = {row[0]: row[1:] for row in told}
+    found = {row[0]: row[1:] for row in rows}
     # Student's t of four degrees of freedom: 2.776 × 1.581 / √5 = 1.96
     assert found["s: small"] == ["82.0 ± 2.0", "100 ± 0", "3.0 ± 2.0"]
     assert found["s: grown against small"] == [

@@ -22,15 +22,15 @@ def train(trouble: Trouble, directory: Path | None) -> Run:
     return guard_runs.train(trouble, directory, steps=STEPS, at=AT)
 
 
-def said(run: Run) -> Counter[tuple[str, str]]:
+def count_reasons(run: Run) -> Counter[tuple[str, str]]:
     """How often each action was taken for each reason; a machine that is busy is no trouble."""
-    counted = Counter((one.action, one.reason) for one in run.answers)
+    counted = Counter((answer.action, answer.reason) for answer in run.answers)
     return counted - Counter({("WAIT", "step_latency_high"): STEPS})
 
 
 def test_a_healthy_run_is_left_alone(tmp_path: Path) -> None:
     alone, guarded = train(NOTHING, None), train(NOTHING, tmp_path)
-    assert set(said(guarded)) == {("WAIT", "guard:wait")}
+    assert set(count_reasons(guarded)) == {("WAIT", "guard:wait")}
     jax.tree.map(np.testing.assert_array_equal, guarded.params, alone.params)
     assert alone.accuracy > 0.9
 
@@ -47,7 +47,7 @@ def test_after_a_nan_the_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None
     alone, guarded = train(NAN, None), train(NAN, tmp_path)
     assert np.isnan(alone.losses[STEPS - 10])
     assert guarded.answers[AT] == (AT, "ROLLBACK", "nonfinite_loss")
-    assert said(guarded)["ROLLBACK", "nonfinite_loss"] == 1
+    assert count_reasons(guarded)["ROLLBACK", "nonfinite_loss"] == 1
     assert guarded.accuracy > 0.9
 
 
@@ -61,7 +61,7 @@ def test_a_learning_rate_that_is_too_high_is_lowered_at_once(tmp_path: Path) -> 
 def test_late_input_is_reported_until_it_is_in_time_again(tmp_path: Path) -> None:
     guarded = train(SLOW_INPUT, tmp_path)
     late = guarded.answers[AT : AT + 10]
-    assert {(one.action, one.reason) for one in late} == {("WAIT", "step_latency_high")}
+    assert {(answer.action, answer.reason) for answer in late} == {("WAIT", "step_latency_high")}
     assert guarded.answers[-1].action == "WAIT"
 
 
@@ -86,8 +86,8 @@ def test_the_page_on_thresholds_reads_them_from_a_journal(
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     exec(compile(code, str(PAGE), "exec"), {})
-    told = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in told] == [
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [
         "loss_delta", "grad_var", "grad_conflict_rate", "step_latency_ms",
     ]  # fmt: skip
-    assert float(told[2].split()[-1]) == 1.0  # the one threshold that guard_runs sets
+    assert float(lines[2].split()[-1]) == 1.0  # the one threshold that guard_runs sets

@@ -1,4 +1,4 @@
-"""The reference loop on the digits: it resumes bit for bit, compiles once, and tells the truth."""
+"""The reference loop on the digits: it resumes bit for bit, compiles once and reports correctly."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Decision:
 
 @dataclass
 class Scripted:
-    """Sends signed commands at given epochs, and remembers what it was told."""
+    """Sends signed commands at given epochs, and remembers the packets."""
 
     script: dict
     packets: list[SystemStatePacket] = field(default_factory=list)
@@ -118,6 +118,7 @@ def assert_identical(left, right) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_run_resumed_from_a_checkpoint_goes_on_bit_for_bit(task, tmp_path):
     whole = Scripted(SCRIPT)
     expected = train(task, whole, 12, deterministic=True)
@@ -144,9 +145,9 @@ def test_growing_neither_recompiles_nor_forgets_to_count_parameters(task, count_
 
 def test_packets_are_valid_and_carry_times_only_when_the_run_is_not_deterministic(task):
     for deterministic in (True, False):
-        told = Scripted({})
-        train(task, told, 2, deterministic=deterministic)
-        for packet in told.packets:
+        controller = Scripted({})
+        train(task, controller, 2, deterministic=deterministic)
+        for packet in controller.packets:
             validate_packet(packet)
             measured = {"samples_per_s", "hook_latency_ms"} & set(packet.training_metrics)
             assert bool(measured) is not deterministic
@@ -186,15 +187,16 @@ def test_a_controller_that_fails_costs_its_decisions_and_nothing_else(task):
 
 def test_packets_name_the_newest_good_checkpoint(task, tmp_path):
     checkpoints = host.HostCheckpoints(tmp_path, task.host)
-    told = Scripted({})
-    train(task, told, 3, checkpoints=checkpoints)
-    last = told.packets[-1]
+    controller = Scripted({})
+    train(task, controller, 3, checkpoints=checkpoints)
+    last = controller.packets[-1]
     assert last.restorable_checkpoint == f"step-{last.global_step:08d}"
     restored = checkpoints.restore(last.restorable_checkpoint, loop.init_loop(task, 0).host)
     assert int(restored.step) == last.global_step
     assert len(checkpoints.names()) == 3
 
 
+@pytest.mark.slow
 def test_a_state_with_a_broken_seed_is_no_checkpoint_though_the_network_is_sound(task, tmp_path):
     state = loop.init_loop(task, 0)
     grown = host.operate(
@@ -206,11 +208,11 @@ def test_a_state_with_a_broken_seed_is_no_checkpoint_though_the_network_is_sound
         params=jax.tree.map(lambda leaf: leaf * np.float32(np.nan), slot.params),
     )
     slots = {**state.host.slots, "seed-0": broken}
-    told = Scripted({})
+    controller = Scripted({})
     checkpoints = host.HostCheckpoints(tmp_path, task.host)
     spoilt = state._replace(host=state.host._replace(slots=slots))
-    train(task, told, 1, spoilt, checkpoints=checkpoints)
-    (packet,) = told.packets
+    train(task, controller, 1, spoilt, checkpoints=checkpoints)
+    (packet,) = controller.packets
     validate_packet(packet)
     assert packet.validation_loss is not None
     assert np.isfinite(packet.validation_loss)
@@ -229,6 +231,7 @@ def test_a_run_takes_no_more_device_memory_the_longer_it_is(task):
     assert held[-1] == held[1]
 
 
+@pytest.mark.slow
 def test_all_slots_can_be_grown_from_the_start(task):
     state = loop.grow_all(task, loop.init_loop(task, 0), "mlp-wide")
     stages = {int(slot.state.stage) for slot in state.host.slots.values()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from flax import nnx
 from host.tiny_host import BANK, SEED_ID, batch, make_host, make_state
 from making import make_blueprint
+from summaries import equal_trees
 
 from tamiyo_jax import Plug, growth, host
 from tamiyo_jax.contracts import SeedOperation, SeedStage
@@ -22,14 +24,14 @@ from tamiyo_jax.errors import CommandRejectedError, ConfigurationError, Persiste
 from tamiyo_jax.replay import read_history
 
 # Optax's optimisers mix dtypes; a busy machine is late.
-pytestmark = pytest.mark.usefixtures("standard_promotion", "unhurried")
+pytestmark = pytest.mark.usefixtures("standard_promotion", "patient_deadlines")
 X = jax.random.normal(jax.random.key(0), (32, 4), jnp.float32)
 Y = jnp.sin(X @ jnp.ones((4, 1), jnp.float32))
 TX = host.monitor(optax.chain(optax.sgd(0.1), host.tamiyo_scale()))
 
 
 @pytest.fixture
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+def patient_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAMIYO__DEADLINES__INFERENCE_MS", "60000")
 
 
@@ -50,9 +52,9 @@ def start() -> Any:
     return params, TX.init(params)
 
 
-def plug(tmp_path: Path, told: list[str], **options: Any) -> Plug:
+def plug(tmp_path: Path, lines: list[str], **options: Any) -> Plug:
     params = start()[0]
-    settings = {"mode": "guard", "every": 5, "log": told.append, **options}
+    settings = {"mode": "guard", "every": 5, "log": lines.append, **options}
     return Plug.open(tmp_path / "runs", params, loss_fn, X, **settings)
 
 
@@ -65,24 +67,20 @@ def train(tamiyo: Plug, steps: int, broken: int | None = None) -> Any:
     return states
 
 
-def same(left: Any, right: Any) -> bool:
-    return all(jax.tree.leaves(jax.tree.map(np.array_equal, left, right)))
-
-
 def test_a_step_that_breaks_is_undone_even_where_steps_are_donated(tmp_path: Path):
-    told: list[str] = []
-    with plug(tmp_path, told) as tamiyo:
+    lines: list[str] = []
+    with plug(tmp_path, lines) as tamiyo:
         states = train(tamiyo, 20, broken=12)
-    assert same(states[14], states[9])  # at its third decision, back to its second
+    assert equal_trees(states[14], states[9])  # at its third decision, back to its second
     assert np.isfinite(states[-1][0]["dense"]["kernel"]).all()
-    assert told[0] == "step 15: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite"
+    assert lines[0] == "step 15: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite"
     assert tamiyo.undone_steps == 0
 
 
 def test_the_loop_can_read_how_many_batches_a_rollback_undid(tmp_path: Path):
-    told: list[str] = []
+    lines: list[str] = []
     undone = []
-    with plug(tmp_path, told, every=1) as tamiyo:
+    with plug(tmp_path, lines, every=1) as tamiyo:
         state = start()
         for index in range(26):
             state, loss = train_step(state, X * (jnp.nan if index >= 20 else 1.0))
@@ -92,7 +90,7 @@ def test_the_loop_can_read_how_many_batches_a_rollback_undid(tmp_path: Path):
     assert undone[21][0] > 8
     assert undone[21][1:] == (True, False)
     assert undone[23:] == [(0, False, True)] * 3
-    assert told[-1].startswith("step 24: escalates: nonfinite_loss, rollback_budget_exhausted")
+    assert lines[-1].startswith("step 24: escalates: nonfinite_loss, rollback_budget_exhausted")
 
 
 @pytest.mark.parametrize(
@@ -107,29 +105,60 @@ def test_a_step_that_breaks_is_undone_whatever_a_seed_is_doing(tmp_path: Path, s
     slot = state.slots[SEED_ID]
     grown = slot._replace(state=growth.enter(slot.state, stage))
     state = state._replace(slots={SEED_ID: grown})
-    told: list[str] = []
+    lines: list[str] = []
     candidates = [make_blueprint(name) for name in BANK]
-    settings = {"mode": "guard", "every": 2, "log": told.append}
+    settings = {"mode": "guard", "every": 2, "log": lines.append}
     x, y = batch(0)
     with Plug.grow(tmp_path, state, made, candidates, (x, y), **settings) as tamiyo:
         for index in range(6):
             state, metrics = step(state, (x * jnp.float32(np.nan if index == 3 else 1), y))
             state = tamiyo(state, metrics)
-    assert "step 4: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite" in told
-    assert not any("without Tamiyo" in line for line in told)
+    assert "step 4: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite" in lines
+    assert not any("without Tamiyo" in line for line in lines)
     assert int(state.step) == 4  # two of six were undone
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
+def test_a_loop_goes_on_without_a_seed_until_its_step_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count_compilations
+):
+    monkeypatch.setenv("TAMIYO__RISK__DETECTION", "absolute")
+    made, data, release = make_host(), batch(0), threading.Event()
+    train = jax.jit(partial(host.train_step, made))
+
+    def step(state: host.HostState):
+        release.wait(60)
+        return train(state, data)
+
+    lines: list[str] = []
+    candidates = [make_blueprint(name) for name in BANK]
+    settings = {"mode": "act", "every": 2, "log": lines.append, "step": step}
+    state, learned = make_state(made), 0
+    with Plug.grow(tmp_path, state, made, candidates, data, **settings) as tamiyo:
+        while learned < 2:
+            state, metrics = train(state, data)
+            state = tamiyo(state, metrics)
+            grown = state.slots[SEED_ID]
+            if any("GERMINATE" in line for line in lines) and not release.is_set():
+                assert grown.params == {}  # at the step of the decision
+                release.set()
+            learned += bool(grown.params)
+            assert int(state.step) < 200
+        with count_compilations() as compiled:
+            state, _ = train(state, data)
+    assert compiled.count == 0
+    assert not any("goes on without" in line for line in lines)
+
+
 def test_a_run_in_which_nothing_happens_is_the_run_without_tamiyo(tmp_path: Path):
-    told: list[str] = []
-    with plug(tmp_path, told) as tamiyo:
+    lines: list[str] = []
+    with plug(tmp_path, lines) as tamiyo:
         watched = train(tamiyo, 10)
     state = start()
     for _ in range(10):
         state, _ = train_step(state, X)
-    assert same(watched[-1], jax.device_get(state))
-    assert told == []
+    assert equal_trees(watched[-1], jax.device_get(state))
+    assert lines == []
 
 
 def test_packets_hold_the_means_of_the_steps_since_the_last_one(tmp_path: Path):
@@ -151,19 +180,19 @@ def test_packets_hold_the_means_of_the_steps_since_the_last_one(tmp_path: Path):
 
 
 def test_a_controller_that_cannot_answer_leaves_the_loop_alone(tmp_path: Path):
-    told: list[str] = []
-    tamiyo = plug(tmp_path, told)
+    lines: list[str] = []
+    tamiyo = plug(tmp_path, lines)
     tamiyo.close()
     assert len(train(tamiyo, 5)) == 5
-    assert told[0].startswith("step 5: goes on without Tamiyo: PersistenceError")
+    assert lines[0].startswith("step 5: goes on without Tamiyo: PersistenceError")
 
 
 def test_in_shadow_it_says_what_it_would_do_and_does_nothing(tmp_path: Path):
-    told: list[str] = []
-    with plug(tmp_path, told, mode="shadow") as tamiyo:
+    lines: list[str] = []
+    with plug(tmp_path, lines, mode="shadow") as tamiyo:
         states = train(tamiyo, 15, broken=12)
     assert (
-        told[-1]
+        lines[-1]
         == "step 15: would ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite"
     )
     assert np.isnan(states[-1][0]["dense"]["kernel"]).all()
@@ -202,13 +231,13 @@ def test_parameters_without_the_optimisers_state_are_refused_with_what_is_missin
     ids=["(1,)", "(n,)", "tuple", "dict", "bf16", "float", "numpy"],
 )
 def test_a_loss_may_come_in_many_forms(tmp_path: Path, shape: Any):
-    with plug(tmp_path, told := []) as tamiyo:
+    with plug(tmp_path, lines := []) as tamiyo:
         state = start()
         for _ in range(5):
             state, loss = train_step(state, X)
             state = tamiyo(state, shape(loss))
         (step,) = read_history(tamiyo.directory / "tamiyo")
-    assert told == []
+    assert lines == []
     assert step.packet.training_loss == pytest.approx(float(loss), rel=1)
 
 
@@ -226,8 +255,8 @@ def test_a_mode_that_does_not_exist_leaves_nothing_behind(tmp_path: Path):
 
 def test_a_spiked_state_is_never_what_a_rollback_returns_to(tmp_path: Path):
     """Updates × 1,000 from step 42 to 51, and a NaN at 53: back to before the updates."""
-    told: list[str] = []
-    with plug(tmp_path, told, every=5) as tamiyo:
+    lines: list[str] = []
+    with plug(tmp_path, lines, every=5) as tamiyo:
         state, losses = start(), []
         for step in range(1, 61):
             before = state[0]["dense"]["kernel"].copy()
@@ -237,15 +266,15 @@ def test_a_spiked_state_is_never_what_a_rollback_returns_to(tmp_path: Path):
                 state = ({"dense": {"kernel": spoilt}}, state[1])
             state = tamiyo(state, loss)
             losses.append(float(loss_fn(state[0], X)))
-    assert "step 55: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite" in told
+    assert "step 55: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite" in lines
     assert losses[48] > 100 * losses[39]  # finite, and no state to return to
     assert losses[54] == losses[39]
 
 
 def test_the_same_fault_again_goes_further_back_then_brakes_then_escalates(tmp_path: Path):
-    told: list[str] = []
+    lines: list[str] = []
     decisions = []
-    with plug(tmp_path, told, every=1) as tamiyo:
+    with plug(tmp_path, lines, every=1) as tamiyo:
         step = tamiyo.tamiyo.step
         tamiyo.tamiyo.step = lambda packet: decisions.append(step(packet)) or decisions[-1]
         state = start()
@@ -254,29 +283,29 @@ def test_the_same_fault_again_goes_further_back_then_brakes_then_escalates(tmp_p
             state = tamiyo(state, loss)
             if index in (20, 21, 22):
                 assert np.isfinite(state[0]["dense"]["kernel"]).all()
-    commands = [one.command for one in decisions[20:23]]
-    went = [int(one.payload.checkpoint.removeprefix("step-")) for one in commands]
+    commands = [decision.command for decision in decisions[20:23]]
+    went = [int(command.payload.checkpoint.removeprefix("step-")) for command in commands]
     assert went[0] == 20
     assert went[1] <= 12  # out of reach of a slow divergence
     assert went[2] == went[1]
     assert "skip_data" not in commands[0].annotations
     assert commands[1].annotations["skip_data"] == "true"
     assert float(commands[2].annotations["lr_delta"]) < 0
-    assert [one.escalate for one in decisions[20:]] == [False] * 3 + [True] * 7
-    assert {one.command for one in decisions[23:]} == {None}
+    assert [decision.escalate for decision in decisions[20:]] == [False] * 3 + [True] * 7
+    assert {decision.command for decision in decisions[23:]} == {None}
     assert "rollback_budget_exhausted" in {event.name for event in decisions[23].events}
 
 
 def test_brakes_are_released_over_calm_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TAMIYO__GUARD__RELEASE_STEPS", "4")
-    told: list[str] = []
-    with plug(tmp_path, told, every=1) as tamiyo:
+    lines: list[str] = []
+    with plug(tmp_path, lines, every=1) as tamiyo:
         state, loss = train_step(start(), X)
         state = host.scale_by(tamiyo(state, loss), 0.49, host.LIMITS)
         for _ in range(20):
             state, loss = train_step(state, X)
             state = tamiyo(state, loss)
-    assert [line.split(": ")[1] for line in told] == ["OPTIMIZER (brake_released)"] * 2
+    assert [line.split(": ")[1] for line in lines] == ["OPTIMIZER (brake_released)"] * 2
     assert float(host.scale_of(state)) == pytest.approx(1.0)
 
 
@@ -343,15 +372,15 @@ def test_an_nnx_model_and_its_optimiser_are_rolled_back_and_braked(tmp_path: Pat
         optimizer.update(model, gradient)
         return loss
 
-    told: list[str] = []
+    lines: list[str] = []
     model = Net()
     optimizer = nnx.Optimizer(model, TX, wrt=nnx.Param)
-    settings = {"mode": "guard", "every": 2, "log": told.append}
+    settings = {"mode": "guard", "every": 2, "log": lines.append}
     with Plug.open(tmp_path, model, loss_of, X, **settings) as tamiyo:
         for index in range(8):
             loss = step(model, optimizer, X * (jnp.nan if index == 5 else 1.0))
             model, optimizer = tamiyo((model, optimizer), loss)
-    assert told[0] == "step 6: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite"
+    assert lines[0] == "step 6: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite"
     assert np.isfinite(model.dense.kernel[...]).all()
     slower = host.scale_by((model, optimizer), 0.5, (0.1, 10.0))
     assert float(host.scale_of(slower)) == 0.5
@@ -387,10 +416,10 @@ def tied_step(model: Tied, optimizer: nnx.Optimizer, letters: jax.Array, factor:
 
 
 def test_tied_weights_of_an_nnx_model_survive_rollback_and_braking(tmp_path: Path):
-    told: list[str] = []
+    lines: list[str] = []
     model, letters = Tied(), jnp.arange(8)
     optimizer = nnx.Optimizer(model, TX, wrt=nnx.Param)
-    settings = {"mode": "guard", "every": 2, "log": told.append}
+    settings = {"mode": "guard", "every": 2, "log": lines.append}
     with Plug.open(tmp_path, model, tied_loss, letters, **settings) as tamiyo:
         tied_loss(model, letters)  # was traced, and can still be called
         for index in range(8):
@@ -398,7 +427,7 @@ def test_tied_weights_of_an_nnx_model_survive_rollback_and_braking(tmp_path: Pat
             loss = tied_step(model, optimizer, letters, factor)
             model, optimizer = tamiyo((model, optimizer), loss)
             assert model.readout.embedding is model.embed.embedding
-    assert "step 6: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite" in told
+    assert "step 6: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite" in lines
     assert np.isfinite(model.embed.embedding[...]).all()
     slower, slowed = host.scale_by((model, optimizer), 0.5, host.LIMITS)
     assert slower.readout.embedding is slower.embed.embedding
@@ -422,19 +451,20 @@ def test_an_equinox_optimiser_may_be_given_the_whole_model(tmp_path: Path):
         updates, opt_state = TX.update(gradient, opt_state, model)
         return eqx.apply_updates(model, updates), opt_state, loss
 
-    told: list[str] = []
+    lines: list[str] = []
     model = Net(eqx.nn.Linear(4, 1, key=jax.random.key(0)), jnp.arange(3), jnp.tanh)
     opt_state = TX.init(eqx.filter(model, eqx.is_inexact_array))
-    settings = {"mode": "guard", "every": 2, "log": told.append}
+    settings = {"mode": "guard", "every": 2, "log": lines.append}
     with Plug.open(tmp_path, model, loss_of, X, **settings) as tamiyo:
         for index in range(6):
             x = X * (jnp.nan if index == 3 else 1.0)
             model, opt_state, loss = step(model, opt_state, x)
             model, opt_state = tamiyo((model, opt_state), loss)
-    assert told[0] == "step 4: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite"
+    assert lines[0] == "step 4: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite"
     assert np.isfinite(model.linear.weight).all()
 
 
+@pytest.mark.slow
 def test_two_monitored_optimisers_are_measured_as_one(tmp_path: Path):
     generator, discriminator = (
         {name: {"kernel": jnp.ones((4, 1), jnp.float32)}} for name in ("generator", "discriminator")
@@ -488,8 +518,8 @@ def test_an_epoch_under_scan_is_handed_over_at_once(tmp_path: Path):
 
         return jax.lax.scan(step, state, xs)
 
-    told: list[str] = []
-    with plug(tmp_path, told, every=5) as tamiyo:
+    lines: list[str] = []
+    with plug(tmp_path, lines, every=5) as tamiyo:
         state = start()
         for index in range(3):
             xs = jnp.stack([X] * 10).at[3].multiply(jnp.nan if index == 2 else 1.0)
@@ -497,20 +527,20 @@ def test_an_epoch_under_scan_is_handed_over_at_once(tmp_path: Path):
             state = tamiyo(state, metrics)
         first, *_ = read_history(tamiyo.directory / "tamiyo")
     assert first.packet.global_step == 10
-    assert told == ["step 30: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite"]
+    assert lines == ["step 30: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite"]
     assert np.isfinite(state[0]["dense"]["kernel"]).all()
 
 
 def test_a_break_after_the_last_decision_is_seen_when_it_is_closed(tmp_path: Path):
-    told: list[str] = []
-    tamiyo = plug(tmp_path, told)
+    lines: list[str] = []
+    tamiyo = plug(tmp_path, lines)
     states = train(tamiyo, 13, broken=11)
     tamiyo.close()
-    assert told == [
+    assert lines == [
         "step 13: the steps since the last decision have a loss or a gradient that is not finite; "
         "restore(state) returns the newest kept state (step-00000010)"
     ]
-    assert same(jax.device_get(tamiyo.restore(states[-1])), states[9])
+    assert equal_trees(jax.device_get(tamiyo.restore(states[-1])), states[9])
 
 
 def test_a_network_of_511_layers_has_room_in_its_packets(tmp_path: Path):
@@ -521,10 +551,10 @@ def test_a_network_of_511_layers_has_room_in_its_packets(tmp_path: Path):
             x = x @ layer["kernel"]
         return x
 
-    told: list[str] = []
-    settings = {"mode": "guard", "every": 1, "log": told.append}
+    lines: list[str] = []
+    settings = {"mode": "guard", "every": 1, "log": lines.append}
     with Plug.open(tmp_path, params, forward, jnp.ones((1, 1)), **settings) as tamiyo:
         tamiyo((params, TX.init(params)), jnp.float32(1))
         (step,) = read_history(tamiyo.directory / "tamiyo")
-    assert told == []
+    assert lines == []
     assert "layer/layer510/weight_norm" in step.packet.training_metrics

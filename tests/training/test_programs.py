@@ -7,9 +7,8 @@ import threading
 from collections.abc import Callable
 
 import jax
-import numpy as np
-import pytest
 from host.tiny_host import BANK, SEED_ID, batch, make_host, make_state, operate
+from summaries import equal_trees
 
 from tamiyo_jax import host
 from tamiyo_jax.contracts import SeedOperation, SeedStage
@@ -20,30 +19,24 @@ OP = SeedOperation
 MADE = make_host()
 
 
-def started(compile_for: Callable[[host.HostState], object], *, wait: bool = False):
+def start(compile_for: Callable[[host.HostState], object], *, wait: bool = False):
     """Programs that run for a dormant host, and that host."""
     programs, state = Programs(compile_for, wait=wait), make_state(MADE)
-    assert programs.inside(state) is state
+    assert programs.inside(state)[0] is state
     return programs, state
-
-
-def same(left, right) -> bool:
-    if jax.tree.structure(left) != jax.tree.structure(right):
-        return False
-    return all(map(np.array_equal, jax.tree.leaves(left), jax.tree.leaves(right)))
 
 
 def test_a_seed_is_carried_beside_the_programs_until_those_with_it_are_there() -> None:
     release = threading.Event()
-    programs, state = started(lambda host: release.wait(60))
+    programs, state = start(lambda host: release.wait(60))
     state = operate(state, OP.GERMINATE, 1)
     for operation in (None, OP.START_TRAINING):
         state = state if operation is None else operate(state, operation)
-        inside = programs.inside(state)
+        inside, _ = programs.inside(state)
         assert inside.slots[SEED_ID].params == {}
         trained, _ = host.train_step(MADE, inside, batch(0))
-        after = programs.rejoined(trained, state)
-        assert same(after.slots[SEED_ID].params, state.slots[SEED_ID].params)
+        after = programs.rejoin(trained)
+        assert equal_trees(after.slots[SEED_ID].params, state.slots[SEED_ID].params)
         assert (
             int(after.slots[SEED_ID].state.age_steps)
             == int(state.slots[SEED_ID].state.age_steps) + 1
@@ -51,49 +44,62 @@ def test_a_seed_is_carried_beside_the_programs_until_those_with_it_are_there() -
         state = after
     release.set()
     programs._ahead._thread.join()
-    assert programs.inside(state) is state
+    assert programs.inside(state)[0] is state
+
+
+def test_a_rollback_while_a_seed_is_carried_goes_on_without_it() -> None:
+    release = threading.Event()
+    programs, small = start(lambda host: release.wait(60))
+    programs.inside(operate(small, OP.GERMINATE, 1))
+    assert programs.inside(small)[0] is small
+    assert equal_trees(programs.rejoin(small), small)
+    release.set()
 
 
 def test_a_seed_that_is_to_blend_in_is_waited_for() -> None:
     built = []
-    programs, state = started(built.append)
+    programs, state = start(built.append)
     for operation in (OP.GERMINATE, OP.START_TRAINING, OP.START_GRAFTING):
         state = operate(state, operation, 1)
-    assert programs.inside(state) is state
-    assert [list(one.slots[SEED_ID].params) for one in built] == [["steep"]]
+    assert programs.inside(state)[0] is state
+    assert [list(program.slots[SEED_ID].params) for program in built] == [["steep"]]
 
 
 def test_a_run_that_must_be_like_another_compiles_when_it_needs_to() -> None:
     built = []
-    programs, state = started(built.append, wait=True)
+    programs, state = start(built.append, wait=True)
     state = operate(state, OP.GERMINATE, 1)
-    assert programs.inside(state) is state
+    assert programs.inside(state)[0] is state
     assert not built
 
 
 def test_a_program_that_cannot_be_compiled_is_an_error_once_and_the_old_one_goes_on() -> None:
-    def broken(host: host.HostState) -> None:
+    def fail_to_compile(host: host.HostState) -> None:
         raise TypeError("no program")
 
-    programs, state = started(broken)
+    programs, state = start(fail_to_compile)
     for operation in (OP.GERMINATE, OP.START_TRAINING, OP.START_GRAFTING):
         state = operate(state, operation, 1)
-    with pytest.raises(CompilationError, match="no program"):
-        programs.inside(state)
-    assert programs.inside(state).slots[SEED_ID].params == {}
+    inside, error = programs.inside(state)
+    assert isinstance(error, CompilationError)
+    assert "no program" in str(error)
+    assert inside.slots[SEED_ID].params == {}
+    inside, error = programs.inside(state)
+    assert error is None
+    assert inside.slots[SEED_ID].params == {}
     culled = operate(state, OP.CULL)
-    assert programs.inside(culled) is culled
+    assert programs.inside(culled)[0] is culled
 
 
 def test_what_was_compiled_ahead_is_compiled_no_second_time(count_compilations) -> None:
     step = jax.jit(lambda state, data: host.train_step(MADE, state, data))
     data = batch(0)
-    programs, state = started(lambda host: step.lower(host, data).compile())
+    programs, state = start(lambda host: step.lower(host, data).compile())
     state, _ = step(state, data)
     state = operate(state, OP.GERMINATE, list(BANK).index("gentle"))
     programs.inside(state)
     programs._ahead._thread.join()
-    state = programs.inside(state)
+    state, _ = programs.inside(state)
     with count_compilations() as compiled:
         state, _ = step(state, data)
         state, _ = step(state, data)

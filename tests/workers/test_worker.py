@@ -283,7 +283,7 @@ def test_a_worker_sees_no_secret_and_is_the_first_to_go_when_memory_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TAMIYO_SECRET", SECRET.decode())
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something else that is nobody's business")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something else that workers must not see")
     with pool_of("environment", tmp_path) as pool:
         pool.wait_ready()
         seen = pool.call(None, 60_000.0)
@@ -302,7 +302,7 @@ def test_a_worker_cannot_take_more_memory_than_it_may(tmp_path: Path) -> None:
             pool.call(8192 * MEBIBYTE, 60_000.0)
 
 
-def test_a_call_that_expires_in_the_queue_kills_nobody(tmp_path: Path) -> None:
+def test_a_call_that_expires_in_the_queue_kills_no_worker(tmp_path: Path) -> None:
     with pool_of("naps", tmp_path) as pool:
         pool.wait_ready()
         pool.call(0.0, 60_000.0)
@@ -354,7 +354,7 @@ def test_an_answer_is_nobodys_where_what_was_done_meanwhile_failed(tmp_path: Pat
         assert pool.call(0.02, 60_000.0) == 0.02
 
 
-def test_a_call_that_leaves_the_queue_too_late_kills_nobody(tmp_path: Path) -> None:
+def test_a_call_that_leaves_the_queue_too_late_kills_no_worker(tmp_path: Path) -> None:
     with pool_of("naps", tmp_path) as pool:
         pool.wait_ready()
         (pid,) = pool.pids()
