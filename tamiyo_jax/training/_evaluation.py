@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from tamiyo_jax.host import Host, HostState, contribution, loss_of, probe
 from tamiyo_jax.training._programs import may_grow
@@ -55,5 +54,5 @@ def run_once(
     evaluate: Callable[[HostState], Evaluation],
     state: HostState,
 ) -> None:
-    """Compile what a loop runs on a state and run it, on a copy, whose buffers may be donated."""
-    jax.block_until_ready((step(jax.tree.map(jnp.copy, state)), evaluate(state)))
+    """Compile what a loop runs on a state, and run it; the step, which is last, may donate it."""
+    jax.block_until_ready((evaluate(state), step(state)))

@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from tamiyo_jax.contracts import SeedStage
 from tamiyo_jax.errors import CompilationError
 from tamiyo_jax.expansion import CompileAhead
@@ -33,7 +36,7 @@ class Programs:
 
     Args:
       build_for: compiles all of a run's programs for a host, and runs each once: the first run of
-        a program takes several steps' time. It leaves the host's arrays as they are.
+        a program takes several steps' time. The host is a copy, whose buffers it may donate.
       wait: whether a run waits for its programs at once, so that equal runs are equal.
     """
 
@@ -61,7 +64,9 @@ class Programs:
             self._inside = grown
         elif not grown <= self._inside and grown != self._wanted:
             self._wanted = grown
-            self._ahead = CompileAhead(lambda: self._build_for(host))
+            # The loop may donate the host's own buffers to its next step meanwhile.
+            copied = jax.tree.map(jnp.copy, host)
+            self._ahead = CompileAhead(lambda: self._build_for(copied))
         if self._ahead is not None and (self._ahead.done or not self._is_silent(host)):
             ahead, self._ahead = self._ahead, None
             try:

@@ -124,7 +124,7 @@ def test_a_loop_goes_on_without_a_seed_until_its_step_is_compiled(
 ):
     monkeypatch.setenv("TAMIYO__RISK__DETECTION", "absolute")
     made, data, release = make_host(), batch(0), threading.Event()
-    train = jax.jit(partial(host.train_step, made))
+    train = jax.jit(partial(host.train_step, made), donate_argnums=0)
 
     def step(state: host.HostState):
         release.wait(60)
