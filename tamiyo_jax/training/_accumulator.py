@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from tamiyo_jax.host import Detector, Signals, StepMetrics, detect, new_detector, worst
 
-__all__ = ["Accumulated", "accumulate", "is_finite", "mean_of", "restart", "summarize"]
+__all__ = ["Accumulated", "accumulate", "mean_of", "restart", "summarize"]
 
 
 class Accumulated(NamedTuple):

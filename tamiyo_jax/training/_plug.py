@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -30,16 +31,17 @@ from tamiyo_jax.host import (
     HostState,
     MemoryCheckpoints,
     blueprint_of,
-    contribution,
     layer_names,
     loss_of,
     scale_of,
 )
+from tamiyo_jax.training._evaluation import Evaluate, Evaluation, evaluate_growth, run_once
 from tamiyo_jax.training._inputs import read_steps, split_model
+from tamiyo_jax.training._log_lines import describe_decision
+from tamiyo_jax.training._programs import Programs
 from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts
 from tamiyo_jax.training._run_directory import new_run_directory
 from tamiyo_jax.training._settings import check_options, load_settings
-from tamiyo_jax.training._telling import tell
 from tamiyo_jax.training._watch import Watch
 from tamiyo_jax.training._wiring import open_controller
 
@@ -51,16 +53,13 @@ OWN_RISK = 0.0  # the network is there with Tamiyo or without
 
 Batch = Any
 State = TypeVar("State")
-Evaluate = Callable[[Any], tuple[jax.Array | None, Mapping[str, jax.Array]]]
-"""The validation loss of a train state, and the contribution of each of its seeds."""
 
 
 class Plug:
     """Tamiyo's place in a training loop; made by `Plug.open` or `Plug.grow`.
 
     It makes packets from the measurements of the steps, keeps sound states in memory, and
-    verifies and applies commands. Settings come from `TamiyoConfig.load`, and the policy is the
-    heuristic.
+    verifies and applies commands. Settings come from `TamiyoConfig.load`; the heuristic decides.
 
     Attributes:
       directory: of this run: its blueprints in ``blueprints.db``, the controller in ``tamiyo``.
@@ -85,9 +84,11 @@ class Plug:
         candidates: Sequence[Blueprint] = (),
         server: str | None = None,
         run_id: str | None = None,
+        programs: Programs | None = None,
     ) -> None:
         check_options(mode, every)
         self._evaluate = evaluate
+        self._programs = programs
         self._log = log
         self._boundaries = self.undone_steps = 0
         self.skips_data = self.escalated = self._closed = False
@@ -177,7 +178,7 @@ class Plug:
                 risk=OWN_RISK,
             ),
             layers=layer_names(params),
-            evaluate=lambda state: (None if validate is None else validate(state), {}),
+            evaluate=lambda state: Evaluation(validate and validate(state), {}, {}),
             mode=mode,
             every=every,
             log=log,
@@ -197,6 +198,7 @@ class Plug:
         mode: Literal["act", "shadow", "guard"],
         every: int,
         log: Callable[[str], object],
+        step: Callable[[HostState], object] | None = None,
     ) -> Self:
         """Plug Tamiyo into a loop that trains a host with seed slots by `host.train_step`.
 
@@ -205,22 +207,21 @@ class Plug:
           state: of the host, before its first step.
           host: the host that is trained.
           candidates: blueprints that seeds may be grown into, as `host.seed_bank` gives them.
-          validation: a batch for `host.loss`, on which the network and its seeds are evaluated.
+          validation: a batch for `host.loss` that evaluates the network, seeds and candidates.
           mode: as for `Tamiyo.open`.
           every: steps from one decision to the next.
           log: called with one line of text for each command and for each error.
+          step: what the loop runs on a state, such as ``lambda state: train_step(state, batch)``
+            with a batch of the loop. It is called for a seed that germinates, on a copy, in a
+            thread; the loop goes on without the seed until it is compiled. None: it waits.
 
         Raises:
-          ConfigurationError: `every` is less than 1, or `mode` is not a mode.
-          PersistenceError: `directory` cannot be made or written.
-          TamiyoError: as `host.blueprint_of` and `Tamiyo.open` do.
+          TamiyoError: as `open` does.
         """
-
-        @jax.jit
-        def evaluate(state: HostState, batch: Batch) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-            contributions = contribution(host.loss, state.params, state.slots, batch)
-            return loss_of(host, state, batch), contributions
-
+        evaluate = evaluate_growth(host, validation)
+        programs = None if step is None else Programs(partial(run_once, step, evaluate), wait=False)
+        if programs is not None:
+            programs.inside(state)
         return cls(
             directory,
             blueprint_of(
@@ -231,12 +232,13 @@ class Plug:
                 risk=OWN_RISK,
             ),
             layers=layer_names(state.params),
-            evaluate=lambda state: evaluate(state, validation),
+            evaluate=evaluate,
             mode=mode,
             every=every,
             log=log,
             host=host,
             candidates=candidates,
+            programs=programs,
         )
 
     def __call__(self, state: State, measured: Any) -> State:  # noqa: ANN401 - see total_loss
@@ -258,7 +260,25 @@ class Plug:
         """
         metrics = read_steps(state, measured)
         self.undone_steps, self.skips_data = 0, False
-        return self._decide(state) if self._watch.add(metrics) else state
+        if self._watch.add(metrics):
+            return self._inside(self._decide(self._whole(state)))
+        ready = self._programs is not None and self._programs.ready
+        return self._inside(self._whole(state)) if ready else state
+
+    def _whole(self, state: State) -> State:
+        """The state with the seeds whose programs are not there yet."""
+        if self._programs is None or not isinstance(state, HostState):
+            return state
+        return self._programs.rejoin(state)
+
+    def _inside(self, whole: State) -> State:
+        """The state without the seeds whose programs are not there yet."""
+        if self._programs is None or not isinstance(whole, HostState):
+            return whole
+        state, error = self._programs.inside(whole)
+        if error is not None:
+            self._log(f"step {self._watch.steps}: goes on without the seed: {error}")
+        return state
 
     def _decide(self, state: State) -> State:
         """Ask the controller about a state, and return what its command makes of it."""
@@ -279,8 +299,8 @@ class Plug:
         return after
 
     def _note(self, decision: Decision) -> None:
-        """Log a decision, and tell the loop where its data goes on."""
-        for line in tell(decision, self._last):
+        """Log a decision, and keep where the data of the loop goes on."""
+        for line in describe_decision(decision, self._last):
             self._log(f"step {self._watch.steps}: {line}")
         self._last, self.escalated = decision, decision.escalate
         command = None if decision.shadow else decision.command
@@ -335,14 +355,14 @@ class Plug:
         """The means since the last boundary, and the validation loss of the state."""
         mean, metrics = self._watch.interval()
         self._boundaries += 1
-        validation_loss, contributions = jax.device_get(self._evaluate(state))
+        loss, contributions, probe = jax.device_get(self._evaluate(state))
         return Boundary(
             number=self._boundaries,
             global_step=self._watch.steps,
             mean=mean,
-            validation_loss=None if validation_loss is None else float(validation_loss),
+            validation_loss=None if loss is None else float(loss),
             validation_accuracy=None,
             contributions=contributions,
-            probe={},
+            probe=probe,
             metrics=metrics,
         )

@@ -1,4 +1,4 @@
-"""What a `Plug` logs of a decision, one line of text for each thing."""
+"""What a `Plug` logs of a decision, in lines of text."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from tamiyo_jax.contracts import TelemetryLevel
 from tamiyo_jax.decision import Decision
 
-__all__ = ["tell"]
+__all__ = ["describe_decision"]
 
 NOTICES = ("loader_stall", "plateau", "step_refused")
 """Events on which nothing is done, logged when they begin."""
 
 
-def tell(decision: Decision, before: Decision | None) -> Iterator[str]:
+def describe_decision(decision: Decision, before: Decision | None) -> Iterator[str]:
     """The lines about a decision, after the one before it."""
     if decision.command is not None:
         yield _describe(decision)
