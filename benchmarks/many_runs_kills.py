@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from killed_servers import kill_at_random
 from redis_server import RedisServer
-from serving.kills import kill_at_random
 
 
 def main() -> None:
@@ -26,13 +26,16 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--kills", type=int, default=100)
     arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--pause", type=float, default=6.0, help="longest time between kills, s")
     arguments.add_argument("--json", action="store_true")
     parsed = arguments.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         (directory / "redis").mkdir()
         with RedisServer(directory / "redis") as redis:
-            figures = kill_at_random(redis, directory, parsed.kills, parsed.seed)
+            figures = kill_at_random(
+                redis, directory, kills=parsed.kills, seed=parsed.seed, pause_s=parsed.pause
+            )
     if parsed.json:
         print(json.dumps(figures._asdict()))
     else:

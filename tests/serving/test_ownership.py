@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killed_servers import kill_at_random
 from redis_server import RedisServer
 from served import (
     CONFIG,
@@ -28,7 +29,6 @@ from served import (
     told,
     wait_for,
 )
-from serving.kills import kill_at_random
 
 from tamiyo_jax.policy import init_params
 from tamiyo_jax.serving._messages import RunKeys
@@ -210,6 +210,6 @@ def read(url: str) -> str:
 def test_kills_of_servers_and_redis_lose_no_decision_and_change_none(
     own_redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    figures = kill_at_random(own_redis_server, tmp_path, kills=5, seed=1)
+    figures = kill_at_random(own_redis_server, tmp_path, kills=5, seed=1, pause_s=2.0)
     assert figures.decisions > 0
     assert (figures.different, figures.repeated, figures.changed) == (0, 0, 0)

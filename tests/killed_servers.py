@@ -82,15 +82,20 @@ class _Training:
             self.changed += self._answers.setdefault(number, message) != message
 
 
-def kill_at_random(redis: RedisServer, directory: Path, kills: int, seed: int) -> Figures:
-    """Let two servers serve three runs, and kill one of them or Redis again and again."""
+def kill_at_random(
+    redis: RedisServer, directory: Path, *, kills: int, seed: int, pause_s: float
+) -> Figures:
+    """Let two servers serve three runs, and kill one of them or Redis again and again.
+
+    `pause_s` is the longest time between two kills.
+    """
     chance = random.Random(seed)
     put_blueprints(redis.url)
     over = threading.Event()
     with _servers(redis, directory) as servers:
         runs = [_Training(redis, f"run-{i}", 3 * i, over) for i in range(_RUNS)]
         for number in range(kills):
-            time.sleep(chance.uniform(0.2, 2.0))
+            time.sleep(chance.uniform(0.1, 1.0) * pause_s)
             if chance.random() < 0.5:
                 redis.kill()
                 redis.start()
