@@ -65,6 +65,7 @@ class HeuristicDict(TypedDict, total=False):
 
     plateau_epochs: int
     plateau_improvement: float
+    probe_ratio: float
     min_epochs: int
     embargo_epochs: int
     train_epochs: int

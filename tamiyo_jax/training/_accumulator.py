@@ -83,8 +83,10 @@ def _accumulate(before: Accumulated | None, measured: StepMetrics) -> Accumulate
     if before is None:
         first = jax.tree.map(lambda figures: figures[0], stacked)
         layers = first.statistics.gradient_norm.shape[0]
-        before = restart(Accumulated(first, jnp.float32(1), new_detector(layers)))
-    return jax.lax.scan(_add, before, stacked)[0]
+        start: Accumulated = restart(Accumulated(first, jnp.float32(1), new_detector(layers)))
+    else:
+        start = before
+    return jax.lax.scan(_add, start, stacked)[0]
 
 
 def _add(before: Accumulated, step: StepMetrics) -> tuple[Accumulated, None]:
