@@ -6,16 +6,16 @@
 # Needs redis-server and tamiyo_jax[redis,telemetry]. Set PYTHON to choose an interpreter.
 set -eu
 
-directory=${1:-runs/many}
+mkdir -p "${1:-runs/many}/redis"
+directory=$(cd "${1:-runs/many}" && pwd)
 python=${PYTHON:-python}
 here=$(dirname "$0")
-mkdir -p "$directory/redis"
 chmod 700 "$directory"
 
 # The servers' secret, from which the runs' keys are derived. Keep yours in a secret store.
 TAMIYO_SECRET=${TAMIYO_SECRET:-$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')}
 # A socket in a private directory: nobody else on this machine reaches it.
-TAMIYO_REDIS_URL="unix://$(cd "$directory" && pwd)/redis/socket"
+TAMIYO_REDIS_URL="unix://$directory/redis/socket"
 export TAMIYO_SECRET TAMIYO_REDIS_URL
 # What all runs of the sweep have in common: no seeds, and losses of any size.
 export TAMIYO__PACKET__SEEDLESS=true TAMIYO__RISK__DETECTION=relative
@@ -30,7 +30,10 @@ stop() {
   kill -TERM "$redis" && wait "$redis" || true
 }
 trap stop EXIT
-until [ -S "$directory/redis/socket" ]; do sleep 0.1; done
+until [ -S "$directory/redis/socket" ]; do
+  kill -0 "$redis" || exit 1
+  sleep 0.1
+done
 
 for number in 1 2; do
   "$python" -m tamiyo_jax serve --directory "$directory/server-$number" --policy heuristic \

@@ -70,6 +70,7 @@ if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'owner', '')
 if ARGV[2] ~= '0' and redis.call('XLEN', KEYS[2]) == 0 then
   redis.call('DEL', KEYS[2])
+  redis.call('HDEL', KEYS[1], 'position')
   redis.call('EXPIRE', KEYS[1], ARGV[2])
   redis.call('EXPIRE', KEYS[3], ARGV[2])
 end
