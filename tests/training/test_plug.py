@@ -127,7 +127,7 @@ def test_a_loop_goes_on_without_a_seed_until_its_step_is_compiled(
     train = jax.jit(partial(host.train_step, made), donate_argnums=0)
 
     def step(state: host.HostState):
-        release.wait(60)
+        release.wait(600)
         return train(state, data)
 
     lines: list[str] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import jax
 from host.tiny_host import BANK, SEED_ID, batch, make_host, make_state, operate
@@ -17,6 +18,7 @@ from tamiyo_jax.training._programs import Programs
 
 OP = SeedOperation
 MADE = make_host()
+STEP = jax.jit(partial(host.train_step, MADE))
 
 
 def start(compile_for: Callable[[host.HostState], object], *, wait: bool = False):
@@ -28,13 +30,13 @@ def start(compile_for: Callable[[host.HostState], object], *, wait: bool = False
 
 def test_a_seed_is_carried_beside_the_programs_until_those_with_it_are_there() -> None:
     release = threading.Event()
-    programs, state = start(lambda host: release.wait(60))
+    programs, state = start(lambda host: release.wait(600))
     state = operate(state, OP.GERMINATE, 1)
     for operation in (None, OP.START_TRAINING):
         state = state if operation is None else operate(state, operation)
         inside, _ = programs.inside(state)
         assert inside.slots[SEED_ID].params == {}
-        trained, _ = host.train_step(MADE, inside, batch(0))
+        trained, _ = STEP(inside, batch(0))
         after = programs.rejoin(trained)
         assert equal_trees(after.slots[SEED_ID].params, state.slots[SEED_ID].params)
         assert (
@@ -49,7 +51,7 @@ def test_a_seed_is_carried_beside_the_programs_until_those_with_it_are_there() -
 
 def test_a_rollback_while_a_seed_is_carried_goes_on_without_it() -> None:
     release = threading.Event()
-    programs, small = start(lambda host: release.wait(60))
+    programs, small = start(lambda host: release.wait(600))
     programs.inside(operate(small, OP.GERMINATE, 1))
     assert programs.inside(small)[0] is small
     assert equal_trees(programs.rejoin(small), small)
@@ -92,8 +94,7 @@ def test_a_program_that_cannot_be_compiled_is_an_error_once_and_the_old_one_goes
 
 
 def test_what_was_compiled_ahead_is_compiled_no_second_time(count_compilations) -> None:
-    step = jax.jit(lambda state, data: host.train_step(MADE, state, data))
-    data = batch(0)
+    step, data = jax.jit(partial(host.train_step, MADE)), batch(0)
     programs, state = start(lambda host: step.lower(host, data).compile())
     state, _ = step(state, data)
     state = operate(state, OP.GERMINATE, list(BANK).index("gentle"))
