@@ -74,7 +74,7 @@ def _copied(leaves: list[Any]) -> list[Any]:
     Arrays of the same devices are copied by one program, since a call for each costs more.
     """
     copies = [leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
-    together: dict[frozenset[jax.Device], list[int]] = {}
+    together: dict[frozenset[object], list[int]] = {}
     for index, leaf in enumerate(leaves):
         if isinstance(leaf, jax.Array):
             together.setdefault(frozenset(leaf.devices()), []).append(index)
