@@ -18,6 +18,7 @@ from tamiyo_jax.controller import TamiyoState
 from tamiyo_jax.decision import Decision
 from tamiyo_jax.errors import TamiyoError
 from tamiyo_jax.service import Tamiyo
+from tamiyo_jax.serving import connect
 from tamiyo_jax.training import Plug
 
 __version__ = version("tamiyo_jax")
@@ -36,4 +37,5 @@ __all__ = [
     "TamiyoError",
     "TamiyoState",
     "__version__",
+    "connect",
 ]

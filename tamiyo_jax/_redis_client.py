@@ -20,7 +20,9 @@ _ANSWER_SECONDS = 2.0
 _SCHEMES = ("redis", "rediss", "unix")
 
 
-def open_client(url: str, *, purpose: str, decode_responses: bool) -> tuple[Redis, type[Exception]]:
+def open_client(
+    url: str, *, purpose: str, decode_responses: bool, timeout_s: float = _ANSWER_SECONDS
+) -> tuple[Redis, type[Exception]]:
     """Create a client of a server; nothing is sent yet.
 
     Args:
@@ -28,6 +30,7 @@ def open_client(url: str, *, purpose: str, decode_responses: bool) -> tuple[Redi
       purpose: the class that needs the client, for the error that says so.
       decode_responses: whether answers are text rather than bytes. Bytes that are not UTF-8
         become surrogates, which no valid id or document contains.
+      timeout_s: seconds to wait for a connection, and for each answer.
 
     Returns:
       The client, and the root of the errors that its calls raise.
@@ -50,8 +53,8 @@ def open_client(url: str, *, purpose: str, decode_responses: bool) -> tuple[Redi
                 url,
                 decode_responses=decode_responses,
                 encoding_errors="surrogateescape",
-                socket_timeout=_ANSWER_SECONDS,
-                socket_connect_timeout=_ANSWER_SECONDS,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
                 retry=Retry(NoBackoff(), 0),
             )
             pool = client.connection_pool

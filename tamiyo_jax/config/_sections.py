@@ -192,12 +192,8 @@ class RiskConfig(Section, frozen=True):
     grad_conflict: float = Field(
         default=0.5, description="rate of conflicting gradients above which to downgrade"
     )
-    update_rise: float = Field(
-        default=2.77,
-        description="log of the update ratio over its highest level, above which it is an outlier",
-    )
-    update_outliers_in_row: int = Field(
-        default=3, ge=1, description="such steps in a row from which to roll back"
+    high_updates: int = Field(
+        default=3, ge=1, description="steps in a row with a much larger update, to roll back"
     )
     ruinous_in_row: int = Field(
         default=32, ge=1, description="ruinous steps in a row from which to roll back"

@@ -9,6 +9,7 @@ from tamiyo_jax.controller._exchange import (
     batch_size,
     exchange_for,
     stack,
+    stack_each,
     unstack,
 )
 from tamiyo_jax.controller._observe import Situation, observe, observe_encoded
@@ -63,6 +64,7 @@ __all__ = [
     "select_run",
     "set_conservative",
     "stack",
+    "stack_each",
     "state_from_json",
     "state_to_json",
     "step",

@@ -27,6 +27,7 @@ __all__ = [
     "batch_size",
     "exchange_for",
     "stack",
+    "stack_each",
     "unstack",
 ]
 
@@ -96,7 +97,7 @@ class CompiledExchange:
         self._params = policy.fold(params, layout)
         shapes = _decider(policy, layout).eval_shape(self._params, example)
         self.plan = Plan(questions, Packing(shapes))
-        self._step, self._steps = _programs(policy, layout, self.plan)
+        self._step, self._steps, self._each = _programs(policy, layout, self.plan)
         self.first = self.plan.answers.unpack(self.answer(example, None))
 
     def answer(self, asked: Any, packet: SystemStatePacket | None) -> Packed:  # noqa: ANN401
@@ -124,6 +125,16 @@ class CompiledExchange:
         answers = self._steps(self._params, tuple(array[rows] for array in arrays))
         return tuple(np.asarray(array)[:count] for array in answers)
 
+    def answer_each(self, arrays: tuple[np.ndarray, ...], size: int) -> tuple[np.ndarray, ...]:
+        """Answers to at most `size` questions, each with a policy state of its own.
+
+        Compiles once for each size; else as `answer_many`.
+        """
+        count = len(arrays[0])
+        rows = np.minimum(np.arange(size), count - 1)
+        answers = self._each(self._params, tuple(array[rows] for array in arrays))
+        return tuple(np.asarray(array)[:count] for array in answers)
+
 
 Exchange = CalledExchange | CompiledExchange
 
@@ -141,8 +152,8 @@ def _decider(policy: ArrayPolicy[Any, Any], layout: GraphLayout) -> Any:  # noqa
 
 
 @lru_cache(_REMEMBERED)
-def _programs(policy: ArrayPolicy[Any, Any], layout: GraphLayout, plan: Plan) -> tuple[Any, Any]:
-    """From packed questions to packed answers: of one, and of many."""
+def _programs(policy: ArrayPolicy[Any, Any], layout: GraphLayout, plan: Plan) -> tuple[Any, ...]:
+    """From packed questions to packed answers: of one, of many in turn, and of many at once."""
     questions, answers = plan
 
     def policy_step(params: object, arrays: tuple[Any, ...]) -> tuple[jax.Array, ...]:
@@ -156,7 +167,8 @@ def _programs(policy: ArrayPolicy[Any, Any], layout: GraphLayout, plan: Plan) ->
         after, outputs = policy.decide_many(params, first, raws, layout=layout)
         return jax.vmap(answers.flatten)((after, outputs, jax.vmap(select)(outputs, legality)))
 
-    return jax.jit(policy_step), jax.jit(policy_steps)
+    at_once = jax.jit(jax.vmap(policy_step, in_axes=(None, 0)))
+    return jax.jit(policy_step), jax.jit(policy_steps), at_once
 
 
 def exchange_for(
@@ -181,10 +193,14 @@ def stack(
 ) -> tuple[np.ndarray, ...]:
     """Questions about observations of one layout, packed, with a leading axis."""
     policy_state = jax.device_get(policy_state)
-    packed = [
-        plan.questions.pack(question(policy_state, observation)).arrays
-        for observation in observations
-    ]
+    return stack_each(plan, [(policy_state, observation) for observation in observations])
+
+
+def stack_each(
+    plan: Plan, questions: Sequence[tuple[object, Observation]]
+) -> tuple[np.ndarray, ...]:
+    """The same for observations with a policy state each, which is on the host."""
+    packed = [plan.questions.pack(question(*each)).arrays for each in questions]
     return tuple(map(np.stack, zip(*packed, strict=True)))
 
 

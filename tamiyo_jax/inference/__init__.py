@@ -1,5 +1,6 @@
 """Running a policy under its deadline, in this process or in a worker that can be killed."""
 
+from tamiyo_jax.inference._answers import check_answer
 from tamiyo_jax.inference._deployed import DeployedPolicy, Deployment, Isolation
 from tamiyo_jax.inference._inference import InlineRunner
 from tamiyo_jax.inference._policies import PolicyChoice, choose_policy, require_parameters
@@ -11,6 +12,7 @@ __all__ = [
     "InlineRunner",
     "Isolation",
     "PolicyChoice",
+    "check_answer",
     "check_parameters",
     "choose_policy",
     "make_trial_situation",

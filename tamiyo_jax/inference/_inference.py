@@ -10,6 +10,8 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar, cast
 
+import jax
+
 from tamiyo_jax.contracts import Metric
 from tamiyo_jax.controller import (
     Answer,
@@ -19,6 +21,7 @@ from tamiyo_jax.controller import (
     exchange_for,
     question,
     stack,
+    stack_each,
     unstack,
 )
 from tamiyo_jax.errors import DeadlineExceededError, PolicyFailureError, TamiyoError
@@ -118,6 +121,7 @@ class InlineRunner(Generic[PolicyState]):
         self._params = choice.params
         self._exchanges: dict[GraphLayout, Exchange] = {}
         self._batches: set[tuple[GraphLayout, int]] = set()
+        self._at_once: set[tuple[GraphLayout, int]] = set()
 
     def prepare(self, policy_state: PolicyState, observation: Observation) -> bool:
         """See `Runner`."""
@@ -172,6 +176,43 @@ class InlineRunner(Generic[PolicyState]):
         started = time.perf_counter()
         with _policy_failures(observations[0].packet.packet_id):
             arrays = exchange.answer_many(stack(exchange.plan, policy_state, observations))
+            answers = unstack(exchange.plan, arrays)
+        latency_ms = _check_budget(started, budget_ms)
+        return tuple(Answer(*answer, latency_ms=latency_ms) for answer in answers)
+
+    def prepare_each(self, policy_state: PolicyState, observation: Observation, most: int) -> None:
+        """Compile for the observation's layout if that is new: for one, and for `most` at once."""
+        self.prepare(policy_state, observation)
+        layout = observation.layout
+        exchange = cast(CompiledExchange, self._exchanges[layout])
+        if (layout, most) not in self._at_once:
+            asked = [(jax.device_get(policy_state), observation)]
+            with _policy_failures(observation.packet.packet_id):
+                exchange.answer_each(stack_each(exchange.plan, asked), most)
+            self._at_once.add((layout, most))
+
+    def run_each(
+        self, questions: Sequence[tuple[PolicyState, Observation]], most: int, budget_ms: float
+    ) -> tuple[Answer[PolicyState], ...]:
+        """Ask the policy, a function of arrays, for many runs at once: each has its own state.
+
+        Args:
+          questions: policy states and observations of one layout, for which `prepare_each` was
+            called; at most `most`.
+          most: as for `prepare_each`.
+          budget_ms: milliseconds for all of them together.
+
+        Raises:
+          TamiyoError: as `run`; there is no answer to any of them then.
+        """
+        if len(questions) == 1:
+            return (self.run(*questions[0], budget_ms),)
+        first = questions[0][1]
+        exchange = cast(CompiledExchange, self._exchanges[first.layout])
+        started = time.perf_counter()
+        with _policy_failures(first.packet.packet_id):
+            asked = [(jax.device_get(state), observation) for state, observation in questions]
+            arrays = exchange.answer_each(stack_each(exchange.plan, asked), most)
             answers = unstack(exchange.plan, arrays)
         latency_ms = _check_budget(started, budget_ms)
         return tuple(Answer(*answer, latency_ms=latency_ms) for answer in answers)

@@ -57,7 +57,7 @@ from tamiyo_jax.service._recording import failure_record, make_decision, outcome
 from tamiyo_jax.storage import StepRecord
 from tamiyo_jax.telemetry import failure_packet, outcome_packet, status_packet
 
-__all__ = ["Stepper"]
+__all__ = ["Begun", "Stepper"]
 
 # What a stage's breaker counts: calls that were made and not answered as they should be.
 _COUNTED: Mapping[Stage, tuple[type[TamiyoError], ...]] = {
@@ -94,6 +94,14 @@ class _Attempt:
     def packet_bytes(self) -> bytes:
         """The packet as the journal keeps it."""
         return encode_packet(self.packet)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A step up to the policy; see `Stepper.begin`."""
+
+    attempt: _Attempt
+    situation: Situation
 
 
 class Stepper:
@@ -178,6 +186,35 @@ class Stepper:
             self.state = self._parts.storage.state or self.state
             raise
         return results
+
+    def begin(self, packet: SystemStatePacket) -> Begun | TamiyoError:
+        """Make a step up to the policy, for a caller that asks it for several controllers at once.
+
+        Returns:
+          What `end` needs next; or the error of the step, which is on record.
+        """
+        attempt = self._begin(packet, self.state)
+        try:
+            situation = self._observe(attempt)
+            self._admit(attempt, "inference")
+        except TamiyoError as error:
+            return self._record_failure(attempt, error)
+        return Begun(attempt, situation)
+
+    def end(self, begun: Begun, answer: Answer[Any] | TamiyoError) -> Decision | TamiyoError:
+        """Make the rest of a step, with what the policy answered or raised."""
+        attempt = begun.attempt
+        try:
+            if isinstance(answer, TamiyoError):
+                raise answer
+            after, outcome = self._conclude(attempt.state, begun.situation, answer)
+            after = self._count_success(after, "inference")
+        except TamiyoError as error:
+            return self._record_failure(attempt, error)
+        try:
+            return self._commit(attempt, after, outcome)
+        except TamiyoError as error:
+            return error
 
     def select_run(self, state: TamiyoState[Any], run_id: str) -> TamiyoState[Any]:
         """The state with a run as the current one; see `controller.select_run`."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -35,20 +35,14 @@ from tamiyo_jax.host import (
     loss_of,
     scale_of,
 )
-from tamiyo_jax.training._accumulator import (
-    Accumulated,
-    accumulate,
-    is_finite,
-    mean_of,
-    restart,
-)
 from tamiyo_jax.training._evaluation import Evaluate, Evaluation, evaluate_growth, run_once
-from tamiyo_jax.training._inputs import count_steps, read_steps, split_model
-from tamiyo_jax.training._log_lines import describe, describe_escalation
+from tamiyo_jax.training._inputs import read_steps, split_model
+from tamiyo_jax.training._log_lines import describe_decision
 from tamiyo_jax.training._programs import Programs
-from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts, step_of
+from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts
 from tamiyo_jax.training._run_directory import new_run_directory
 from tamiyo_jax.training._settings import check_options, load_settings
+from tamiyo_jax.training._watch import Watch
 from tamiyo_jax.training._wiring import open_controller
 
 __all__ = ["Plug"]
@@ -69,9 +63,9 @@ class Plug:
 
     Attributes:
       directory: of this run: its blueprints in ``blueprints.db``, the controller in ``tamiyo``.
-      tamiyo: the controller, for instance to switch its mode.
-      undone_steps: steps that the last call rolled back; a loop that can read its data again goes
-        back by as many batches, unless `skips_data`.
+      tamiyo: the controller, for instance to switch its mode; or the client of a server.
+      undone_steps: batches that the last call rolled back; a loop that reads its data without
+        `batches` goes back by as many, unless `skips_data`.
       skips_data: these batches are to be left out, because the fault came again.
       escalated: the controller cannot help; a person must look.
     """
@@ -88,22 +82,24 @@ class Plug:
         log: Callable[[str], object],
         host: Host | None = None,
         candidates: Sequence[Blueprint] = (),
+        server: str | None = None,
+        run_id: str | None = None,
         programs: Programs | None = None,
     ) -> None:
         check_options(mode, every)
         self._evaluate = evaluate
         self._programs = programs
-        self._every = every
         self._log = log
-        self._steps = self._asked = self._boundaries = self.undone_steps = 0
-        self.skips_data = self.escalated = False
-        self._accumulated: Accumulated | None = None
+        self._boundaries = self.undone_steps = 0
+        self.skips_data = self.escalated = self._closed = False
+        self._watch = Watch(every)
+        self._last: Decision | None = None
         config = load_settings(blueprint, candidates, seedless=host is None)
         self._kept = MemoryCheckpoints()
         self.directory = new_run_directory(Path(directory))
         facts = RunFacts(
-            run_id=self.directory.name,
-            blueprint_id=HOST_ID,
+            run_id=run_id or self.directory.name,
+            blueprint_id=blueprint.blueprint_id,
             candidates=tuple(candidate.blueprint_id for candidate in candidates),
             optimizer_id=OPTIMIZER_ID,
             source="tamiyo_jax.plug",
@@ -125,6 +121,8 @@ class Plug:
             mode=mode,
             optimizer_id=OPTIMIZER_ID,
             checkpointer=self._kept,
+            server=server,
+            run_id=run_id,
         )
 
     @classmethod
@@ -139,6 +137,8 @@ class Plug:
         every: int,
         log: Callable[[str], object],
         validate: Callable[[Any], jax.Array] | None = None,
+        server: str | None = None,
+        run_id: str | None = None,
     ) -> Self:
         """Plug Tamiyo into a loop that does not grow its network.
 
@@ -155,21 +155,26 @@ class Plug:
           log: called with one line of text for each command and for each error.
           validate: the validation loss f32[] of a train state, computed at every decision; used
             by the policy and, under ``risk.detection = "absolute"``, by the rules.
+          server: the URL of the Redis of a `tamiyo-jax serve`, which then decides, in the mode
+            and by the policy that it was started with; None decides in this process.
+          run_id: with `server`, the run: its key is in the variable ``security.secret_env``, and
+            its blueprint is put into the library under this id.
 
         Raises:
-          ConfigurationError: `every` is less than 1, or `mode` is not a mode.
+          ConfigurationError: `every` is less than 1, or `mode` is not a mode; or one of `server`
+            and `run_id` is given without the other.
           PersistenceError: `directory` cannot be made or written.
           TamiyoError: as `host.blueprint_of` and `Tamiyo.open` do.
         """
         params, join = split_model(model)
-        check_options(mode, every)
+        check_options(mode, every, server, run_id)
         return cls(
             directory,
             blueprint_of(
                 params,
                 lambda params, example: forward(join(params), example),
                 example,
-                blueprint_id=HOST_ID,
+                blueprint_id=run_id or HOST_ID,
                 risk=OWN_RISK,
             ),
             layers=layer_names(params),
@@ -177,6 +182,8 @@ class Plug:
             mode=mode,
             every=every,
             log=log,
+            server=server,
+            run_id=run_id,
         )
 
     @classmethod
@@ -253,11 +260,8 @@ class Plug:
         """
         metrics = read_steps(state, measured)
         self.undone_steps, self.skips_data = 0, False
-        before = self._steps
-        self._steps += count_steps(metrics)
-        self._accumulated = accumulate(self._accumulated, metrics)
-        if self._steps // self._every != before // self._every:
-            return self._inside(self._decide(self._whole(state), self._accumulated))
+        if self._watch.add(metrics):
+            return self._inside(self._decide(self._whole(state)))
         ready = self._programs is not None and self._programs.ready
         return self._inside(self._whole(state)) if ready else state
 
@@ -273,13 +277,13 @@ class Plug:
             return whole
         state, error = self._programs.inside(whole)
         if error is not None:
-            self._log(f"step {self._steps}: goes on without the seed: {error}")
+            self._log(f"step {self._watch.steps}: goes on without the seed: {error}")
         return state
 
-    def _decide(self, state: State, accumulated: Accumulated) -> State:
+    def _decide(self, state: State) -> State:
         """Ask the controller about a state, and return what its command makes of it."""
         scale_of(state)
-        boundary = self._measure(state, accumulated)
+        boundary = self._measure(state)
         packet = self._reporter.packet(state, boundary)
         try:
             decision = self.tamiyo.step(packet)
@@ -287,21 +291,35 @@ class Plug:
             after = self._applier(state, decision)
         except TamiyoError as error:
             problem = f"{type(error).__name__}: {error}"
-            self._log(f"step {self._steps}: goes on without Tamiyo: {problem}")
+            self._log(f"step {self._watch.steps}: goes on without Tamiyo: {problem}")
+            self._watch.resume(self._kept.names())
             return state
         self._note(decision)
+        self._watch.resume(self._kept.names())
         return after
 
     def _note(self, decision: Decision) -> None:
-        """Log a decision, and keep what the loop may want to know of it."""
-        if decision.command is not None:
-            self._log(f"step {self._steps}: {describe(decision)}")
-            if isinstance(decision.command.payload, Rollback) and not decision.shadow:
-                self.undone_steps = self._steps - step_of(decision.command.payload.checkpoint)
-                self.skips_data = "skip_data" in decision.command.annotations
-        if decision.escalate and not self.escalated:
-            self._log(f"step {self._steps}: {describe_escalation(decision)}")
-        self.escalated = decision.escalate
+        """Log a decision, and keep where the data of the loop goes on."""
+        for line in describe_decision(decision, self._last):
+            self._log(f"step {self._watch.steps}: {line}")
+        self._last, self.escalated = decision, decision.escalate
+        command = None if decision.shadow else decision.command
+        if command is not None and isinstance(command.payload, Rollback):
+            self.skips_data = "skip_data" in command.annotations
+            self.undone_steps = self._watch.go_back(
+                command.payload.checkpoint, skips_data=self.skips_data
+            )
+
+    def batches(self, read: Callable[[int], Iterable[Batch]]) -> Iterator[Batch]:
+        """The batches of the loop, one for each call; after a rollback, again from its state on.
+
+        The time that each takes to arrive is measured, so that a stalled loader is reported.
+
+        Args:
+          read: gives the batches from a position on, counted from 0; called at the start, and
+            after a rollback unless the data is to be skipped.
+        """
+        return self._watch.batches(read)
 
     def restore(self, state: State) -> State:
         """The newest kept state, which is one like `state`; for a loop that ends on a bad step.
@@ -317,13 +335,14 @@ class Plug:
 
         Steps since the last decision are looked at, too: if they were not finite, `log` says so.
         """
-        pending, self._accumulated = self._accumulated, None
-        if pending is not None and not is_finite(pending):
+        if not self._closed and not self._watch.is_finite():
             newest = max(self._kept.names(), default="none")
             self._log(
-                f"step {self._steps}: the steps since the last decision have a loss or a gradient "
-                f"that is not finite; restore(state) returns the newest kept state ({newest})"
+                f"step {self._watch.steps}: the steps since the last decision have a loss or a "
+                "gradient that is not finite; restore(state) returns the newest kept state "
+                f"({newest})"
             )
+        self._closed = True
         self.tamiyo.close()
 
     def __enter__(self) -> Self:
@@ -332,19 +351,18 @@ class Plug:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _measure(self, state: object, accumulated: Accumulated) -> Boundary:
+    def _measure(self, state: object) -> Boundary:
         """The means since the last boundary, and the validation loss of the state."""
-        self._accumulated = restart(accumulated)
-        steps, self._asked = self._steps - self._asked, self._steps
+        mean, metrics = self._watch.interval()
         self._boundaries += 1
         loss, contributions, probe = jax.device_get(self._evaluate(state))
         return Boundary(
             number=self._boundaries,
-            global_step=self._steps,
-            mean=mean_of(accumulated, steps),
+            global_step=self._watch.steps,
+            mean=mean,
             validation_loss=None if loss is None else float(loss),
             validation_accuracy=None,
             contributions=contributions,
             probe=probe,
-            metrics={},
+            metrics=metrics,
         )

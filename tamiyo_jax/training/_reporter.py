@@ -33,7 +33,7 @@ from tamiyo_jax.host import (
 
 FIGURES = ("gradient_norm", "weight_norm", "update_ratio", "gradient_variance", "conflict")
 
-__all__ = ["Boundary", "KeptStates", "Reporter", "RunFacts", "step_of"]
+__all__ = ["Boundary", "KeptStates", "Reporter", "RunFacts", "describe", "step_of"]
 
 
 class KeptStates(Protocol):
@@ -242,3 +242,10 @@ def state_name(step: int) -> str:
 def step_of(name: str) -> int:
     """The number of steps after which a state was kept, by its name."""
     return int(name.removeprefix("step-"))
+
+
+def describe(decision: Decision) -> str:
+    """A decision that has a command, in a line for people."""
+    target = "" if decision.command is None else decision.command.target_seed_id
+    words = ("would" if decision.shadow else "", decision.action, target, f"({decision.reason})")
+    return f"{' '.join(word for word in words if word)}: {decision.explanation}"

@@ -53,15 +53,24 @@ def load_settings(
     )
 
 
-def check_options(mode: str, every: int) -> None:
+def check_options(
+    mode: str, every: int, server: str | None = None, run_id: str | None = None
+) -> None:
     """Refuse wrong options of a `Plug`, before anything is made.
 
     Raises:
-      ConfigurationError: `every` is less than 1, or `mode` is not a mode.
+      ConfigurationError: `every` is less than 1, `mode` is not a mode, or one of `server` and
+        `run_id` is given without the other.
     """
     if every < 1:
         raise ConfigurationError(f"every is {every}; ask after each so many steps, at least 1")
     if mode not in MODES:
         raise ConfigurationError(
             f"mode is {mode!r}; it is one of {', '.join(MODES)}", field="mode", value=mode
+        )
+    if (server is None) != (run_id is None):
+        raise ConfigurationError(
+            "a run on a server needs both server and run_id; its key is that of run_id",
+            field="run_id",
+            value=run_id,
         )
