@@ -36,7 +36,6 @@ __all__ = ["Server"]
 
 _BLOCK_MS = 100
 _RETRY_S = 0.2
-_TOGETHER = 16  # packets decided before their answers are written: the last one waits for the first
 
 
 @dataclass(slots=True)
@@ -212,18 +211,10 @@ class Server:
         names = {run.keys.packets: run_id for run_id, run in self._runs.items()}
         positions = {run.keys.packets: run.position for run in self._runs.values()}
         now_ms, found = self._store.read(positions, self._limits.entries_per_round, _BLOCK_MS)
-        read_at = time.monotonic()
         self._metrics.reach_redis()
         queues = {names[stream]: entries for stream, entries in found.items()}
         while queues:  # the first entry of each run, then the second of each, …
-            oldest_first = sorted(
-                ((run_id, entries.pop(0)) for run_id, entries in queues.items()),
-                key=lambda waiting: waiting[1].time_ms,
-            )
-            for start in range(0, len(oldest_first), _TOGETHER):
-                since_ms = int((time.monotonic() - read_at) * 1e3)
-                some = dict(oldest_first[start : start + _TOGETHER])
-                self._answer(some, now_ms + since_ms)
+            self._answer({run_id: entries.pop(0) for run_id, entries in queues.items()}, now_ms)
             queues = {
                 run_id: entries
                 for run_id, entries in queues.items()
