@@ -15,11 +15,11 @@ CLI := $(BIN)/tamiyo-jax
 DEV := .venv/.installed-dev
 PROTOS := tamiyo_jax/contracts/leyline.proto tamiyo_jax/storage/records.proto
 
-.PHONY: help demo test test-fast lint docs bench peer examples examples-fresh growth guard detectors crash-campaign soak notebooks proto lock clean
+.PHONY: help demo train evaluate test test-fast lint docs bench peer examples examples-fresh growth guard detectors crash-campaign soak notebooks proto lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "targets: demo test test-fast lint docs bench peer examples examples-fresh growth guard detectors crash-campaign soak notebooks proto lock clean"
+	@echo "targets: demo train evaluate test test-fast lint docs bench peer examples examples-fresh growth guard detectors crash-campaign soak notebooks proto lock clean"
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -53,6 +53,13 @@ $(DEV): pyproject.toml requirements.lock | .venv/bin/python
 demo: .venv/.installed-demo
 	$(CLI) demo
 
+# Half an hour on two cores.
+train: $(DEV)
+	$(CLI) train --output runs/policy --rounds 24 --updates 4000
+
+evaluate: $(DEV)
+	$(CLI) evaluate runs/policy/params.safetensors
+
 test: $(DEV) .venv/.redis .venv/.chromium
 	$(PYTEST) $(PYTEST_ARGS)
 
@@ -80,6 +87,7 @@ bench: $(DEV) .venv/.redis peer
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/forward.py
 	$(BIN)/python benchmarks/monitor.py --sequences 4
+	$(BIN)/python benchmarks/plug_costs.py
 	$(BIN)/python benchmarks/sinks.py
 
 growth: $(DEV)
@@ -103,7 +111,7 @@ examples-fresh:
 
 guard: .venv/.installed-demo
 	$(BIN)/python benchmarks/guard.py --plot docs/guard.png
-	$(BIN)/python benchmarks/guard_faults.py
+	$(BIN)/python benchmarks/guard_matrix.py --json docs/guard_faults.json --plot docs/guard_faults.png
 
 # On public training logs, which the project does not contain; without them it says so.
 detectors: $(DEV)

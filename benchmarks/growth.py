@@ -79,7 +79,8 @@ class Outcome:
     Attributes:
       accuracy: on the test examples, in [0, 1].
       parameters: live ones.
-      seconds: of training; all programs are compiled and Tamiyo's workers run by then.
+      seconds: of training. Tamiyo's workers run by then, and the programs of the network without
+        seeds are compiled; a grown run compiles those of its seeds, unless an earlier run has.
       validation: accuracy after each epoch.
       actions: how often Tamiyo did what; empty without it.
     """

@@ -1,19 +1,12 @@
-"""Faults in five small loops, with no protection, with others' and with `host.guarded`.
-
-    .venv/bin/python benchmarks/guard_faults.py [--steps 400] [--healthy 4000] [--json]
+"""Faults in five small loops, with no protection, with others' and with `host.guarded` alone.
 
 Every run is one `lax.scan`; the runs of a loop, all faults and seeds, go side by side. What is
-measured here is the protection inside the step, without a controller.
-
-- *caught*: the first step from the fault on that was refused, counted from 1;
-- *close*: runs whose held-out loss at the end is at most 2 % above that of the plain run of the
-  same seed without a fault.
+measured here is the protection inside the step, without a controller; `guard_matrix.py` sets it
+beside runs with `Plug`.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -25,10 +18,10 @@ import optax
 from guard_loops import LOOPS, Batch, Loop
 
 from tamiyo_jax import host
+from tamiyo_jax.config import RiskConfig
 
 Tree = Any
 
-SEEDS = 5
 WINDOW, SIGMAS = 128, 6.0
 
 
@@ -87,6 +80,18 @@ def scale_by_given() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(
         lambda params: optax.EmptyState(), cast(optax.TransformUpdateExtraArgsFn, update)
     )
+
+
+class Figures(NamedTuple):
+    """What came of a run.
+
+    Attributes:
+      interventions: the steps at which something was refused or commanded, ascending.
+      loss: held-out, at the end.
+    """
+
+    interventions: list[int]
+    loss: float
 
 
 class SkipState(NamedTuple):
@@ -172,9 +177,23 @@ def corrupted(state: Tree, fault: Fault) -> Tree:
     return jax.tree.map(change, state, is_leaf=is_adam)
 
 
+def rule_holds(state: Tree) -> jax.Array:
+    """bool[]: a rule that brakes or rolls back holds for the newest step."""
+    limits, signals = RiskConfig(detection="relative"), host.statistics(state).signals
+    risen = signals.sustained_rise > limits.sustained_rise
+    return (
+        (signals.high_updates >= limits.high_updates)
+        | (signals.high_gradients >= limits.high_gradients)
+        | (risen & (signals.sustained_z > limits.sustained_z))
+    )
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def run(loop_name: str, rival: str, fault: Fault, key: jax.Array) -> Tree:
-    """A whole run: parameters, what else the model holds, refusals bool[T], held-out loss."""
+    """A whole run: parameters, what else the model holds, refusals bool[T], held-out loss.
+
+    Also bool[T], whether a rule held that brakes or rolls back.
+    """
     loop: Loop = LOOPS[loop_name]
     tx = optax.with_extra_args_support(
         RIVALS[rival](optax.chain(optax.adam(loop.rate), scale_by_given()))
@@ -182,7 +201,7 @@ def run(loop_name: str, rival: str, fault: Fault, key: jax.Array) -> Tree:
     first, data = jax.random.split(key)
     params, extra = loop.init(first)
 
-    def step(carry: Tree, given: tuple[Fault, jax.Array]) -> tuple[Tree, jax.Array]:
+    def step(carry: Tree, given: tuple[Fault, jax.Array]) -> tuple[Tree, Tree]:
         params, extra, state = carry
         fault, key = given
         batch = broken(loop.draw(key, params), fault)
@@ -192,81 +211,47 @@ def run(loop_name: str, rival: str, fault: Fault, key: jax.Array) -> Tree:
         updates, state = tx.update(
             gradient, corrupted(state, fault), params, loss=loss, rate=fault.rate
         )
-        refused = refused_by(state)
+        refused, held = refused_by(state), jnp.bool_(False)
         if rival == "guarded":
-            new = host.unless_refused(state, new=new, old=extra)
-        return (optax.apply_updates(params, updates), new, state), refused
+            new, held = host.unless_refused(state, new=new, old=extra), rule_holds(state)
+        return (optax.apply_updates(params, updates), new, state), (refused, held)
 
     steps = len(fault.gain)
     keys = jax.random.split(data, steps)
-    (params, extra, _), refused = jax.lax.scan(
+    (params, extra, _), (refused, held) = jax.lax.scan(
         step, (params, extra, tx.init(params)), (fault, keys)
     )
-    return params, extra, refused, loop.test(params, extra)
+    return params, extra, refused, loop.test(params, extra), held
 
 
-def matrix(loop: str, steps: int, at: int) -> dict[str, dict[str, dict[str, Tree]]]:
-    """Figures of a loop by fault and rival."""
+def run_rivals(loop: str, steps: int, at: int, seeds: int) -> dict[str, dict[str, list[Figures]]]:
+    """Figures by fault and protection, for each seed."""
     cases = faults(steps, at)
     stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *cases.values())
-    keys = jax.random.split(jax.random.key(0), SEEDS)
-    found: dict[str, dict[str, dict[str, Tree]]] = {name: {} for name in cases}
-    healthy: Tree = None
+    keys = jnp.stack([jax.random.key(seed) for seed in range(seeds)])
+    found: dict[str, dict[str, list[Figures]]] = {name: {} for name in cases}
     for rival in RIVALS:
         many = jax.vmap(jax.vmap(partial(run, loop, rival), (None, 0)), (0, None))
-        _, _, refused, loss = jax.device_get(many(stacked, keys))
-        healthy = loss[0] if healthy is None else healthy
+        _, _, refused, loss, _ = jax.device_get(many(stacked, keys))
         for index, name in enumerate(cases):
-            since = refused[index, :, at:]
-            first = np.where(since.any(1), since.argmax(1) + 1, 0)
-            ratio = loss[index] / healthy
-            found[name][rival] = {
-                "caught": [int(one) or None for one in first],
-                "refused": since.sum(1).tolist(),
-                "before": int(refused[index, :, :at].sum()),
-                "close": int((ratio <= 1.02).sum()),
-                "loss ratio": float(np.median(ratio)),
-            }
+            found[name][rival] = [
+                Figures(np.flatnonzero(refused[index, seed]).tolist(), float(loss[index, seed]))
+                for seed in range(seeds)
+            ]
     return found
 
 
-def healthy_run(loop: str, steps: int) -> dict[str, Tree]:
-    """Whether guarded runs without a fault are the plain ones, bit for bit."""
+def healthy_steps(loop: str, steps: int, seeds: int) -> dict[str, Tree]:
+    """Guarded runs without a fault beside the plain ones, one after another."""
     fault = faults(steps, steps)["none"]
-    keys = jax.random.split(jax.random.key(1), SEEDS)
-    plain, guarded = (
-        jax.device_get(jax.lax.map(partial(run, loop, rival, fault), keys))
-        for rival in ("plain", "guarded")
-    )
-    pairs = zip(jax.tree.leaves(plain[:2]), jax.tree.leaves(guarded[:2]), strict=True)
-    return {
-        "steps": steps * SEEDS,
-        "interventions": int(guarded[2].sum()),
-        "bit-identical": all(a.tobytes() == b.tobytes() for a, b in pairs),
-    }
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="Faults in five small loops, four protections.")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--healthy", type=int, default=4000)
-    parser.add_argument("--loops", nargs="*", default=list(LOOPS))
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    figures: dict[str, Tree] = {}
-    for loop in arguments.loops:
-        figures[loop] = {"healthy": healthy_run(loop, arguments.healthy)}
-        figures[loop] |= matrix(loop, arguments.steps, arguments.steps // 2)
-        if arguments.json:
-            continue
-        print(f"\n{loop}: without a fault {figures[loop]['healthy']}", flush=True)
-        for fault, rivals in figures[loop].items():
-            for rival, row in rivals.items() if fault != "healthy" else ():
-                print(f"  {fault:30} {rival:26} {row}", flush=True)
-    if arguments.json:
-        print(json.dumps(figures, indent=1))
-
-
-if __name__ == "__main__":
-    main()
+    found: dict[str, Tree] = {"steps": steps * seeds, "refused": 0, "rules held": 0, "same bits": 0}
+    for seed in range(200, 200 + seeds):
+        plain, guarded = (
+            jax.device_get(run(loop, name, fault, jax.random.key(seed)))
+            for name in ("plain", "guarded")
+        )
+        pairs = zip(jax.tree.leaves(plain[:2]), jax.tree.leaves(guarded[:2]), strict=True)
+        found["refused"] += int(guarded[2].sum())
+        found["rules held"] += int(guarded[4].sum())
+        found["same bits"] += all(a.tobytes() == b.tobytes() for a, b in pairs)
+    return found

@@ -3,10 +3,11 @@
     .venv/bin/python benchmarks/monitor.py [--rounds 10] [--sequences 8] [--json]
 
 A decoder transformer of ten million parameters (Linen, adamw behind clipping by the global
-norm, donated state) trains on sequences of 256 tokens, three ways that take turns:
+norm, donated state) trains on sequences of 256 tokens, four ways that take turns:
 
 - *plain*: the optimiser as it is;
 - *monitored*: the optimiser wrapped in `monitor`, the statistics an output of the step;
+- *guarded*: wrapped in `guarded`, so that a ruinous step is refused;
 - *with Tamiyo*: the same, and at every step the statistics of the step before are read, a
   packet is made and decided on by the heuristic in its worker process, journalled with group
   commit, and the decision is applied.
@@ -117,7 +118,7 @@ class Training:
         @partial(jax.jit, donate_argnums=0)
         def train(state: host.HostState, tokens: jax.Array) -> tuple[host.HostState, Any]:
             value, gradient = jax.value_and_grad(loss)(state.params, tokens)
-            updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+            updates, opt_state = tx.update(gradient, state.opt_state, state.params, loss=value)
             params = optax.apply_updates(state.params, updates)
             measured = host.statistics(opt_state) if monitored else None
             return state._replace(params=params, opt_state=opt_state), (value, measured)
@@ -268,6 +269,7 @@ def main() -> None:
     )
     plain = Training(optax.with_extra_args_support(optimizer), monitored=False)
     monitored = Training(host.monitor(optimizer), monitored=True)
+    guarded = Training(host.guarded(optimizer), monitored=True)
     watched = Training(host.monitor(optimizer), monitored=True)
     config = TamiyoConfig(
         packet=PacketConfig(seedless=True), storage=StorageConfig(durability="group")
@@ -285,7 +287,7 @@ def main() -> None:
         loop = Loop(watched, tamiyo, applier)
         taken = compare(
             plain.step,
-            {"monitored": monitored.step, "with Tamiyo": loop.step},
+            {"monitored": monitored.step, "guarded": guarded.step, "with Tamiyo": loop.step},
             rounds=arguments.rounds,
             sequences=arguments.sequences,
         )

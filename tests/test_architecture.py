@@ -21,6 +21,10 @@ PACKAGE = Path(tamiyo_jax.__file__).parent
 # The one table of the rule, from the top of the house to its foundation: what a room may import
 # besides itself, `config` and `errors`. A row names only rooms below it.
 MAY_IMPORT = {
+    "learn": {
+        *("replay", "library", "storage", "host", "growth", "policy", "graph", "contracts"),
+        "_digests",
+    },
     "training": {
         *("serving", "service", "library", "expansion", "host", "growth", "decision"),
         *("contracts", "clock"),

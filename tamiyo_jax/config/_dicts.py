@@ -65,6 +65,7 @@ class HeuristicDict(TypedDict, total=False):
 
     plateau_epochs: int
     plateau_improvement: float
+    probe_ratio: float
     min_epochs: int
     embargo_epochs: int
     train_epochs: int
@@ -103,8 +104,7 @@ class RiskDict(TypedDict, total=False):
     calm_steps: int
     pause_budget: int
     pause_window_steps: int
-    update_rise: float
-    update_outliers_in_row: int
+    high_updates: int
     ruinous_in_row: int
     divergence: float
     sustained_rise: float

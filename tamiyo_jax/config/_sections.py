@@ -120,6 +120,12 @@ class HeuristicConfig(Section, frozen=True):
         default=3, ge=1, description="epochs without an improvement that make a plateau"
     )
     plateau_improvement: float = Field(default=0.005, ge=0, description="relative gain that counts")
+    probe_ratio: float = Field(
+        default=1.0,
+        gt=0,
+        description="gradient of a candidate, as a multiple of the network's own, that calls for "
+        "growth without a plateau",
+    )
     min_epochs: int = Field(default=5, ge=0, description="no germination before this epoch")
     embargo_epochs: int = Field(default=5, ge=0, description="no germination so soon after a cull")
     train_epochs: int = Field(default=3, ge=1, description="training of a seed before it blends")
@@ -186,12 +192,8 @@ class RiskConfig(Section, frozen=True):
     grad_conflict: float = Field(
         default=0.5, description="rate of conflicting gradients above which to downgrade"
     )
-    update_rise: float = Field(
-        default=2.77,
-        description="log of the update ratio over its highest level, above which it is an outlier",
-    )
-    update_outliers_in_row: int = Field(
-        default=3, ge=1, description="such steps in a row from which to roll back"
+    high_updates: int = Field(
+        default=3, ge=1, description="steps in a row with a much larger update, to roll back"
     )
     ruinous_in_row: int = Field(
         default=32, ge=1, description="ruinous steps in a row from which to roll back"

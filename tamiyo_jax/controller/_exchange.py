@@ -193,7 +193,7 @@ def stack(
 ) -> tuple[np.ndarray, ...]:
     """Questions about observations of one layout, packed, with a leading axis."""
     policy_state = jax.device_get(policy_state)
-    return stack_each(plan, [(policy_state, one) for one in observations])
+    return stack_each(plan, [(policy_state, observation) for observation in observations])
 
 
 def stack_each(

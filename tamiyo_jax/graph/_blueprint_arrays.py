@@ -87,8 +87,8 @@ class BlueprintArrays(NamedTuple):
       pairs: i64[n, 2] of the relations whose pairs the blueprint lists.
       listed: relations complete by construction whose edges stand in the table, and change
         with the packet.
-      staged: the stages, the newest remembered.
-      seated: the edges of seeds by their placements; only the newest are kept.
+      stage_for: makes the stage of a key; only the newest are kept.
+      seed_edges_for: computes the edges of seeds by their placements; only the newest are kept.
     """
 
     blueprint: Blueprint

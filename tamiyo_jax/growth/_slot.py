@@ -130,7 +130,9 @@ def slot_apply(
     if not params:
         return x
     if len(params) > 1:
-        outputs = [bank[name].apply(own, x) for name, own in params.items()]
+        # What is compared has no share of the output, so the host's gradient passes it by.
+        held = jax.lax.stop_gradient(x)
+        outputs = [bank[name].apply(own, held) for name, own in params.items()]
         return sum(map(_silent, outputs), x)
     ((name, _),) = params.items()
 

@@ -48,6 +48,9 @@ LOSS_RISE = math.log(1.25)
 GRADIENT_Z = 12.0
 GRADIENT_RISE = math.log(1000.0)  # a smaller one that does not move the loss is often harmless
 UPDATE_RISE = math.log(16.0)  # over the run's highest level: no warm-up or restart does that
+UPDATE_JUMP = math.log(12.0)  # over the recent level: a stepwise warm-up of x 10 stays below
+JUMP_ABOVE_HIGHEST = math.log(2.0)  # as well, which no restart of a schedule reaches
+HIGH_UPDATES = 3  # in a row, before a jump is refused: a single one is often noise
 HIGH_GRADIENT_Z = 4.0
 PROGRESS = 0.01  # relative, the least improvement of the loss that counts
 
@@ -67,14 +70,19 @@ class Signals(NamedTuple):
       gradient_rise: f32[].
       layer_gradient_z: f32[], the largest of any layer.
       update_rise: f32[], log of the update ratio over the run's highest median of it.
+      update_jump: f32[], the same over its present median.
+      high_updates: i32[], steps in a row, up to this one, with a jump of more than ×12 that is
+        also ×2 over the highest median, or with a rise of more than ×16.
       sustained_rise: f32[], of the median of the last `RECENT` losses over the lowest such.
       sustained_z: f32[], that in units of the spread of single losses.
-      high_gradients: i32[], steps in a row, up to this one, with a gradient_z above 4.
+      high_gradients: i32[], steps in a row, up to this one, with a gradient_z above 4; those to
+        be refused are left out.
       steps_without_progress: i32[], since that lowest median last fell by 1 %.
       nonfinite: bool[], the loss, the gradient or the update is NaN or infinite.
       loss_outlier: bool[], the loss is far above what is usual, alone or with the gradient.
       gradient_outlier: bool[], the gradient alone is.
-      update_outlier: bool[], the update is.
+      update_outlier: bool[], the update is: it rose by more than ×16, or it is the third high
+        one in a row.
     """
 
     loss_z: jax.Array
@@ -83,6 +91,8 @@ class Signals(NamedTuple):
     gradient_rise: jax.Array
     layer_gradient_z: jax.Array
     update_rise: jax.Array
+    update_jump: jax.Array
+    high_updates: jax.Array
     sustained_rise: jax.Array
     sustained_z: jax.Array
     high_gradients: jax.Array
@@ -108,6 +118,7 @@ class Detector(NamedTuple):
       lowest_loss: f32[], the lowest median of the last `RECENT` losses.
       highest_update: f32[], the highest median of the window of update ratios.
       high_gradients: i32[].
+      high_updates: i32[].
       steps_without_progress: i32[].
       ruinous_in_row: i32[], steps up to the newest that were not finite or outliers.
     """
@@ -117,6 +128,7 @@ class Detector(NamedTuple):
     lowest_loss: jax.Array
     highest_update: jax.Array
     high_gradients: jax.Array
+    high_updates: jax.Array
     steps_without_progress: jax.Array
     ruinous_in_row: jax.Array
 
@@ -130,6 +142,7 @@ def new_detector(layers: int) -> Detector:
         lowest_loss=jnp.float32(0),
         highest_update=jnp.float32(0),
         high_gradients=jnp.int32(0),
+        high_updates=jnp.int32(0),
         steps_without_progress=jnp.int32(0),
         ruinous_in_row=jnp.int32(0),
     )
@@ -145,6 +158,8 @@ def no_signals() -> Signals:
         gradient_rise=zero,
         layer_gradient_z=zero,
         update_rise=zero,
+        update_jump=zero,
+        high_updates=count,
         sustained_rise=zero,
         sustained_z=zero,
         high_gradients=count,
@@ -185,12 +200,12 @@ def detect(
     rise, z = _compare(new, middle, spread, detector.kept)
     lowest, since, sustained, sustained_z = _progress(detector, middle[LOSS], spread[LOSS])
     highest = jnp.fmax(detector.highest_update, middle[UPDATE])
-    update_rise = jnp.where(
-        (detector.kept[UPDATE] >= WARMUP) & (update_ratio > 0) & (highest > 0),
-        jnp.log(jnp.maximum(update_ratio, 1e-30)) - jnp.log(jnp.maximum(highest, 1e-30)),
-        0,
-    )
-    high = jnp.where(z[GRADIENT] > HIGH_GRADIENT_Z, detector.high_gradients + 1, 0)
+    known = (detector.kept[UPDATE] >= WARMUP) & (update_ratio > 0)
+    update_rise = jnp.where(known, _log_ratio(update_ratio, highest), 0)
+    update_jump = jnp.where(known, _log_ratio(update_ratio, middle[UPDATE]), 0)
+    jumped = (update_jump > UPDATE_JUMP) & (update_rise > JUMP_ABOVE_HIGHEST)
+    counted = jnp.where(jumped | (update_rise > UPDATE_RISE), detector.high_updates + 1, 0)
+    high_updates = jnp.where(update_ratio > 0, counted, detector.high_updates)
     both = (z[LOSS] > LOSS_Z_WITH_GRADIENT) & (z[GRADIENT] > LOSS_Z_WITH_GRADIENT)
     finite = jnp.isfinite(gradient_norm) & jnp.isfinite(update_ratio)
     signals = Signals(
@@ -200,22 +215,45 @@ def detect(
         gradient_rise=rise[GRADIENT],
         layer_gradient_z=jnp.max(z[FIRST_LAYER:], initial=0),
         update_rise=update_rise,
+        update_jump=update_jump,
+        high_updates=high_updates,
         sustained_rise=sustained,
         sustained_z=sustained_z,
-        high_gradients=high,
+        high_gradients=detector.high_gradients,
         steps_without_progress=since,
         nonfinite=~(finite if loss is None else finite & jnp.isfinite(said)),
         loss_outlier=(rise[LOSS] > LOSS_RISE) & ((z[LOSS] > LOSS_Z) | both),
         gradient_outlier=(rise[GRADIENT] > GRADIENT_RISE) & (z[GRADIENT] > GRADIENT_Z),
-        update_outlier=update_rise > UPDATE_RISE,
+        update_outlier=(update_rise > UPDATE_RISE) | (jumped & (high_updates >= HIGH_UPDATES)),
     )
     ruinous = signals.nonfinite | signals.outlier
     exhausted = detector.ruinous_in_row >= REFUSALS_IN_ROW
     refused = signals.nonfinite | (signals.outlier & ~exhausted)
-    kept = jnp.isfinite(new) & ~refused & ((new != 0) | (jnp.arange(new.size) == LOSS))
+    high = jnp.where(z[GRADIENT] > HIGH_GRADIENT_Z, detector.high_gradients + 1, 0)
+    high = jnp.where(refused, detector.high_gradients, high)
+    signals = signals._replace(high_gradients=high)
+    row = jnp.arange(new.size)
+    kept = jnp.isfinite(new) & ~refused & ((new != 0) | (row == LOSS))
+    kept &= ~(signals.update_outlier & (row == UPDATE))  # one that is accepted is scaled down
     values, counts = _keep(detector, new, kept)
     in_row = jnp.where(ruinous, detector.ruinous_in_row + 1, 0)
-    return signals, refused, Detector(values, counts, lowest, highest, high, since, in_row)
+    after = Detector(
+        values=values,
+        kept=counts,
+        lowest_loss=lowest,
+        highest_update=highest,
+        high_gradients=high,
+        high_updates=high_updates,
+        steps_without_progress=since,
+        ruinous_in_row=in_row,
+    )
+    return signals, refused, after
+
+
+def _log_ratio(new: jax.Array, level: jax.Array) -> jax.Array:
+    """f32[]: log(new / level); 0 where there is no level yet."""
+    found = jnp.log(jnp.maximum(new, 1e-30)) - jnp.log(jnp.maximum(level, 1e-30))
+    return jnp.where(level > 0, found, 0)
 
 
 def _level(detector: Detector) -> tuple[jax.Array, jax.Array]:

@@ -29,13 +29,15 @@ class MemoryCheckpoints:
     """
 
     def __init__(self) -> None:
-        self._states: dict[str, tuple[Any, Callable[[Any], Any]]] = {}
+        self._states: dict[str, tuple[list[Any], Any, Callable[[Any], Any]]] = {}
         self._retention = Retention()
 
     def save(self, name: str, train_state: object) -> None:
         """Keep `train_state` under `name`; drop what there is no more room for."""
         plain, join = split_shared(train_state)
-        self._states[name] = jax.tree.map(_hold, plain), join
+        leaves, structure = jax.tree.flatten(plain)
+        held = [_HeldOnHost(leaf) if _on_accelerator(leaf) else leaf for leaf in leaves]
+        self._states[name] = _copied(held), structure, join
         dropped = self._retention.add(name)
         if dropped is not None:
             del self._states[dropped]
@@ -61,25 +63,30 @@ class MemoryCheckpoints:
                 name=name,
             )
         del train_state
-        held, join = self._states[name]
-        return cast(State, join(jax.tree.map(_release, held)))
+        held, structure, join = self._states[name]
+        leaves = [leaf.release() if isinstance(leaf, _HeldOnHost) else leaf for leaf in held]
+        return cast(State, join(structure.unflatten(_copied(leaves))))
 
 
-def _hold(leaf: object) -> object:
-    """A copy of an array; other leaves, such as the functions of Equinox, stay themselves."""
-    if isinstance(leaf, np.ndarray):
-        return leaf.copy()
-    if not isinstance(leaf, jax.Array):
-        return leaf
-    if _on_accelerator(leaf):
-        return _HeldOnHost(leaf)
-    return leaf.copy()
+def _copied(leaves: list[Any]) -> list[Any]:
+    """Copies of arrays; other leaves, such as the functions of Equinox, stay themselves.
+
+    Arrays of the same devices are copied by one program, since a call for each costs more.
+    """
+    copies = [leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+    together: dict[frozenset[jax.Device], list[int]] = {}
+    for index, leaf in enumerate(leaves):
+        if isinstance(leaf, jax.Array):
+            together.setdefault(frozenset(leaf.devices()), []).append(index)
+    for indices in together.values():
+        for index, copy in zip(indices, _copy([leaves[i] for i in indices]), strict=True):
+            copies[index] = copy
+    return copies
 
 
-def _release(held: object) -> object:
-    if isinstance(held, _HeldOnHost):
-        return held.release()
-    return held.copy() if isinstance(held, jax.Array | np.ndarray) else held
+@jax.jit
+def _copy(arrays: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.copy(array) for array in arrays]
 
 
 class _HeldOnHost:
@@ -99,6 +106,8 @@ class _HeldOnHost:
         return jax.device_put(self._numbers, self._sharding)
 
 
-def _on_accelerator(array: jax.Array) -> bool:
+def _on_accelerator(array: object) -> bool:
+    if not isinstance(array, jax.Array):
+        return False
     on_accelerator = any(device.platform != "cpu" for device in array.devices())
     return on_accelerator and array.is_fully_addressable

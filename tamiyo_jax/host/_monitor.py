@@ -39,8 +39,8 @@ class Refusals(NamedTuple):
 
     Attributes:
       refused: bool[], this step is one.
-      in_row: i32[], ruinous steps up to this one; beyond 32 only those that are not finite were
-        refused.
+      in_row: i32[], ruinous steps up to this one, of which after 32 only those that are not
+        finite were refused; 0 under `monitor`.
       by_cause: i32[4], since the start: not finite; a loss, a gradient or an update out of the
         ordinary. A step with several causes counts for the first.
     """
@@ -116,8 +116,10 @@ def guarded(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
     updates of `tx`.
 
     Refused is a step whose loss, gradient or update is NaN or infinite, always, and an outlier
-    of the run, at most 32 times in a row. Where it wraps `optax.MultiSteps`, a ruinous batch is
-    left out of the accumulated gradient; wrapped by it, the accumulated step is refused.
+    of the run, at most 32 times in a row. After that it is applied; an update that is too large
+    is first scaled down to the median of those before it. Where it wraps `optax.MultiSteps`, a
+    ruinous batch is left out of the accumulated gradient; wrapped by it, the accumulated step is
+    refused.
 
     Raises:
       ConfigurationError: as `monitor` does.
@@ -173,10 +175,11 @@ def _wrap(
             layer_gradient_norms=measured.gradient_norm,
         )
         if refuse:
-            updates = jax.tree.map(lambda u: jnp.where(refused, -jnp.zeros_like(u), u), updates)
+            updates = _bounded(updates, signals, refused)
             inner_state = _select(refused, state.inner, inner_state)
             mean = _select(refused, state.gradient_mean, mean)
-        refusals = _count_refusal(before, signals, refused & refuse, detector.ruinous_in_row)
+        in_row = detector.ruinous_in_row if refuse else jnp.int32(0)
+        refusals = _count_refusal(before, signals, refused & refuse, in_row)
         numbers = _numbers(measured, signals, refusals)
         return updates, MonitorState(inner_state, mean, detector, numbers)
 
@@ -227,6 +230,18 @@ def unless_refused(opt_state: object, new: Tree, old: Tree) -> Tree:
       ConfigurationError: as `statistics` does.
     """
     return _select(statistics(opt_state).refusals.refused, old, new)
+
+
+def _bounded(updates: Params, signals: Signals, refused: jax.Array) -> Params:
+    """The updates; −0 where the step is refused, of the usual size where it is an outlier."""
+    usual = jnp.exp(-signals.update_jump)
+
+    def bound(update: jax.Array) -> jax.Array:
+        scaled = update * usual.astype(update.dtype)
+        accepted = jnp.where(signals.update_outlier, scaled, update)
+        return jnp.where(refused, -jnp.zeros_like(update), accepted)
+
+    return jax.tree.map(bound, updates)
 
 
 def _numbers(measured: Measured, signals: Signals, refusals: Refusals) -> Statistics:

@@ -5,9 +5,12 @@ would begin to lower the loss (GradMax, Evci et al. 2022, §3: of two growths ta
 new weights have the larger gradient). All candidates of all dormant slots are compared in one
 forward and backward pass, which leaves the output as it is.
 
-The norm is that of the whole gradient, so a larger candidate has the advantage that it will have
-in training. Divided by the number of parameters it would prefer the smallest: on MNIST-1D a
-normalisation of 16 parameters to a perceptron of 552, which is what the network lacks.
+The norm is given as a multiple of that of the network's own gradient on the same batch: at 1 the
+candidate would lower the loss as fast as the whole network does, whatever the scale of the loss
+(compare the expansion score of Mitchell et al. 2023, §3). It is the norm of the whole gradient, so
+a larger candidate has the advantage that it will have in training. Divided by the number of
+parameters it would prefer the smallest: on MNIST-1D a normalisation of 16 parameters to a
+perceptron of 552, which is what the network lacks.
 """
 
 from __future__ import annotations
@@ -15,13 +18,14 @@ from __future__ import annotations
 import jax
 import optax
 
+from tamiyo_jax.host._measuring import divide
 from tamiyo_jax.host._training import Batch, Host, HostState, gates_of, seeds_of
 
 __all__ = ["probe"]
 
 
 def probe(host: Host, state: HostState, batch: Batch) -> dict[str, dict[str, jax.Array]]:
-    """The norm of each candidate's gradient.
+    """The norm of each candidate's gradient, as a multiple of the network's own.
 
     Args:
       host: what is trained.
@@ -29,14 +33,19 @@ def probe(host: Host, state: HostState, batch: Batch) -> dict[str, dict[str, jax
       batch: what `host.loss` takes.
 
     Returns:
-      f32[] by slot id and blueprint id, for the slots in which nothing grows.
+      f32[] by slot id and blueprint id, for the slots in which nothing grows; 0 where the
+      network's own gradient is 0.
     """
     empty = [name for name, slot in state.slots.items() if not slot.params]
     if not empty:
         return {}
     bank = host.init_seeds(jax.random.fold_in(state.rng, state.step))
     seeds = seeds_of(state.slots) | {name: bank[name] for name in empty}
-    gradient = jax.grad(host.loss, argnums=1)(state.params, seeds, gates_of(state.slots), batch)
+    own, new = jax.grad(host.loss, argnums=(0, 1))(
+        state.params, seeds, gates_of(state.slots), batch
+    )
+    whole = optax.tree.norm(own)
     return {
-        name: {one: optax.tree.norm(tree) for one, tree in gradient[name].items()} for name in empty
+        name: {one: divide(optax.tree.norm(tree), whole) for one, tree in new[name].items()}
+        for name in empty
     }

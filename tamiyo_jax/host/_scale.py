@@ -18,7 +18,7 @@ __all__ = ["LIMITS", "ScaleState", "scale_by", "scale_of", "tamiyo_scale"]
 
 State = TypeVar("State")
 
-LIMITS = (0.1, 10.0)
+LIMITS = (0.001, 10.0)
 """Bounds of the multiplier after all commands together."""
 
 
@@ -49,12 +49,14 @@ def tamiyo_scale() -> optax.GradientTransformation:
     return optax.GradientTransformation(init, cast(optax.TransformUpdateFn, update))
 
 
-def scale_by(opt_state: State, factor: float, limits: tuple[float, float]) -> State:
+def scale_by(
+    opt_state: State, factor: float | Float32[Array, ""], limits: tuple[float, float]
+) -> State:
     """Multiply the multipliers by `factor`, and keep them within `limits`.
 
     Args:
       opt_state: an optimiser state that holds a `tamiyo_scale`, or any pytree around one.
-      factor: greater than 0.
+      factor: f32[] or a number, greater than 0.
       limits: the least and the greatest multiplier.
 
     Raises:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from tamiyo_jax.errors import ConfigurationError
+from tamiyo_jax.host._detector import worst
 from tamiyo_jax.host._monitor import MonitorState, Statistics, statistics
 
 __all__ = ["all_statistics"]
@@ -16,7 +19,8 @@ def all_statistics(opt_state: object) -> Statistics:
     """The statistics of all monitors in a pytree, as if one had measured all their layers.
 
     Layers follow the order of the optimisers in the pytree. What is one number for all layers,
-    such as the conflict, is the mean over the optimisers, weighted by their layers.
+    such as the conflict, is the mean over the optimisers, weighted by their layers; signals and
+    refusals are the worst of any.
 
     Args:
       opt_state: optimiser states, or any pytree around them.
@@ -45,7 +49,15 @@ def all_statistics(opt_state: object) -> Statistics:
         wide = jnp.stack([jnp.asarray(part, jnp.float32) for part in parts])
         return jnp.sum(weights * wide)
 
-    return jax.tree.map(join, *each)
+    joined = jax.tree.map(join, *each)
+    last = [numbers.refusals for numbers in each]
+    return joined._replace(
+        signals=reduce(worst, [numbers.signals for numbers in each]),
+        refusals=joined.refusals._replace(
+            refused=jnp.any(jnp.stack([one.refused for one in last])),
+            in_row=jnp.max(jnp.stack([one.in_row for one in last])),
+        ),
+    )
 
 
 def _find(tree: object, kind: type) -> list[object]:

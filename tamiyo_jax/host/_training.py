@@ -272,7 +272,8 @@ def contribution(
 ) -> dict[str, Float32[Array, ""]]:
     """The contribution of each slot's seed: the loss with it off (α = 0) minus on (α = 1).
 
-    The other slots stay as they are. All seeds are measured in one vmapped pass.
+    The other slots stay as they are, so one of the two is the network's own loss, computed once
+    for all, except while the seed blends in.
 
     Args:
       loss: as in `Host`.
@@ -289,14 +290,20 @@ def contribution(
         return nothing
     seeds = seeds_of(slots)
     gates = gates_of(slots)
-    alphas = jnp.stack([gates[name].alpha for name in names])
-    here = jnp.eye(len(names), dtype=bool)
-    as_is = jnp.tile(alphas[None, :], (len(names), 1))
-    rows = jnp.concatenate([jnp.where(here, 0, as_is), jnp.where(here, 1, as_is)])
+    as_is = jnp.stack([gates[name].alpha for name in names])
 
-    def measure_row(row: jax.Array) -> jax.Array:
-        varied = {name: gates[name]._replace(alpha=row[i]) for i, name in enumerate(names)}
+    def measured(alphas: jax.Array) -> jax.Array:
+        varied = {name: gates[name]._replace(alpha=alphas[i]) for i, name in enumerate(names)}
         return loss(params, seeds, {**gates, **varied}, batch)
 
-    off, on = jnp.split(jax.vmap(measure_row)(rows), 2)
-    return nothing | {name: off[i] - on[i] for i, name in enumerate(names)}
+    own = loss(params, seeds, gates, batch)
+
+    def one(index: jax.Array) -> jax.Array:
+        def at(alpha: int) -> jax.Array:
+            there = as_is[index] == alpha
+            return jax.lax.cond(there, lambda: own, lambda: measured(as_is.at[index].set(alpha)))
+
+        return at(0) - at(1)
+
+    found = jax.lax.map(one, jnp.arange(len(names)))
+    return nothing | {name: found[i] for i, name in enumerate(names)}

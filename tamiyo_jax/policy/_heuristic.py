@@ -88,7 +88,9 @@ class HeuristicPolicy:
         obstacle = self._find_obstacle(state, packet)
         if obstacle is None:
             yield from self._germinations(state, packet, legality)
-            obstacle = f"{_explain_plateau(state)}, but no dormant seed has a candidate to grow"
+            obstacle = self._explain_progress(state) or (
+                f"{_explain_plateau(state)}, but no dormant seed has a candidate to grow"
+            )
         yield Choice(Action.WAIT, reason="heuristic:wait", explanation=obstacle)
 
     def _next_choice(self, state: HeuristicState, row: int, seed: SeedState) -> Iterator[Choice]:
@@ -134,42 +136,37 @@ class HeuristicPolicy:
             since = state.epoch - state.culled_at
             if since < config.embargo_epochs:
                 return f"{since} epochs since a seed was culled, limit {config.embargo_epochs}"
-        if state.stalled < config.plateau_epochs:
-            return f"{_explain_plateau(state)}, limit {config.plateau_epochs}"
         if state.epoch < config.min_epochs:
-            return f"epoch {state.epoch} is before the first for germination, {config.min_epochs}"
+            return self._explain_progress(state) or (
+                f"epoch {state.epoch} is before the first for germination, {config.min_epochs}"
+            )
         return None
+
+    def _explain_progress(self, state: HeuristicState) -> str | None:
+        """Why this is no plateau; None where it is."""
+        limit = self._config.plateau_epochs
+        return f"{_explain_plateau(state)}, limit {limit}" if state.stalled < limit else None
 
     def _germinations(
         self, state: HeuristicState, packet: SystemStatePacket, legality: Legality
     ) -> Iterator[Choice]:
         """Pairs of a dormant seed and a blueprint, culled blueprints left out.
 
-        The host's probe decides where the packet brings one: the largest gradient first. Else it
-        is the first dormant seed, and the blueprints have their turns, by their rows, so that
-        they need no ids: the packet's candidates follow the active blueprint, which is row 0.
+        A pair whose gradient in the host's probe is large beside the network's own germinates at
+        once, any other at a plateau.
         """
-        rows = np.flatnonzero(legality.blueprints)
         ids = candidate_ids(packet)
-        seeds = np.flatnonzero(legality.seeds[Action.GERMINATE])
-        probed = {
-            (int(seed), int(row)): packet.seeds[seed].metrics.get(f"probe/{ids[row]}")
-            for seed in seeds
-            for row in rows
-        }
-        norms = {pair: norm for pair, norm in probed.items() if norm is not None}
-        turns = np.roll(rows, -(state.turn % max(len(rows), 1)))
-        in_turn = [(int(seed), int(row)) for seed in seeds[:1] for row in turns]
-        best_first = sorted(norms, key=lambda pair: -np.nan_to_num(norms[pair], nan=0.0))
-        for seed, row in best_first or in_turn:
-            if state.penalties.get(ids[row], 0.0) <= self._config.penalty_skip:
-                yield Choice(
-                    Action.GERMINATE,
-                    seed,
-                    row,
-                    reason="heuristic:plateau",
-                    explanation=_explain_plateau(state),
-                )
+        for (seed, row), ratio in _ranked(state, packet, legality, ids).items():
+            if state.penalties.get(ids[row], 0.0) > self._config.penalty_skip:
+                continue
+            if ratio >= self._config.probe_ratio:
+                reason = "heuristic:probe"
+                explanation = f"the gradient of {ids[row]} is {ratio:.4g} of the network's own"
+            elif state.stalled >= self._config.plateau_epochs:
+                reason, explanation = "heuristic:plateau", _explain_plateau(state)
+            else:
+                return
+            yield Choice(Action.GERMINATE, seed, row, reason=reason, explanation=explanation)
 
     def _remember(
         self, state: HeuristicState, packet: SystemStatePacket, choice: Choice
@@ -180,6 +177,29 @@ class HeuristicPolicy:
             asked = {**state.asked, seed_id: candidate_ids(packet)[choice.blueprint]}
             return replace(state, asked=asked)
         return replace(state, rises=0) if choice.action is Action.OPTIMIZER else state
+
+
+def _ranked(
+    state: HeuristicState, packet: SystemStatePacket, legality: Legality, ids: tuple[str, ...]
+) -> dict[tuple[int, int], float]:
+    """The probe's ratios by rows of a dormant seed and a blueprint, the pair to grow first.
+
+    Where the packet brings a probe, the largest ratio is first. Else it is the first dormant seed,
+    and the blueprints have their turns, by their rows, so that they need no ids: the packet's
+    candidates follow the active blueprint, which is row 0.
+    """
+    rows = np.flatnonzero(legality.blueprints).tolist()
+    seeds = np.flatnonzero(legality.seeds[Action.GERMINATE]).tolist()
+    probed = {
+        (seed, row): float(np.nan_to_num(packet.seeds[seed].metrics[f"probe/{ids[row]}"]))
+        for seed in seeds
+        for row in rows
+        if f"probe/{ids[row]}" in packet.seeds[seed].metrics
+    }
+    if probed:
+        return dict(sorted(probed.items(), key=lambda item: -item[1]))
+    turns = np.roll(rows, -(state.turn % max(len(rows), 1))).tolist()
+    return {(seed, row): 0.0 for seed in seeds[:1] for row in turns}
 
 
 def _explain_plateau(state: HeuristicState) -> str:

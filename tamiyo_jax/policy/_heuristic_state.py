@@ -19,6 +19,9 @@ ALIVE = frozenset(
 )
 """Stages in which a seed counts as being in training."""
 
+_HEARD = frozenset({SeedStage.BLENDING, SeedStage.PROBATIONARY})
+"""Stages in which a seed on its way has a share of the output, so that it may do harm."""
+
 
 @dataclass(frozen=True, slots=True)
 class HeuristicState:
@@ -133,7 +136,7 @@ def _seeds(
         before = state.stages.get(seed_id)
         if before == stage:
             continue
-        state = _enter(state, seed_id, alive=stage in ALIVE)
+        state = _enter(state, seed_id, heard=stage in _HEARD)
         if before == SeedStage.DORMANT and stage in ALIVE:
             state = _note_germination(state, seed_id)
         elif before in ALIVE and stage not in ALIVE and stage != SeedStage.FOSSILIZED:
@@ -145,10 +148,10 @@ def _seeds(
     return replace(state, stages=stages, **known)
 
 
-def _enter(state: HeuristicState, seed_id: str, *, alive: bool) -> HeuristicState:
+def _enter(state: HeuristicState, seed_id: str, *, heard: bool) -> HeuristicState:
     """Record the stage that a seed enters, and the validation loss with which it is compared."""
     entry_loss = _drop_key(state.entry_loss, seed_id)
-    if alive and state.validates and state.loss is not None:
+    if heard and state.validates and state.loss is not None:
         entry_loss[seed_id] = state.loss
     return replace(
         state,

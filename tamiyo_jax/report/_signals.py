@@ -48,7 +48,7 @@ SIGNALS = (
     ),
     *_metrics(
         "relative",
-        update_rise="update_rise",
+        high_updates="high_updates",
         ruinous_in_row="ruinous_in_row",
         sustained_rise="sustained_rise",
         sustained_z="sustained_z",

@@ -7,9 +7,14 @@ A fault that calls for ROLLBACK is answered by the next rung as long as it comes
 3. the same with a lower learning rate, once for each further rollback within the budget;
 4. no more rollbacks: `rollback_budget_exhausted`, and the decision escalates.
 
-A rise, which no bad batch explains, lowers the learning rate from the first rung on. After
-`rollback_calm_steps` decision steps without a fault the ladder starts again from its first rung.
-In guard mode brakes are released over calm steps, until the multiplier is 1 again.
+A rise, which no bad batch explains, lowers the learning rate from the first rung on. Updates that
+are too large are braked on the second rung, by as much as they are too large: if the state of the
+optimiser was at fault the first has replaced it, else its learning rate is. They were refused,
+so the second goes to the newest state again, and the data is not skipped.
+
+After `rollback_calm_steps` decision steps without a fault the ladder starts again from its first
+rung. In guard mode brakes are released over calm steps until the multiplier is 1 again, unless
+updates without the brake would be larger than they ever were.
 """
 
 from __future__ import annotations
@@ -27,10 +32,13 @@ __all__ = ["RELEASE_REASON", "Ladder", "Rung", "climb", "is_restorable"]
 RELEASE_REASON = "brake_released"
 RESTORABLE = "restorable/"
 MULTIPLIER = "lr_multiplier"
+TOO_LARGE = "update_outlier"
+JUMP = "update_jump"
 FAMILY = 16
 FEWEST = 4
 OUTLIER = 6 * 1.4826  # MADs of a normal distribution in six standard deviations
 TOLERANCE = 0.25
+LARGEST_UPDATE = math.log(2.0)  # over the run's highest level, that a released brake may lead to
 PATIENCE = 64
 
 Events = tuple[Event, ...]
@@ -99,6 +107,7 @@ def climb(
       may_brake: the last brake is long enough ago.
     """
     ladder, familiar = _with_loss(ladder, packet)
+    familiar = familiar and not packet.training_metrics.get("high_updates", 0.0)
     calm = _is_calm(verdict)
     ladder = replace(ladder, calm_steps=ladder.calm_steps + 1 if calm else 0)
     if ladder.calm_steps >= config.rollback_calm_steps:
@@ -144,12 +153,17 @@ def _roll_back(
         kind = None if seedless else CommandType.PAUSE
         stopped = replace(verdict, command_type=kind)
         return ladder, Rung(stopped, events=(exhausted,), escalate=True)
-    brakes = rung > 2 or verdict.reason != "nonfinite_loss"
+    too_large = verdict.reason == TOO_LARGE
+    back = rung - 1 if too_large else rung  # 1 is to the newest state
+    braked = {"nonfinite_loss": 3, TOO_LARGE: 2}.get(verdict.reason, 1)  # the rung it begins at
+    factor = (1 - config.brake) ** max(1, rung - 2)
+    if too_large:
+        factor = math.exp(-max(0.0, packet.training_metrics.get(JUMP, 0.0)))
     return ladder, Rung(
         verdict,
-        checkpoint=names[-1] if rung == 1 else names[0],
-        lr_delta=(1 - config.brake) ** max(1, rung - 2) - 1 if brakes else None,
-        skip_data=rung > 1,
+        checkpoint=names[-1] if back <= 1 else names[0],
+        lr_delta=factor - 1 if rung >= braked else None,
+        skip_data=back > 1,
     )
 
 
@@ -184,6 +198,9 @@ def _release(ladder: Ladder, packet: SystemStatePacket, config: GuardConfig) -> 
     multiplier = packet.training_metrics.get(MULTIPLIER, 1.0)
     due = ladder.calm_steps > 0 and ladder.calm_steps % config.release_steps == 0
     if not due or packet.optimizer_id is None or not 0 < multiplier < 1:
+        return None
+    rise = packet.training_metrics.get("update_rise", 0.0)
+    if rise and rise - math.log(multiplier) > LARGEST_UPDATE:  # 0 is unknown
         return None
     lifted = min(1.0, multiplier / (1 - config.brake))
     return None if lifted / multiplier - 1 < 1e-6 else lifted / multiplier - 1

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tamiyo_jax.host import Detector, Signals, StepMetrics, detect, new_detector, worst
 
-__all__ = ["Accumulated", "accumulate", "is_finite", "mean_of", "restart", "summarize"]
+__all__ = ["Accumulated", "accumulate", "mean_of", "restart", "summarize"]
 
 
 class Accumulated(NamedTuple):
     """Measurements since the last decision, and the detector of the whole run; on the device.
 
     Attributes:
-      total: sums of the steps' metrics; of the signals the worst, of the refusals the newest.
+      total: sums of the metrics of the steps that were applied, those of the newest interval
+        with one; of the signals the worst, of the refusals the newest and their number.
+      applied: f32[], how many steps that are.
       detector: what is usual for the run. It knows the loss of every step, which an optimiser
         knows only where the step passes it to ``update``.
     """
 
     total: StepMetrics
+    applied: jax.Array
     detector: Detector
 
 
@@ -34,10 +37,13 @@ def accumulate(before: Accumulated | None, measured: StepMetrics) -> Accumulated
     return _accumulate(before, measured)
 
 
-def mean_of(accumulated: Accumulated, steps: int) -> StepMetrics:
-    """The means over `steps` steps, as NumPy arrays; waits for the device."""
-    total = jax.device_get(accumulated.total)
-    mean = jax.tree.map(lambda figure: figure / steps, total)
+def mean_of(accumulated: Accumulated) -> StepMetrics:
+    """The means over the steps that were applied, as NumPy arrays; waits for the device.
+
+    Where none was, those of the last interval with one: a refused step says nothing of the run.
+    """
+    total, applied = jax.device_get((accumulated.total, accumulated.applied))
+    mean = jax.tree.map(lambda figure: figure / max(applied, 1), total)
     kept = {"signals": total.statistics.signals, "refusals": total.statistics.refusals}
     return mean._replace(statistics=mean.statistics._replace(**kept))
 
@@ -55,9 +61,17 @@ def summarize(steps: StepMetrics) -> StepMetrics:
     return mean._replace(statistics=kept)
 
 
+@partial(jax.jit, donate_argnums=0)
 def restart(accumulated: Accumulated) -> Accumulated:
-    """Nothing added up, and the same detector."""
-    return accumulated._replace(total=jax.tree.map(jnp.zeros_like, accumulated.total))
+    """Nothing added up, and the same detector; the means stand until a step is applied."""
+    total, applied, _ = accumulated
+    mean = jax.tree.map(lambda figure: figure / jnp.maximum(applied, 1), total)
+    statistics = total.statistics
+    kept = mean.statistics._replace(
+        signals=jax.tree.map(jnp.zeros_like, statistics.signals),
+        refusals=statistics.refusals._replace(refused=jnp.float32(0)),
+    )
+    return accumulated._replace(total=mean._replace(statistics=kept), applied=jnp.float32(0))
 
 
 @jax.jit
@@ -69,8 +83,10 @@ def _accumulate(before: Accumulated | None, measured: StepMetrics) -> Accumulate
     if before is None:
         first = jax.tree.map(lambda figures: figures[0], stacked)
         layers = first.statistics.gradient_norm.shape[0]
-        before = Accumulated(jax.tree.map(jnp.zeros_like, first), new_detector(layers))
-    return jax.lax.scan(_add, before, stacked)[0]
+        start: Accumulated = restart(Accumulated(first, jnp.float32(1), new_detector(layers)))
+    else:
+        start = before
+    return jax.lax.scan(_add, start, stacked)[0]
 
 
 def _add(before: Accumulated, step: StepMetrics) -> tuple[Accumulated, None]:
@@ -86,12 +102,19 @@ def _add(before: Accumulated, step: StepMetrics) -> tuple[Accumulated, None]:
         layer_gradient_norms=numbers.gradient_norm,
     )
     wide = Signals(*(jnp.asarray(signal, jnp.float32) for signal in own))
-    signals = worst(before.total.statistics.signals, worst(wide, numbers.signals))
-    summed = jax.tree.map(jnp.add, before.total, step)
-    statistics = summed.statistics._replace(signals=signals, refusals=numbers.refusals)
-    return Accumulated(summed._replace(statistics=statistics), detector), None
+    earlier = before.total.statistics
+    refused = numbers.refusals.refused > 0
+    first = before.applied == 0
 
+    def add(total: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.where(refused, total, jnp.where(first, new, total + new))
 
-def is_finite(accumulated: Accumulated) -> bool:
-    """Whether all sums are finite; waits for the device."""
-    return all(np.isfinite(figure).all() for figure in jax.tree.leaves(accumulated.total))
+    summed = jax.tree.map(add, before.total, step)
+    statistics = summed.statistics._replace(
+        signals=worst(earlier.signals, worst(wide, numbers.signals)),
+        refusals=numbers.refusals._replace(
+            refused=earlier.refusals.refused + numbers.refusals.refused
+        ),
+    )
+    applied = before.applied + jnp.where(refused, 0.0, 1.0)
+    return Accumulated(summed._replace(statistics=statistics), applied, detector), None

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from tamiyo_jax.contracts import SeedOperation, SeedStage, SystemStatePacket
-from tamiyo_jax.errors import CompilationError, ConfigurationError, TamiyoError
+from tamiyo_jax.errors import ConfigurationError, TamiyoError
 from tamiyo_jax.growth import enter
 from tamiyo_jax.host import (
     DecisionLike,
@@ -204,15 +204,16 @@ def run(
         meter=None if deterministic else HardwareMeter(jax.local_devices()[0]),
         clock=(lambda: 0) if deterministic else time.time_ns,
     )
-    programs = Programs(partial(_compile, task), wait=deterministic or not compile_ahead)
+    build = partial(_build, task, probes=controller is not None)
+    programs = Programs(build, wait=deterministic or not compile_ahead)
     history: list[Record] = []
     while int(state.epochs) < epochs:
         started = time.perf_counter()
-        inside, failed = _inside(programs, state.host)
+        inside, failed = programs.inside(state.host)
         host, trained = _train_epoch(task, inside)
         probed = _probe(task, host) if controller is not None and may_grow(host) else {}
         measured = jax.device_get(Measured(trained, *_measure(task, host), probe=probed))
-        host = programs.rejoin(host, state.host)
+        host = programs.rejoin(host)
         seconds = time.perf_counter() - started
         state = LoopState(host, state.epochs + 1)
         metrics = {"epochs_total": float(epochs)}
@@ -290,17 +291,10 @@ def _probe(task: Task, host: HostState) -> dict[str, dict[str, jax.Array]]:
     return probe(task.host, host, some)
 
 
-def _compile(task: Task, host: HostState) -> None:
-    """Compile what an epoch runs; a jitted function finds its program when it is called."""
-    _train_epoch.lower(task, host).compile()
-    _measure.lower(task, host).compile()
-
-
-def _inside(programs: Programs, host: HostState) -> tuple[HostState, TamiyoError | None]:
-    try:
-        return programs.inside(host), None
-    except CompilationError as error:
-        return programs.inside(host), error
+def _build(task: Task, host: HostState, *, probes: bool) -> None:
+    """Compile what an epoch runs and run it once; a jitted function finds it when it is called."""
+    found = (_train_epoch(task, host), _measure(task, host), _probe(task, host) if probes else {})
+    jax.block_until_ready(found)
 
 
 def _ask(

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import jax
 
-from tamiyo_jax.contracts import Blueprint, Rollback, TelemetryLevel
+from tamiyo_jax.contracts import Blueprint, Rollback
 from tamiyo_jax.decision import Decision
 from tamiyo_jax.errors import TamiyoError
 from tamiyo_jax.host import (
@@ -30,16 +31,18 @@ from tamiyo_jax.host import (
     HostState,
     MemoryCheckpoints,
     blueprint_of,
-    contribution,
     layer_names,
     loss_of,
     scale_of,
 )
-from tamiyo_jax.training._accumulator import Accumulated, accumulate, is_finite, mean_of, restart
-from tamiyo_jax.training._inputs import count_steps, read_steps, split_model
-from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts, describe, step_of
+from tamiyo_jax.training._evaluation import Evaluate, Evaluation, evaluate_growth, run_once
+from tamiyo_jax.training._inputs import read_steps, split_model
+from tamiyo_jax.training._log_lines import describe_decision
+from tamiyo_jax.training._programs import Programs
+from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts
 from tamiyo_jax.training._run_directory import new_run_directory
 from tamiyo_jax.training._settings import check_options, load_settings
+from tamiyo_jax.training._watch import Watch
 from tamiyo_jax.training._wiring import open_controller
 
 __all__ = ["Plug"]
@@ -50,22 +53,19 @@ OWN_RISK = 0.0  # the network is there with Tamiyo or without
 
 Batch = Any
 State = TypeVar("State")
-Evaluate = Callable[[Any], tuple[jax.Array | None, Mapping[str, jax.Array]]]
-"""The validation loss of a train state, and the contribution of each of its seeds."""
 
 
 class Plug:
     """Tamiyo's place in a training loop; made by `Plug.open` or `Plug.grow`.
 
     It makes packets from the measurements of the steps, keeps sound states in memory, and
-    verifies and applies commands. Settings come from `TamiyoConfig.load`, and the policy is the
-    heuristic.
+    verifies and applies commands. Settings come from `TamiyoConfig.load`; the heuristic decides.
 
     Attributes:
       directory: of this run: its blueprints in ``blueprints.db``, the controller in ``tamiyo``.
       tamiyo: the controller, for instance to switch its mode; or the client of a server.
-      undone_steps: steps that the last call rolled back; a loop that can read its data again goes
-        back by as many batches, unless `skips_data`.
+      undone_steps: batches that the last call rolled back; a loop that reads its data without
+        `batches` goes back by as many, unless `skips_data`.
       skips_data: these batches are to be left out, because the fault came again.
       escalated: the controller cannot help; a person must look.
     """
@@ -84,14 +84,16 @@ class Plug:
         candidates: Sequence[Blueprint] = (),
         server: str | None = None,
         run_id: str | None = None,
+        programs: Programs | None = None,
     ) -> None:
         check_options(mode, every)
         self._evaluate = evaluate
-        self._every = every
+        self._programs = programs
         self._log = log
-        self._steps = self._asked = self._boundaries = self.undone_steps = 0
-        self.skips_data = self.escalated = False
-        self._accumulated: Accumulated | None = None
+        self._boundaries = self.undone_steps = 0
+        self.skips_data = self.escalated = self._closed = False
+        self._watch = Watch(every)
+        self._last: Decision | None = None
         config = load_settings(blueprint, candidates, seedless=host is None)
         self._kept = MemoryCheckpoints()
         self.directory = new_run_directory(Path(directory))
@@ -176,7 +178,7 @@ class Plug:
                 risk=OWN_RISK,
             ),
             layers=layer_names(params),
-            evaluate=lambda state: (None if validate is None else validate(state), {}),
+            evaluate=lambda state: Evaluation(validate and validate(state), {}, {}),
             mode=mode,
             every=every,
             log=log,
@@ -196,6 +198,7 @@ class Plug:
         mode: Literal["act", "shadow", "guard"],
         every: int,
         log: Callable[[str], object],
+        step: Callable[[HostState], object] | None = None,
     ) -> Self:
         """Plug Tamiyo into a loop that trains a host with seed slots by `host.train_step`.
 
@@ -204,22 +207,21 @@ class Plug:
           state: of the host, before its first step.
           host: the host that is trained.
           candidates: blueprints that seeds may be grown into, as `host.seed_bank` gives them.
-          validation: a batch for `host.loss`, on which the network and its seeds are evaluated.
+          validation: a batch for `host.loss` that evaluates the network, seeds and candidates.
           mode: as for `Tamiyo.open`.
           every: steps from one decision to the next.
           log: called with one line of text for each command and for each error.
+          step: what the loop runs on a state, such as ``lambda state: train_step(state, batch)``
+            with a batch of the loop. It is called for a seed that germinates, on a copy, in a
+            thread; the loop goes on without the seed until it is compiled. None: it waits.
 
         Raises:
-          ConfigurationError: `every` is less than 1, or `mode` is not a mode.
-          PersistenceError: `directory` cannot be made or written.
-          TamiyoError: as `host.blueprint_of` and `Tamiyo.open` do.
+          TamiyoError: as `open` does.
         """
-
-        @jax.jit
-        def evaluate(state: HostState, batch: Batch) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-            contributions = contribution(host.loss, state.params, state.slots, batch)
-            return loss_of(host, state, batch), contributions
-
+        evaluate = evaluate_growth(host, validation)
+        programs = None if step is None else Programs(partial(run_once, step, evaluate), wait=False)
+        if programs is not None:
+            programs.inside(state)
         return cls(
             directory,
             blueprint_of(
@@ -230,12 +232,13 @@ class Plug:
                 risk=OWN_RISK,
             ),
             layers=layer_names(state.params),
-            evaluate=lambda state: evaluate(state, validation),
+            evaluate=evaluate,
             mode=mode,
             every=every,
             log=log,
             host=host,
             candidates=candidates,
+            programs=programs,
         )
 
     def __call__(self, state: State, measured: Any) -> State:  # noqa: ANN401 - see total_loss
@@ -257,17 +260,30 @@ class Plug:
         """
         metrics = read_steps(state, measured)
         self.undone_steps, self.skips_data = 0, False
-        before = self._steps
-        self._steps += count_steps(metrics)
-        self._accumulated = accumulate(self._accumulated, metrics)
-        if self._steps // self._every == before // self._every:
-            return state
-        return self._decide(state, self._accumulated)
+        if self._watch.add(metrics):
+            return self._inside(self._decide(self._whole(state)))
+        ready = self._programs is not None and self._programs.ready
+        return self._inside(self._whole(state)) if ready else state
 
-    def _decide(self, state: State, accumulated: Accumulated) -> State:
+    def _whole(self, state: State) -> State:
+        """The state with the seeds whose programs are not there yet."""
+        if self._programs is None or not isinstance(state, HostState):
+            return state
+        return self._programs.rejoin(state)
+
+    def _inside(self, whole: State) -> State:
+        """The state without the seeds whose programs are not there yet."""
+        if self._programs is None or not isinstance(whole, HostState):
+            return whole
+        state, error = self._programs.inside(whole)
+        if error is not None:
+            self._log(f"step {self._watch.steps}: goes on without the seed: {error}")
+        return state
+
+    def _decide(self, state: State) -> State:
         """Ask the controller about a state, and return what its command makes of it."""
         scale_of(state)
-        boundary = self._measure(state, accumulated)
+        boundary = self._measure(state)
         packet = self._reporter.packet(state, boundary)
         try:
             decision = self.tamiyo.step(packet)
@@ -275,30 +291,35 @@ class Plug:
             after = self._applier(state, decision)
         except TamiyoError as error:
             problem = f"{type(error).__name__}: {error}"
-            self._log(f"step {self._steps}: goes on without Tamiyo: {problem}")
+            self._log(f"step {self._watch.steps}: goes on without Tamiyo: {problem}")
+            self._watch.resume(self._kept.names())
             return state
         self._note(decision)
+        self._watch.resume(self._kept.names())
         return after
 
     def _note(self, decision: Decision) -> None:
-        """Log a decision, and keep what the loop may want to know of it."""
-        if decision.command is not None:
-            self._log(f"step {self._steps}: {describe(decision)}")
-            if isinstance(decision.command.payload, Rollback) and not decision.shadow:
-                self.undone_steps = self._steps - step_of(decision.command.payload.checkpoint)
-                self.skips_data = "skip_data" in decision.command.annotations
-        if decision.escalate and not self.escalated:
-            worst = ", ".join(
-                sorted(
-                    {
-                        event.name
-                        for event in decision.events
-                        if event.level >= TelemetryLevel.CRITICAL
-                    }
-                )
+        """Log a decision, and keep where the data of the loop goes on."""
+        for line in describe_decision(decision, self._last):
+            self._log(f"step {self._watch.steps}: {line}")
+        self._last, self.escalated = decision, decision.escalate
+        command = None if decision.shadow else decision.command
+        if command is not None and isinstance(command.payload, Rollback):
+            self.skips_data = "skip_data" in command.annotations
+            self.undone_steps = self._watch.go_back(
+                command.payload.checkpoint, skips_data=self.skips_data
             )
-            self._log(f"step {self._steps}: escalates: {worst}; look at the run")
-        self.escalated = decision.escalate
+
+    def batches(self, read: Callable[[int], Iterable[Batch]]) -> Iterator[Batch]:
+        """The batches of the loop, one for each call; after a rollback, again from its state on.
+
+        The time that each takes to arrive is measured, so that a stalled loader is reported.
+
+        Args:
+          read: gives the batches from a position on, counted from 0; called at the start, and
+            after a rollback unless the data is to be skipped.
+        """
+        return self._watch.batches(read)
 
     def restore(self, state: State) -> State:
         """The newest kept state, which is one like `state`; for a loop that ends on a bad step.
@@ -314,13 +335,14 @@ class Plug:
 
         Steps since the last decision are looked at, too: if they were not finite, `log` says so.
         """
-        pending, self._accumulated = self._accumulated, None
-        if pending is not None and not is_finite(pending):
+        if not self._closed and not self._watch.is_finite():
             newest = max(self._kept.names(), default="none")
             self._log(
-                f"step {self._steps}: the steps since the last decision have a loss or a gradient "
-                f"that is not finite; restore(state) returns the newest kept state ({newest})"
+                f"step {self._watch.steps}: the steps since the last decision have a loss or a "
+                "gradient that is not finite; restore(state) returns the newest kept state "
+                f"({newest})"
             )
+        self._closed = True
         self.tamiyo.close()
 
     def __enter__(self) -> Self:
@@ -329,19 +351,18 @@ class Plug:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _measure(self, state: object, accumulated: Accumulated) -> Boundary:
+    def _measure(self, state: object) -> Boundary:
         """The means since the last boundary, and the validation loss of the state."""
-        self._accumulated = restart(accumulated)
-        steps, self._asked = self._steps - self._asked, self._steps
+        mean, metrics = self._watch.interval()
         self._boundaries += 1
-        validation_loss, contributions = jax.device_get(self._evaluate(state))
+        loss, contributions, probe = jax.device_get(self._evaluate(state))
         return Boundary(
             number=self._boundaries,
-            global_step=self._steps,
-            mean=mean_of(accumulated, steps),
-            validation_loss=None if validation_loss is None else float(validation_loss),
+            global_step=self._watch.steps,
+            mean=mean,
+            validation_loss=None if loss is None else float(loss),
             validation_accuracy=None,
             contributions=contributions,
-            probe={},
-            metrics={},
+            probe=probe,
+            metrics=metrics,
         )

@@ -4,7 +4,7 @@ A run's train step and its measuring are traced for the structure of the host: w
 seed, and of which candidate. When a seed germinates, the programs with it are compiled in a
 thread. Until they are there the old ones go on, and the seed is carried beside them, as it was
 made: it is at alpha 0, so the network is the same with it and without. It begins to learn with the
-first epoch of the new programs. A seed that is to blend in before that is waited for.
+first step of the new programs. A seed that is to blend in before that is waited for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from tamiyo_jax.contracts import SeedStage
+from tamiyo_jax.errors import CompilationError
 from tamiyo_jax.expansion import CompileAhead
 from tamiyo_jax.host import HostState, Slot
 
@@ -31,59 +35,61 @@ class Programs:
     """Which seeds are in the programs that run, and what compiles those of the others.
 
     Args:
-      compile_for: compiles all of a run's programs for a host, and runs none.
+      build_for: compiles all of a run's programs for a host, and runs each once: the first run of
+        a program takes several steps' time. The host is a copy, whose buffers it may donate.
       wait: whether a run waits for its programs at once, so that equal runs are equal.
     """
 
-    def __init__(self, compile_for: Callable[[HostState], Any], *, wait: bool) -> None:
-        self._compile_for = compile_for
+    def __init__(self, build_for: Callable[[HostState], Any], *, wait: bool) -> None:
+        self._build_for = build_for
         self._wait = wait
         self._inside: Structure | None = None
         self._wanted: Structure = frozenset()
         self._ahead: CompileAhead[Any] | None = None
+        self._carried: dict[str, Slot] = {}
 
-    def inside(self, host: HostState) -> HostState:
-        """The host as the programs of this epoch are to see it.
+    @property
+    def ready(self) -> bool:
+        """Whether programs for the seeds that are carried are there, or have failed."""
+        return self._ahead is not None and self._ahead.done
 
-        Raises:
-          CompilationError: the next programs could not be built. Called again it gives the host
-            for the old ones, and does so until another seed grows.
+    def inside(self, host: HostState) -> tuple[HostState, CompilationError | None]:
+        """The host as the programs are to see it; what they do not know is carried beside them.
+
+        With an error, once, if the next programs could not be built: the old ones go on, until
+        another seed grows.
         """
-        grown = structure_of(host)
-        if self._wait or self._inside is None or grown <= self._inside:
+        grown, error = structure_of(host), None
+        if self._wait or self._inside is None:
             self._inside = grown
-            return host
-        if grown != self._wanted:
+        elif not grown <= self._inside and grown != self._wanted:
             self._wanted = grown
-            self._ahead = CompileAhead(lambda: self._compile_for(host))
+            # The loop may donate the host's own buffers to its next step meanwhile.
+            copied = jax.tree.map(jnp.copy, host)
+            self._ahead = CompileAhead(lambda: self._build_for(copied))
         if self._ahead is not None and (self._ahead.done or not self._is_silent(host)):
             ahead, self._ahead = self._ahead, None
-            ahead.result()
-            self._inside = grown
-            return host
-        return self._drop_unknown_seeds(host)
+            try:
+                ahead.result()
+                self._inside = self._wanted
+            except CompilationError as raised:
+                error = raised
+        outside = {name for name, _ in grown - self._inside}
+        self._carried = {name: host.slots[name] for name in outside}
+        without = {name: Slot(slot.state, {}, ()) for name, slot in self._carried.items()}
+        return (host._replace(slots=host.slots | without) if outside else host), error
 
-    def rejoin(self, trained: HostState, before: HostState) -> HostState:
-        """The host after an epoch, with the seeds that were carried beside the programs."""
+    def rejoin(self, trained: HostState) -> HostState:
+        """The host after some steps, with the seeds that were carried beside its programs."""
         carried = {
-            name: old._replace(state=trained.slots[name].state)
-            for name, old in before.slots.items()
-            if old.params and not trained.slots[name].params
+            name: slot._replace(state=trained.slots[name].state)
+            for name, slot in self._carried.items()
         }
         return trained._replace(slots=trained.slots | carried)
 
     def _is_silent(self, host: HostState) -> bool:
         outside = structure_of(host) - (self._inside or frozenset())
         return all(int(host.slots[name].state.stage) in _SILENT for name, _ in outside)
-
-    def _drop_unknown_seeds(self, host: HostState) -> HostState:
-        """The host without the seeds that its programs do not know."""
-        outside = {name for name, _ in structure_of(host) - (self._inside or frozenset())}
-        slots = {
-            name: Slot(slot.state, {}, ()) if name in outside else slot
-            for name, slot in host.slots.items()
-        }
-        return host._replace(slots=slots)
 
 
 def may_grow(host: HostState) -> bool:

@@ -140,6 +140,62 @@ def test_outliers_are_accepted_after_so_many_in_a_row_but_never_a_nan():
         assert bool(host.statistics(state).refusals.refused)
 
 
+def test_a_monitor_refuses_nothing_and_counts_no_refusal():
+    step, params, state = calm_run(host.monitor(optax.sgd(1e-6)))
+    for _ in range(40):
+        params, state = step(params, state, 30 * BATCHES[CALM])
+    seen = host.statistics(state)
+    assert bool(seen.signals.loss_outlier)
+    assert (bool(seen.refusals.refused), int(seen.refusals.in_row)) == (False, 0)
+
+
+def rated_run(rates):
+    """Refusals by step, and ‖update‖, under a factor on the learning rate by step."""
+    adam = optax.adam(1e-3)
+
+    def update(gradient, state, params, *, rate):
+        updates, state = adam.update(gradient, state, params)
+        return jax.tree.map(lambda u: u * rate, updates), state
+
+    tx = host.guarded(optax.GradientTransformationExtraArgs(adam.init, update))
+
+    def step(carry, given):
+        params, state = carry
+        x, rate = given
+        loss, gradient = jax.value_and_grad(loss_of)(params, x)
+        updates, state = tx.update(gradient, state, params, loss=loss, rate=rate)
+        refused = host.statistics(state).refusals.refused
+        return (optax.apply_updates(params, updates), state), (refused, optax.tree.norm(updates))
+
+    xs = jnp.concatenate([BATCHES, BATCHES])[: len(rates)]
+    rates = jnp.asarray(rates, jnp.float32)
+    _, found = jax.lax.scan(step, (PARAMS, tx.init(PARAMS)), (xs, rates))
+    return jax.device_get(found)
+
+
+@pytest.mark.parametrize(("times", "first"), [(30.0, 72), (1000.0, 70)])
+def test_a_learning_rate_that_jumps_is_refused_and_then_scaled_down(times, first):
+    refused, sizes = rated_run(np.where(np.arange(160) < 70, 1.0, times))
+    assert np.flatnonzero(refused).tolist() == list(range(first, first + 32))
+    usual = np.median(sizes[40:70])
+    np.testing.assert_allclose(sizes[first + 32 :], usual, rtol=0.7)
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [
+        np.repeat([0.01, 0.1, 1.0], 50),
+        np.minimum(1.0, (1 + np.arange(150)) / 100),
+        np.tile(np.cos(np.pi / 2 * np.arange(50) / 50) ** 2 + 1e-4, 3),
+        np.where(np.arange(150) % 40 == 39, 14.0, 1.0),
+    ],
+    ids=["stepwise warm-up", "warm-up", "restarts", "single steps"],
+)
+def test_a_schedule_of_the_learning_rate_is_no_fault(rates):
+    refused, _ = rated_run(rates)
+    assert not refused.any()
+
+
 def test_state_that_is_no_parameter_is_kept_on_a_refused_step():
     tx = host.guarded(optax.sgd(0.1))
     _, params, state = calm_run(tx)

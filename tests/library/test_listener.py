@@ -221,7 +221,8 @@ def test_a_listener_that_dies_whenever_it_is_started_ends_the_answers(
 
     watched: list[Watcher] = []
     library.put(make_blueprint(risk=0.1))
-    with watching(Wrapped(library, spoil)) as watcher:
+    # A listener is started again no earlier than after a second.
+    with watching(Wrapped(library, spoil), limit_ms=800.0) as watcher:
         assert watcher.risk() == 0.1
         watched.append(watcher)
         library.put(make_blueprint(risk=0.9))

@@ -75,6 +75,34 @@ def test_the_pair_with_the_largest_gradient_in_the_host_s_probe_germinates(seeds
     assert (proposal.seed_id, proposal.blueprint_id) == (chosen[0], chosen[1].blueprint_id)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "epoch", "action"),
+    [
+        (1.5, 5, Action.GERMINATE),  # the loss falls, and the seed would make it fall faster
+        (0.5, 5, Action.WAIT),
+        (1.5, 4, Action.WAIT),
+        (float("nan"), 5, Action.WAIT),
+    ],
+)
+def test_a_candidate_with_a_larger_gradient_than_the_network_does_not_wait_for_a_plateau(
+    ratio, epoch, action
+):
+    run = Run()
+    for earlier in range(epoch):
+        run.step(earlier, 0.9**earlier, DORMANT)
+    proposal = run.step(epoch, 0.9**epoch, probed("s0", grown=0.1, other=ratio))
+    assert proposal.action is action
+    if action is Action.GERMINATE:
+        assert proposal.blueprint_id == OTHER.blueprint_id
+
+
+@pytest.mark.parametrize("stage", [SeedStage.GERMINATED, SeedStage.TRAINING])
+def test_a_seed_without_a_share_of_the_output_is_not_culled_for_what_it_cannot_have_done(stage):
+    run = Run(train_epochs=20)
+    run.step(0, 1.0)
+    assert Action.CULL not in run.steps(range(1, 9), 1.5, seed("s0", stage))
+
+
 def test_falling_losses_are_left_alone():
     run = Run()
     assert [run.step(e, 1.0 * 0.98**e).action for e in range(20)] == [Action.WAIT] * 20

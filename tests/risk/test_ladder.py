@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -84,3 +85,41 @@ def test_a_state_whose_loss_is_unlike_those_before_is_not_kept(losses: list[floa
     assert not rung.restorable
     _, rung = climb(ladder, CALM, packet(100, losses[-1]), CONFIG, **options)
     assert rung.restorable
+
+
+def test_updates_that_are_too_large_are_first_undone_then_braked_by_as_much():
+    large = Verdict(
+        CommandType.ROLLBACK, "update_outlier", "too large", (), Priority.CRITICAL, None
+    )
+    ladder, rungs = Ladder(), []
+    for index in range(3):
+        given = packet(30 + index)
+        jumped = replace(given, training_metrics={**given.training_metrics, "update_jump": 3.0})
+        options = {"guards": True, "seedless": True, "may_brake": True}
+        ladder, rung = climb(ladder, large, jumped, CONFIG, **options)
+        rungs.append(rung)
+    assert [rung.checkpoint for rung in rungs] == ["step-020", "step-020", "step-010"]
+    assert [rung.skip_data for rung in rungs] == [False, False, True]
+    assert [rung.lr_delta for rung in rungs] == [None, *[pytest.approx(math.exp(-3) - 1)] * 2]
+
+
+@pytest.mark.parametrize(("update_rise", "released"), [(0.0, True), (-2.0, True), (0.5, False)])
+def test_a_brake_stays_where_updates_without_it_would_be_larger_than_ever(
+    update_rise: float, released: bool
+):
+    ladder, rungs = Ladder(), []
+    for index in range(CONFIG.release_steps):
+        given = packet(30 + index)
+        metrics = {**given.training_metrics, "update_rise": update_rise, "lr_multiplier": 0.7}
+        options = {"guards": True, "seedless": True, "may_brake": True}
+        sent = replace(given, training_metrics=metrics)
+        ladder, rung = climb(ladder, CALM, sent, CONFIG, **options)
+        rungs.append(rung)
+    assert (rungs[-1].lr_delta is not None) is released
+
+
+def test_a_state_before_which_an_update_was_too_large_is_not_kept():
+    given = packet(30)
+    high = replace(given, training_metrics={**given.training_metrics, "high_updates": 1.0})
+    _, rung = climb(Ladder(), CALM, high, CONFIG, guards=True, seedless=True, may_brake=True)
+    assert not rung.restorable

@@ -73,7 +73,7 @@ FIRES = [
     ("device_pressure_high", metrics(gpu_util_percent=95.0, gpu_mem_free_gb=0.2)),
     ("cpu_pressure_high", metrics(cpu_util_percent=95.0)),
     ("step_refused", metrics(step_refused=1.0)),
-    ("update_outlier", metrics(update_rise=2.8, ruinous_in_row=3.0)),
+    ("update_outlier", metrics(high_updates=3.0)),
     ("refusals_exhausted", metrics(ruinous_in_row=32.0)),
     ("divergence", metrics(sustained_rise=0.7, sustained_z=6.1)),
     ("sustained_rise", metrics(sustained_rise=0.42, sustained_z=6.1)),

@@ -153,29 +153,19 @@ def opentelemetry(directory: Path) -> Iterator[Opened]:
         tracers.shutdown()
 
 
-def tensorboard_events(directory: Path) -> Iterator[Any]:
-    from tensorboardX.proto.event_pb2 import Event
-
-    for path in sorted(directory.iterdir()):
-        data = path.read_bytes()
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])
-            yield Event.FromString(data[12 : 12 + length])
-            data = data[16 + length :]
-
-
 @contextmanager
 def tensorboard(directory: Path) -> Iterator[Opened]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboardX import SummaryWriter
 
     writer = SummaryWriter(str(directory / "board"))
 
     def read() -> Found:
         writer.close()
-        values = [
-            v for event in tensorboard_events(directory / "board") for v in event.summary.value
-        ]
-        tags = [value.tag.split("/") for value in values]
+        everything = {"tensors": 0, "scalars": 0}
+        reader = EventAccumulator(str(directory / "board"), size_guidance=everything)
+        reader.Reload()
+        tags = [tag.split("/") for tag in reader.Tags()["tensors"]]
         kinds = {"decisions": "decision", "events": "event"}
         return {(kinds[tag[1]], tag[2]) for tag in tags if tag[1] in kinds}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -116,6 +117,37 @@ def test_a_step_that_breaks_is_undone_whatever_a_seed_is_doing(tmp_path: Path, s
     assert not any("without Tamiyo" in line for line in lines)
     assert int(state.step) == 4  # two of six were undone
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_a_loop_goes_on_without_a_seed_until_its_step_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count_compilations
+):
+    monkeypatch.setenv("TAMIYO__RISK__DETECTION", "absolute")
+    made, data, release = make_host(), batch(0), threading.Event()
+    train = jax.jit(partial(host.train_step, made), donate_argnums=0)
+
+    def step(state: host.HostState):
+        release.wait(60)
+        return train(state, data)
+
+    lines: list[str] = []
+    candidates = [make_blueprint(name) for name in BANK]
+    settings = {"mode": "act", "every": 2, "log": lines.append, "step": step}
+    state, learned = make_state(made), 0
+    with Plug.grow(tmp_path, state, made, candidates, data, **settings) as tamiyo:
+        while learned < 2:
+            state, metrics = train(state, data)
+            state = tamiyo(state, metrics)
+            grown = state.slots[SEED_ID]
+            if any("GERMINATE" in line for line in lines) and not release.is_set():
+                assert grown.params == {}  # at the step of the decision
+                release.set()
+            learned += bool(grown.params)
+            assert int(state.step) < 200
+        with count_compilations() as compiled:
+            state, _ = train(state, data)
+    assert compiled.count == 0
+    assert not any("goes on without" in line for line in lines)
 
 
 def test_a_run_in_which_nothing_happens_is_the_run_without_tamiyo(tmp_path: Path):

@@ -1,8 +1,8 @@
 """How many runs one server answers within the deadline, and what limits it.
 
-    .venv/bin/python benchmarks/serving.py [--runs 200] [--rate 5] [--seconds 120]
-    .venv/bin/python benchmarks/serving.py --climb --seconds 20
-    .venv/bin/python benchmarks/serving.py --memory
+    .venv/bin/python benchmarks/many_runs.py [--runs 200] [--rate 5] [--seconds 120]
+    .venv/bin/python benchmarks/many_runs.py --climb --seconds 20
+    .venv/bin/python benchmarks/many_runs.py --memory
 
 Simulated runs send a packet `rate` times a second each, whether or not the last was answered, to
 one server and one Redis on this machine. A packet counts as answered if its decision is there

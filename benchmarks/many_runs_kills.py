@@ -1,6 +1,6 @@
 """What random kills of servers and of Redis cost: decisions lost, repeated or changed.
 
-    .venv/bin/python benchmarks/serving_kills.py [--kills 100] [--seed 0] [--json]
+    .venv/bin/python benchmarks/many_runs_kills.py [--kills 100] [--seed 0] [--json]
 
 Three runs train on two servers and a real Redis that writes every command to disk. Again and
 again a server or Redis is ended by SIGKILL and started anew. Afterwards every decision is

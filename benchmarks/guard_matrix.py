@@ -1,0 +1,177 @@
+"""Healthy runs and faults in five small loops, under `Plug` on guard and under others' protection.
+
+    make guard
+
+Thresholds were chosen on diffusion and on the MLP alone; the other loops are reports. Figures go
+to ``--json PATH`` loop by loop, and what is there already of other loops stays; ``--plot PATH``
+draws all that is there.
+
+- *caught*: at which step of the fault something was first refused or commanded, counted from 1;
+- *loss*: held-out, at the end, over that of the plain run of the same seed without a fault;
+- *close*: runs whose loss is at most 2 % above that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from guard_faults import Figures, faults, healthy_steps, run_rivals
+from guard_loops import LOOPS
+from guard_plugged import train
+
+Tree = Any
+EVERY = (1, 10, 50)
+STALL = "stalled loader"
+NO_REMEDY = ("none", "slow drift", STALL)
+"""Faults that no refusal and no rollback can undo, or that need none."""
+
+
+def healthy(loop: str, lengths: tuple[int, ...], seeds: int) -> dict[str, Tree]:
+    """Whether guarded runs without a fault are the plain ones, bit for bit, by `every`."""
+    most = max(lengths)
+    found: dict[str, Tree] = {}
+    for every, steps in zip(EVERY, lengths, strict=True):
+        found[str(every)] = {"steps": steps * seeds, "interventions": 0, "same bits": 0, "said": []}
+    for seed in range(100, 100 + seeds):
+        fault = faults(most, most)["none"]
+        plain = train(loop, fault, seed, every=None, early=min(lengths))
+        for every, steps in zip(EVERY, lengths, strict=True):
+            run = train(loop, faults(steps, steps)["none"], seed, every=every)
+            like = plain.state if steps == most else plain.early
+            pairs = zip(jax.tree.leaves(run.state), jax.tree.leaves(like), strict=True)
+            row = found[str(every)]
+            row["interventions"] += len(run.interventions())
+            row["same bits"] += all(a.tobytes() == b.tobytes() for a, b in pairs)
+            row["said"] += [f"seed {seed}: {line}" for _, line in run.said]
+    return found
+
+
+def matrix(loop: str, steps: int, at: int, seeds: int) -> dict[str, Tree]:
+    """Figures by fault and protection."""
+    rivals = run_rivals(loop, steps, at, seeds)
+    sound = [one.loss for one in rivals["none"]["plain"]]
+    rivals[STALL] = {name: rivals["none"][name] for name in ("plain",)}
+    cases = faults(steps, at)
+    found: dict[str, Tree] = {}
+    for name, others in rivals.items():
+        rows = {rival: summarize(runs, sound, at) for rival, runs in others.items()}
+        for every in EVERY:
+            late = at if name == STALL else None
+            runs = [
+                train(loop, cases.get(name, cases["none"]), seed, every=every, late_from=late)
+                for seed in range(seeds)
+            ]
+            figures = [Figures(run.interventions(), run.loss) for run in runs]
+            rows[f"Plug, every {every}"] = summarize(figures, sound, at)
+            if name == STALL:
+                told = [sum("loader_stall" in line for _, line in run.said) for run in runs]
+                rows[f"Plug, every {every}"]["reported"] = told
+        found[name] = rows
+        print(f"\n{loop}, {name}", flush=True)
+        for protection, row in rows.items():
+            print(f"  {protection:26} {row}", flush=True)
+    return found
+
+
+def summarize(runs: list[Figures], sound: list[float], at: int) -> dict[str, Tree]:
+    """Caught, interventions and loss by seed."""
+    since = [[step - at + 1 for step in run.interventions if step >= at] for run in runs]
+    ratios = [run.loss / loss for run, loss in zip(runs, sound, strict=True)]
+    return {
+        "caught": [steps[0] if steps else None for steps in since],
+        "interventions": [len(steps) for steps in since],
+        "before": sum(len(run.interventions) for run in runs) - sum(map(len, since)),
+        "loss": [round(ratio, 4) if np.isfinite(ratio) else None for ratio in ratios],
+        "close": sum(bool(ratio <= 1.02) for ratio in ratios),
+    }
+
+
+def table(figures: dict[str, Tree]) -> str:
+    """The matrix over all loops as a table of Markdown: runs that are close, caught within 3."""
+    faults_of = next(iter(figures.values()))["faults"]
+    protections = list(dict.fromkeys(name for rows in faults_of.values() for name in rows))
+    lines = [
+        f"| fault | {' | '.join(protections)} |",
+        f"|---|{'---|' * len(protections)}",
+    ]
+    for fault in faults_of:
+        cells: list[str] = []
+        for name in protections:
+            rows = [one["faults"][fault].get(name) for one in figures.values()]
+            kept = [row for row in rows if row is not None]
+            losses = [loss for row in kept for loss in row["loss"]]
+            finite = [np.inf if loss is None else loss for loss in losses]
+            caught = [one for row in kept for one in row["caught"]]
+            soon = sum(one is not None and one <= 3 for one in caught)
+            close = sum(row["close"] for row in kept)
+            cells.append(
+                f"{close}/{len(losses)} close, median {np.median(finite):.3f}, {soon} caught"
+                if kept
+                else "–"
+            )
+        lines.append(f"| {fault} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(path: Path, figures: dict[str, Tree]) -> None:
+    """Draw the loss of each run under each fault."""
+    from matplotlib.figure import Figure
+
+    kinds = [name for name in next(iter(figures.values()))["faults"] if name != STALL]
+    shown = ("plain", "apply_if_finite, clip(1)", "skip-step", "Plug, every 1", "Plug, every 50")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for index, protection in enumerate(shown):
+        places, losses = [], []
+        for place, kind in enumerate(kinds):
+            for one in figures.values():
+                for loss in one["faults"][kind][protection]["loss"]:
+                    places.append(place + 0.14 * (index - 2))
+                    losses.append(20.0 if loss is None else min(max(loss, 0.5), 20.0))
+        axes.plot(places, losses, ".", markersize=4, alpha=0.7, label=protection)
+    axes.axhline(1, color="grey", linewidth=0.8)
+    axes.set(yscale="log", ylabel="loss over the healthy run's (NaN and above 20 at 20)")
+    axes.set_xticks(range(len(kinds)), kinds, rotation=25, ha="right")
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Measure, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--healthy", type=int, nargs=len(EVERY), default=(1000, 3000, 3000))
+    parser.add_argument("--alone", type=int, default=8000, help="steps of healthy runs, no Plug")
+    parser.add_argument("--loops", nargs="*", default=list(LOOPS))
+    parser.add_argument("--parts", nargs="*", default=["alone", "healthy", "faults"])
+    parser.add_argument("--json", metavar="PATH", type=Path, required=True)
+    parser.add_argument("--plot", metavar="PATH", type=Path)
+    arguments = parser.parse_args()
+    figures: dict[str, Tree] = {}
+    if arguments.json.exists():
+        figures = json.loads(arguments.json.read_text(encoding="utf-8"))
+    for loop in arguments.loops:
+        own = figures.setdefault(loop, {})
+        if "alone" in arguments.parts:
+            own["alone"] = healthy_steps(loop, arguments.alone, arguments.seeds)
+            print(f"{loop}, healthy, in the step: {own['alone']}", flush=True)
+        if "healthy" in arguments.parts:
+            own["healthy"] = healthy(loop, tuple(arguments.healthy), arguments.seeds)
+            print(f"{loop}, healthy: {own['healthy']}", flush=True)
+        if "faults" in arguments.parts:
+            own["faults"] = matrix(loop, arguments.steps, arguments.steps // 2, arguments.seeds)
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    if all("faults" in one for one in figures.values()):
+        print(f"\n{table(figures)}")
+        if arguments.plot is not None:
+            plot(arguments.plot, figures)
+
+
+if __name__ == "__main__":
+    main()

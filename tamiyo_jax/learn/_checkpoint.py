@@ -1,0 +1,55 @@
+"""Trained policies on disk: safetensors for updates, Orbax for going on, and a card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from tamiyo_jax._digests import write_digests
+from tamiyo_jax.errors import ConfigurationError
+from tamiyo_jax.graph import schema_digest
+from tamiyo_jax.policy import Params, params_to_bytes
+
+__all__ = ["CARD", "PARAMS", "save_policy"]
+
+PARAMS = "params.safetensors"
+CARD = "card.json"
+ORBAX = "orbax"
+
+
+def save_policy(directory: Path, params: Params, facts: Mapping[str, object]) -> str:
+    """Write a policy: ``params.safetensors``, ``orbax/``, ``card.json`` and digests of all files.
+
+    Args:
+      directory: made here; it must not exist.
+      params: of the network.
+      facts: how it was made and what it achieved; JSON.
+
+    Returns:
+      SHA-256 of ``params.safetensors``, hexadecimal, which the card holds too.
+
+    Raises:
+      ConfigurationError: the directory exists.
+    """
+    if directory.exists():
+        raise ConfigurationError(
+            f"{directory} exists; name another --output, or delete it",
+            field="output",
+            value=str(directory),
+        )
+    directory.mkdir(parents=True)
+    payload = params_to_bytes(params)
+    digest = hashlib.sha256(payload).hexdigest()
+    (directory / PARAMS).write_bytes(payload)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((directory / ORBAX).absolute(), jax.tree.map(np.asarray, dict(params)))
+    card = {**facts, "sha256": digest, "schema": schema_digest()}
+    (directory / CARD).write_text(json.dumps(card, indent=1, sort_keys=True), encoding="utf-8")
+    write_digests(directory)
+    return digest
