@@ -195,4 +195,3 @@ def test_a_run_that_was_idle_is_put_away_and_goes_on_where_it_was(
         assert redis.ttl(f"tamiyo:run:{HONEST}:state") > 0
         assert client.step(second).action
         assert redis.hget(f"tamiyo:run:{HONEST}:state", "number") == b"2"
-        assert redis.ttl(f"tamiyo:run:{HONEST}:state") == -1
