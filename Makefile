@@ -53,7 +53,6 @@ $(DEV): pyproject.toml requirements.lock | .venv/bin/python
 demo: .venv/.installed-demo
 	$(CLI) demo
 
-# Half an hour on two cores.
 train: $(DEV)
 	$(CLI) train --output runs/policy --rounds 24 --updates 4000
 

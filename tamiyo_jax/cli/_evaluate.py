@@ -34,16 +34,13 @@ def evaluate(
         typer.Option("--family", help="A family of tasks; by default every held-out one."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=2, help="Tasks of each family.")] = 20,
-    tune: Annotated[
-        bool,
-        typer.Option("--tune", help="Choose the rivals' numbers on the training families first."),
-    ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Runs that are trained at once.")] = 192,
     as_json: Json = False,
 ) -> None:
     """Compare a policy with schedules and rules, on the same tasks and the same randomness.
 
-    Differences are paired, with 95 % intervals.
+    The rivals' numbers are chosen on the training families first. Differences are paired, with
+    95 % intervals.
     Example: tamiyo-jax evaluate policy/params.safetensors
     """
     from tamiyo_jax import learn
@@ -54,12 +51,9 @@ def evaluate(
     environments = {
         shape: learn.HostEnv(shape) for shape in {family.architecture: None for family in chosen}
     }
-    numbers = dict(learn.TUNED)
-    if tune:
-        training = list(learn.TRAINING.values())
-        env = learn.HostEnv(training[0].architecture)
-        numbers = learn.tune(env, training, range(10_000, 10_000 + seeds), batch=batch)
-        print_lines(f"tuned: {numbers}")
+    training = list(learn.TRAINING.values())
+    tuning = learn.HostEnv(training[0].architecture)
+    numbers = learn.tune(tuning, training, range(10_000, 10_000 + seeds), batch=batch)
     found: dict[str, dict[str, Score]] = {}
     for shape, env in environments.items():
         players = learn.contestants(env.epochs, numbers, params)
@@ -73,6 +67,7 @@ def evaluate(
             }
         )
         return
+    print_lines(*(f"{name}: {values}" for name, values in numbers.items()))
     for family in chosen:
         print_table(_table(family.name, found[family.name]))
 

@@ -4,7 +4,7 @@ from tamiyo_jax.learn._architecture import Architecture, Batch
 from tamiyo_jax.learn._branching import Branches, BranchSettings, collect, learn
 from tamiyo_jax.learn._checkpoint import save_policy
 from tamiyo_jax.learn._cloning import Agreement, agreement, clone
-from tamiyo_jax.learn._dataset import Dataset, dataset, imitation_targets, select_runs
+from tamiyo_jax.learn._dataset import Dataset, dataset, select_runs
 from tamiyo_jax.learn._environment import EnvAction, EnvState, HostEnv, Rent
 from tamiyo_jax.learn._evaluation import (
     Contestant,
@@ -15,8 +15,8 @@ from tamiyo_jax.learn._evaluation import (
     tune,
 )
 from tamiyo_jax.learn._fitting import FitSettings, Targets, fit, fit_loss
+from tamiyo_jax.learn._imitation import imitation_targets
 from tamiyo_jax.learn._observation import packet_of
-from tamiyo_jax.learn._rivals import TUNED
 from tamiyo_jax.learn._rules import Rules, heuristic_rules, new_memory, no_rules, rule_action
 from tamiyo_jax.learn._tasks import (
     HELD_OUT,
@@ -31,7 +31,6 @@ from tamiyo_jax.learn._tasks import (
 __all__ = [
     "HELD_OUT",
     "TRAINING",
-    "TUNED",
     "Agreement",
     "Architecture",
     "Batch",

@@ -22,9 +22,9 @@ import numpy as np
 
 from tamiyo_jax.config import HeuristicConfig, PolicyConfig
 from tamiyo_jax.graph import GraphLayout
-from tamiyo_jax.learn._dataset import RISK_BOUNDS
 from tamiyo_jax.learn._environment import EnvAction, HostEnv
 from tamiyo_jax.learn._fitting import FitSettings, fit, outputs_of
+from tamiyo_jax.learn._imitation import RISK_BOUNDS, RISK_HORIZON
 from tamiyo_jax.learn._play import Game, look, new_games, play
 from tamiyo_jax.learn._rules import NEVER, Rules, heuristic_rules, no_rules, rule_action
 from tamiyo_jax.learn._tasks import Family, TaskData, draw_many
@@ -47,6 +47,7 @@ NEVER_TRIED = (Action.PAUSE, Action.BREAKER_OPEN, Action.BREAKER_CLOSE)
 NEVER_LEAD = 3.0
 """Logits by which what is never tried stays below the base."""
 BRAKE = -0.5
+GERMINATING = 0.6  # share of germinations among the alternatives, where one is legal
 TRAIN_EPOCHS = 2
 
 
@@ -151,18 +152,13 @@ def _branch(
 ) -> list[tuple[Any, Any, Branches]]:
     number = settings.games
     base = _repeat(base_rules(env.epochs), number)
-    choose = jax.jit(
-        jax.vmap(lambda rules, game: rule_action(env, rules, game.memory, game.state)[1])
-    )
-    first = choose(base, games)
+    first = _choose(env, base, games)
     ended = play(env, games._replace(action=first), tasks, base, stop, env.epochs)
     reference = objective(env, ended)
-    now = np.minimum(
-        np.nan_to_num(np.asarray(games.losses[:, stop - 1]), nan=LOSS_LIMIT), LOSS_LIMIT
-    )
-    risk = _risk(
-        np.asarray(games.validation[:, stop - 1]), np.asarray(ended.validation[:, stop : stop + 5])
-    )
+    now = np.nan_to_num(np.asarray(games.losses[:, stop - 1]), nan=LOSS_LIMIT)
+    now = np.minimum(now, LOSS_LIMIT)
+    validation = np.asarray(ended.validation)
+    risk = _risk(validation[:, stop - 1], validation[:, stop : stop + RISK_HORIZON])
     legality = jax.tree.map(np.asarray, look(env, games))
     graphs = jax.tree.map(np.asarray, games.graph)
     parts: list[tuple[Any, Any, Branches]] = []
@@ -196,30 +192,22 @@ def _alternatives(
     base: EnvAction,
     legality: Any,  # noqa: ANN401
 ) -> EnvAction:
-    """For each game a legal action other than the base's; germination half of the time."""
+    """For each game a legal action other than the base's."""
     number, blueprints = len(legality.actions), env.graph_config.max_blueprints
     rows = np.full((3, number), -1, np.int32)
     for index in range(number):
-        options: list[tuple[int, int, int]] = []
-        growths: list[tuple[int, int, int]] = []
-        for action in (
-            Action.WAIT,
-            Action.OPTIMIZER,
-            Action.ADVANCE,
-            Action.CULL,
-            Action.FOSSILIZE,
-        ):
-            if action in (Action.WAIT, Action.OPTIMIZER):
-                options.append((action, -1, -1))
-            else:
-                options += [
-                    (action, int(k), -1) for k in np.flatnonzero(legality.seeds[index, action])
-                ]
-        for seed in np.flatnonzero(legality.seeds[index, Action.GERMINATE]):
-            growths += [(Action.GERMINATE, int(seed), row) for row in range(1, blueprints)]
+        options = [(int(action), -1, -1) for action in (Action.WAIT, Action.OPTIMIZER)]
+        for action in (Action.ADVANCE, Action.CULL, Action.FOSSILIZE):
+            seeds = np.flatnonzero(legality.seeds[index, action]).tolist()
+            options += [(int(action), seed, -1) for seed in seeds]
+        growths = [
+            (int(Action.GERMINATE), seed, row)
+            for seed in np.flatnonzero(legality.seeds[index, Action.GERMINATE]).tolist()
+            for row in range(1, blueprints)
+        ]
         mine = (int(base.action[index]), int(base.seed[index]), int(base.blueprint[index]))
         options = [one for one in options if one != mine]
-        pool = growths if growths and generator.random() < 0.6 else options
+        pool = growths if growths and generator.random() < GERMINATING else options
         rows[:, index] = pool[generator.integers(len(pool))]
     return EnvAction(*map(jnp.asarray, rows), jnp.full(number, BRAKE, jnp.float32))
 

@@ -12,7 +12,7 @@ from tamiyo_jax.graph import GraphsTuple, Normalizer, build, init_normalizer
 from tamiyo_jax.learn._environment import EnvAction, EnvState, HostEnv
 from tamiyo_jax.learn._rules import Memory, Rules, new_memory, rule_action, wait
 from tamiyo_jax.learn._tasks import TaskData
-from tamiyo_jax.policy import Action, Legality, Params, apply, select
+from tamiyo_jax.policy import Legality, Params, apply, select
 
 __all__ = ["Game", "look", "new_games", "play"]
 
@@ -77,7 +77,6 @@ def play(
     start: int,
     stop: int,
     params: Params | None = None,
-    margin: float = 0.0,
 ) -> Game:
     """Play E runs from after epoch `start` to after epoch `stop`.
 
@@ -89,10 +88,9 @@ def play(
       start: epochs played.
       stop: epochs to have played.
       params: of a network that chooses.
-      margin: what WAIT is given in advance, in logits, when the network chooses.
     """
     span = (jnp.int32(start), jnp.int32(stop))
-    return _play(env, games, tasks, rules, *span, params, jnp.float32(margin))
+    return _play(env, games, tasks, rules, *span, params)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -104,7 +102,6 @@ def _play(
     start: jax.Array,
     stop: jax.Array,
     params: Params | None,
-    margin: jax.Array,
 ) -> Game:
     def one(game: Game, task: TaskData, rules: Rules) -> Game:
         key = jax.random.PRNGKey(0)  # a run's own key is in its state
@@ -112,7 +109,7 @@ def _play(
         normalizer, graph = build(env.layout, game.normalizer, raw, rate=RATE)
         memory, action = rule_action(env, rules, game.memory, state)
         if params is not None:
-            action = network_action(env, params, graph, env.legal(state), margin)
+            action = network_action(env, params, graph, env.legal(state))
         measured, at = state.measured, state.epochs - 1
         return Game(
             state,
@@ -132,12 +129,11 @@ def _play(
 
 
 def network_action(
-    env: HostEnv, params: Params, graph: GraphsTuple, legality: Legality, margin: jax.Array
+    env: HostEnv, params: Params, graph: GraphsTuple, legality: Legality
 ) -> EnvAction:
     """What the network chooses, as the product's `select` says."""
     outputs = apply(params, env.layout, graph)
-    logits = outputs.policy_logits.at[Action.WAIT].add(margin)
-    chosen = select(outputs._replace(policy_logits=logits), legality)
+    chosen = select(outputs, legality)
     return EnvAction(
         jnp.asarray(chosen.action),
         jnp.asarray(chosen.seed),

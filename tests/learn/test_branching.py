@@ -8,7 +8,6 @@ import pytest
 from tiny_learning import FAMILY, tiny_env
 
 from tamiyo_jax.learn import (
-    TUNED,
     BranchSettings,
     FitSettings,
     collect,
@@ -21,6 +20,7 @@ from tamiyo_jax.policy import Action
 
 pytestmark = [pytest.mark.usefixtures("standard_promotion"), pytest.mark.slow]
 
+NUMBERS = {"rates": (1.0, 0.0), "growth": (1.0, 2.0), "heuristic": (1.0, 1.0, 1.0)}
 SETTINGS = BranchSettings(games=6, rounds=1, stops=2, actions=1)
 
 
@@ -50,7 +50,7 @@ def test_the_same_seed_trains_the_same_parameters_bit_for_bit() -> None:
 
 def test_all_contestants_play_the_same_tasks() -> None:
     env, *_ = tiny_env()
-    players = contestants(env.epochs, TUNED, None)
+    players = contestants(env.epochs, NUMBERS, None)
     scores = evaluate(env, [FAMILY], players, range(3), batch=6)[FAMILY.name]
     assert scores.keys() == players.keys()
     assert scores["never act"].interventions.tolist() == [0, 0, 0]
