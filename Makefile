@@ -15,11 +15,11 @@ CLI := $(BIN)/tamiyo-jax
 DEV := .venv/.installed-dev
 PROTOS := tamiyo_jax/contracts/leyline.proto tamiyo_jax/storage/records.proto
 
-.PHONY: help demo train evaluate test test-fast lint docs bench peer examples examples-fresh growth guard detectors crash-campaign soak notebooks proto lock clean
+.PHONY: help demo test test-fast lint docs bench peer examples examples-fresh growth guard detectors crash-campaign soak notebooks proto lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "targets: demo train evaluate test test-fast lint docs bench peer examples examples-fresh growth guard detectors crash-campaign soak notebooks proto lock clean"
+	@echo "targets: demo test test-fast lint docs bench peer examples examples-fresh growth guard detectors crash-campaign soak notebooks proto lock clean"
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -52,13 +52,6 @@ $(DEV): pyproject.toml requirements.lock | .venv/bin/python
 
 demo: .venv/.installed-demo
 	$(CLI) demo
-
-# Half an hour on two cores.
-train: $(DEV)
-	$(CLI) train --output runs/policy --rounds 24 --updates 4000
-
-evaluate: $(DEV)
-	$(CLI) evaluate runs/policy/params.safetensors
 
 test: $(DEV) .venv/.redis .venv/.chromium
 	$(PYTEST) $(PYTEST_ARGS)

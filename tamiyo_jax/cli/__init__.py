@@ -13,7 +13,6 @@ import typer
 from tamiyo_jax.cli import _blueprint, _config, _journal
 from tamiyo_jax.cli._conformance import conformance
 from tamiyo_jax.cli._demo import demo
-from tamiyo_jax.cli._evaluate import evaluate
 from tamiyo_jax.cli._failures import run_app
 from tamiyo_jax.cli._import_torch import import_torch
 from tamiyo_jax.cli._output import print_lines
@@ -37,7 +36,6 @@ app.command()(watch)
 app.command()(runs)
 app.command()(replay)
 app.command()(train)
-app.command()(evaluate)
 app.command()(serve)
 app.command("run-key")(print_run_key)
 app.command()(conformance)

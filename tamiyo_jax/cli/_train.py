@@ -1,4 +1,4 @@
-"""`tamiyo-jax train`: train a policy, from journals or by branching."""
+"""`tamiyo-jax train`: train a policy on journals."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ UNSEEN = 6
 def train(
     output: Annotated[Path, typer.Option(help="Directory to write; it must not exist.")],
     from_journals: Annotated[
-        Path | None,
+        Path,
         typer.Option(
             exists=True,
             file_okay=False,
-            help="A run directory, or a directory of run directories; without it the policy is "
-            "trained by branching.",
+            help="A run directory, or a directory of run directories.",
         ),
-    ] = None,
+    ],
     library: Annotated[
         Path | None,
         typer.Option(
@@ -51,41 +50,29 @@ def train(
         ),
     ] = None,
     updates: Annotated[int, typer.Option(min=1, help="Optimiser steps of the policy.")] = 1500,
-    rounds: Annotated[int, typer.Option(min=1, help="Batches of runs to branch from.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
 ) -> None:
-    """Train a policy of the small widths, and write it with its card.
+    """Train a policy of the small widths on logged runs, and write it with its card.
 
-    From journals, every sixth run is left out, and the policy's choices there are compared with
+    Every sixth run is left out, and the policy's choices there are compared with
     those on record. Example: tamiyo-jax train --from-journals runs --output policy
     """
     from tamiyo_jax import learn
 
+    if output.exists():
+        raise typer.BadParameter(f"{output} exists; name another --output, or delete it")
     facts: dict[str, object] = {"seed": seed, "updates": updates}
     fitting = learn.FitSettings(updates=updates)
     with _bar("fitting", updates) as advance:
-        if from_journals is None:
-            facts |= {"learner": "branching", "rounds": rounds, "tasks": list(learn.TRAINING)}
-            families = list(learn.TRAINING.values())
-            params = learn.learn(
-                learn.HostEnv(families[0].architecture),
-                families,
-                seed,
-                learn.BranchSettings(rounds=rounds),
-                fitting,
-                on_update=advance,
-            )
-            unseen = None
-        else:
-            seen, unseen = _load(from_journals, library, facts)
-            params = learn.clone(
-                seen,
-                seed,
-                fitting,
-                config=PolicyConfig.small(),
-                temperature=temperature,
-                on_update=advance,
-            )
+        seen, unseen = _load(from_journals, library, facts)
+        params = learn.clone(
+            seen,
+            seed,
+            fitting,
+            config=PolicyConfig.small(),
+            temperature=temperature,
+            on_update=advance,
+        )
     rows = [] if unseen is None else learn.agreement(params, unseen)
     facts["agreement"] = [row._asdict() for row in rows]
     digest = learn.save_policy(output, params, facts)

@@ -1,22 +1,13 @@
-"""Learning a policy: tasks, an environment that is training itself, learners and evaluation."""
+"""Learning a policy: tasks, an environment that is training itself, and imitation."""
 
 from tamiyo_jax.learn._architecture import Architecture, Batch
-from tamiyo_jax.learn._branching import Branches, BranchSettings, collect, learn
 from tamiyo_jax.learn._checkpoint import save_policy
 from tamiyo_jax.learn._cloning import Agreement, agreement, clone
-from tamiyo_jax.learn._dataset import Dataset, dataset, imitation_targets, select_runs
+from tamiyo_jax.learn._dataset import Dataset, dataset, select_runs
 from tamiyo_jax.learn._environment import EnvAction, EnvState, HostEnv, Rent
-from tamiyo_jax.learn._evaluation import (
-    Contestant,
-    Score,
-    contestants,
-    difference,
-    evaluate,
-    tune,
-)
 from tamiyo_jax.learn._fitting import FitSettings, Targets, fit, fit_loss
+from tamiyo_jax.learn._imitation import imitation_targets
 from tamiyo_jax.learn._observation import packet_of
-from tamiyo_jax.learn._rivals import TUNED
 from tamiyo_jax.learn._rules import Rules, heuristic_rules, new_memory, no_rules, rule_action
 from tamiyo_jax.learn._tasks import (
     HELD_OUT,
@@ -31,13 +22,9 @@ from tamiyo_jax.learn._tasks import (
 __all__ = [
     "HELD_OUT",
     "TRAINING",
-    "TUNED",
     "Agreement",
     "Architecture",
     "Batch",
-    "BranchSettings",
-    "Branches",
-    "Contestant",
     "Dataset",
     "EnvAction",
     "EnvState",
@@ -46,29 +33,22 @@ __all__ = [
     "HostEnv",
     "Rent",
     "Rules",
-    "Score",
     "Targets",
     "TaskData",
     "agreement",
     "clone",
-    "collect",
-    "contestants",
     "dataset",
-    "difference",
     "draw",
     "draw_many",
-    "evaluate",
     "find_family",
     "fit",
     "fit_loss",
     "heuristic_rules",
     "imitation_targets",
-    "learn",
     "new_memory",
     "no_rules",
     "packet_of",
     "rule_action",
     "save_policy",
     "select_runs",
-    "tune",
 ]

@@ -11,8 +11,9 @@ import numpy as np
 
 from tamiyo_jax.config import PolicyConfig
 from tamiyo_jax.graph import GraphLayout, GraphsTuple
-from tamiyo_jax.learn._dataset import Dataset, imitation_targets
+from tamiyo_jax.learn._dataset import Dataset
 from tamiyo_jax.learn._fitting import FitSettings, fit, fit_loss, outputs_of
+from tamiyo_jax.learn._imitation import imitation_targets
 from tamiyo_jax.policy import Action, Legality, Params, Selection, init_params, select
 
 __all__ = ["Agreement", "agreement", "clone"]

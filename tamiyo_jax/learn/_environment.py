@@ -144,6 +144,16 @@ class HostEnv:
         }
         self.bare = float(_size(jax.eval_shape(self.network.init_params, jax.random.PRNGKey(0))))
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HostEnv) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[Architecture, Rent]:
+        return self.network.architecture, self.rent
+
     @property
     def epochs(self) -> int:
         """Decisions of a run, the first and the last included."""

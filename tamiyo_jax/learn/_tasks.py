@@ -77,8 +77,7 @@ def _lift(generator: np.random.Generator, points: np.ndarray) -> np.ndarray:
 def _digits(generator: np.random.Generator, count: int) -> Examples:
     images, labels = _scans()
     kept = generator.permutation(CLASSES)[: generator.integers(6, CLASSES + 1)]
-    rows = generator.permutation(np.flatnonzero(np.isin(labels, kept)))
-    rows = rows[np.arange(count) % len(rows)] if len(rows) < count else rows[:count]
+    rows = generator.permutation(np.flatnonzero(np.isin(labels, kept)))[:count]
     return images[rows], labels[rows]
 
 

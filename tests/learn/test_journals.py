@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from tamiyo_jax.contracts import SeedStage
 from tamiyo_jax.errors import ConfigurationError, UnknownBlueprintError
 from tamiyo_jax.learn import FitSettings, agreement, clone, dataset, select_runs
 from tamiyo_jax.library import MemoryBlueprintLibrary, SqliteBlueprintLibrary
-from tamiyo_jax.policy import Action, GraphPolicy, abstract_params, load_params
+from tamiyo_jax.policy import Action, GraphPolicy, abstract_params, init_params, load_params
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 EPOCHS = 14
+UPDATES = 200  # the same in all tests, which then compile once
 
 
 def log_run(directory: Path, run: int) -> list[str]:
@@ -110,10 +112,21 @@ def test_the_graphs_are_those_that_a_live_policy_sees(logged) -> None:
         np.testing.assert_allclose(data.graphs.nodes["x"][last][block.slice], wide, rtol=1e-5)
 
 
+def test_agreement_is_counted_action_by_action(logged) -> None:
+    """An untrained network germinates wherever that is legal, and waits nowhere."""
+    data = read(logged[0])
+    untrained = init_params(PolicyConfig.small(), jax.random.key(0))
+    rows = {row.action: row for row in agreement(untrained, data)}
+    assert rows["GERMINATE"].recall == 1.0
+    assert rows["WAIT"].recall < 0.5
+    names = [Action(int(action)).name for action in data.chosen.action]
+    assert {name: row.count for name, row in rows.items()} == Counter(names)
+
+
 @pytest.mark.slow
 def test_a_clone_chooses_as_the_heuristic_did_in_a_run_that_it_did_not_see(logged) -> None:
     data = read(logged[0])
-    settings = FitSettings(updates=150, batch_size=32, learning_rate=1e-2)
+    settings = FitSettings(updates=UPDATES)
     seen, unseen = select_runs(data, range(5)), select_runs(data, [5])
     params = clone(seen, 0, settings, config=PolicyConfig.small())
     rows = {row.action: row for row in agreement(params, unseen)}
@@ -138,7 +151,15 @@ def test_a_journal_without_decisions_of_a_policy_is_refused(tmp_path: Path) -> N
 def test_the_command_writes_a_policy_with_its_card(logged, tmp_path: Path) -> None:
     root, _ = logged
     output = tmp_path / "policy"
-    arguments = ("train", "--from-journals", str(root), "--output", str(output), "--updates", "5")
+    arguments = (
+        "train",
+        "--from-journals",
+        str(root),
+        "--output",
+        str(output),
+        "--updates",
+        str(UPDATES),
+    )
     result = invoke(*arguments)
     assert result.exit_code == 0, result.stderr
     assert "recall" in result.stdout
