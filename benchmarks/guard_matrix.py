@@ -69,8 +69,8 @@ def matrix(loop: str, steps: int, at: int, seeds: int) -> dict[str, Tree]:
             figures = [Figures(run.interventions(), run.loss) for run in runs]
             rows[f"Plug, every {every}"] = summarize(figures, sound, at)
             if name == STALL:
-                told = [sum("loader_stall" in line for _, line in run.said) for run in runs]
-                rows[f"Plug, every {every}"]["reported"] = told
+                reported = [sum("loader_stall" in line for _, line in run.said) for run in runs]
+                rows[f"Plug, every {every}"]["reported"] = reported
         found[name] = rows
         print(f"\n{loop}, {name}", flush=True)
         for protection, row in rows.items():

@@ -14,7 +14,7 @@ chmod 700 "$directory"
 
 # The servers' secret, from which the runs' keys are derived. Keep yours in a secret store.
 TAMIYO_SECRET=${TAMIYO_SECRET:-$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')}
-# A socket in a private directory: nobody else on this machine reaches it.
+# A socket in a private directory: no other user of this machine reaches it.
 TAMIYO_REDIS_URL="unix://$directory/redis/socket"
 export TAMIYO_SECRET TAMIYO_REDIS_URL
 # What all runs of the sweep have in common: no seeds, and losses of any size.

@@ -21,7 +21,7 @@ from served import (
     put_blueprints,
     redis_of,
     story_of,
-    told,
+    summarize,
 )
 
 from tamiyo_jax.contracts import Secret
@@ -109,7 +109,9 @@ def kill_at_random(
     different = 0
     for run in runs:
         expected = alone(directory / f"alone-{run.run_id}", run.packets[: len(run.got)])
-        different += sum(told(one) != other for one, other in zip(run.got, expected, strict=True))
+        different += sum(
+            summarize(one) != other for one, other in zip(run.got, expected, strict=True)
+        )
     ids = [one.decision_id for run in runs for one in run.got]
     changed = sum(run.changed for run in runs)
     return Figures(kills, len(ids), different, len(ids) - len(set(ids)), changed)

@@ -137,10 +137,10 @@ def insist(client: Client, packet: SystemStatePacket) -> Decision:
 def alone(directory: Path, packets: list[SystemStatePacket], **arguments: Any) -> list[Any]:
     """What an in-process controller of this run alone decides."""
     with open_tamiyo(directory, config=CONFIG, **arguments) as tamiyo:
-        return [told(tamiyo.step(packet)) for packet in packets]
+        return [summarize(tamiyo.step(packet)) for packet in packets]
 
 
-def told(decision: Decision) -> tuple[Any, ...]:
+def summarize(decision: Decision) -> tuple[Any, ...]:
     """What was decided: everything but ids and times."""
     command = decision.command
     return (

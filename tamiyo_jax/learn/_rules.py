@@ -225,7 +225,7 @@ def _random_action(env: HostEnv, state: EnvState) -> EnvAction:
 
 
 def _observe_loss(rules: Rules, memory: Memory, loss: jax.Array) -> Memory:
-    """Count a loss; one that is not finite tells nothing."""
+    """Count a loss; one that is not finite is left out."""
     improved = jnp.isnan(memory.best) | (
         loss < memory.best - rules.plateau_improvement * jnp.abs(memory.best)
     )

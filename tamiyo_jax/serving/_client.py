@@ -198,7 +198,7 @@ class Client:
             )
 
     def _open(self, fields: dict[bytes, bytes]) -> tuple[int, _Result]:
-        """An answer; one that nobody with this key signed is of no packet."""
+        """An answer; one that was not signed with this key is of no packet."""
         try:
             return open_answer(self._keys, fields.get(FIELD, b""), self._secret)
         except SignatureError:

@@ -56,7 +56,7 @@ class Watch:
         """Add a step, or several; whether it is time to decide.
 
         That is after `every` steps, or as soon as an alarm is seen: every `LOOK` steps the
-        signals of `LOOK` steps before are read, for which nobody has to wait.
+        signals of `LOOK` steps before are read, without waiting for the device.
         """
         before, taken = self.steps, count_steps(metrics)
         self.steps += taken

@@ -1,4 +1,4 @@
-"""Entries that are not a client's: refused, counted, and nobody else waits for them."""
+"""Entries that are not a client's: refused, counted, and no other client waits for them."""
 
 from __future__ import annotations
 

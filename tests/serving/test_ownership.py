@@ -26,7 +26,7 @@ from served import (
     redis_of,
     served,
     story_of,
-    told,
+    summarize,
     wait_for,
 )
 
@@ -46,7 +46,7 @@ def test_a_run_moves_to_another_server_and_its_decisions_go_on(
             served(redis_server.url, tmp_path / name),
             client_of(redis_server.url, "run-1") as client,
         ):
-            got += [told(client.step(packet)) for packet in part]
+            got += [summarize(client.step(packet)) for packet in part]
     assert got == alone(tmp_path / "alone", packets)
 
 
@@ -86,15 +86,15 @@ def test_two_servers_share_the_runs_and_one_takes_all_when_the_other_leaves(
     stories = {run_id: story_of(run_id, 4) for run_id in runs}
     with served(redis_server.url, tmp_path / "a") as a:
         clients = {run_id: client_of(redis_server.url, run_id) for run_id in runs}
-        got = {run_id: [told(insist(clients[run_id], stories[run_id][0]))] for run_id in runs}
+        got = {run_id: [summarize(insist(clients[run_id], stories[run_id][0]))] for run_id in runs}
         with served(redis_server.url, tmp_path / "b") as b:
             wait_for(lambda: owned(a) + owned(b) == 8 and owned(b) > 0)
             assert owned(a) > 0
             for run_id in runs:
-                got[run_id] += [told(insist(clients[run_id], p)) for p in stories[run_id][1:3]]
+                got[run_id] += [summarize(insist(clients[run_id], p)) for p in stories[run_id][1:3]]
         wait_for(lambda: owned(a) == 8)
         for run_id in runs:
-            got[run_id].append(told(insist(clients[run_id], stories[run_id][3])))
+            got[run_id].append(summarize(insist(clients[run_id], stories[run_id][3])))
             clients[run_id].close()
     expected = alone(tmp_path / "alone", stories["run-0"])
     for run_id in runs:
@@ -119,7 +119,7 @@ def test_packets_of_many_runs_share_a_pass_of_the_network_and_decide_alike(
     got: dict[str, list] = {run_id: [] for run_id in runs}
 
     def train(run_id: str) -> None:
-        got[run_id] = [told(insist(clients[run_id], packet)) for packet in stories[run_id]]
+        got[run_id] = [summarize(insist(clients[run_id], packet)) for packet in stories[run_id]]
 
     with served(redis_server.url, tmp_path / "served", **graph):
         clients = {run_id: client_of(redis_server.url, run_id) for run_id in runs}
@@ -149,10 +149,10 @@ def test_a_paused_server_loses_its_runs_and_writes_nothing_when_it_goes_on(
     try:
         assert "serves" in first.first_line
         with client_of(redis_server.url, "run-1") as client:
-            got = [told(insist(client, packet)) for packet in packets[:2]]
+            got = [summarize(insist(client, packet)) for packet in packets[:2]]
             first.send(signal.SIGSTOP)
             second = ServerProcess(redis_server.url, tmp_path / "b")
-            got += [told(insist(client, packet)) for packet in packets[2:4]]
+            got += [summarize(insist(client, packet)) for packet in packets[2:4]]
             with redis_of(redis_server) as redis:
                 before = redis.hgetall(RunKeys.of("run-1").state)
                 answers = redis.xlen(RunKeys.of("run-1").answers)
@@ -161,7 +161,7 @@ def test_a_paused_server_loses_its_runs_and_writes_nothing_when_it_goes_on(
                 after = redis.hgetall(RunKeys.of("run-1").state)
                 assert (after[b"state"], after[b"number"]) == (before[b"state"], before[b"number"])
                 assert redis.xlen(RunKeys.of("run-1").answers) == answers
-            got += [told(insist(client, packet)) for packet in packets[4:]]
+            got += [summarize(insist(client, packet)) for packet in packets[4:]]
     finally:
         first.end()
         if second is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from redis_server import RedisServer
-from served import alone, client_of, put_blueprints, served, story_of, told
+from served import alone, client_of, put_blueprints, served, story_of, summarize
 
 from tamiyo_jax.errors import (
     InvalidPacketError,
@@ -27,7 +27,7 @@ def test_interleaved_runs_get_the_decisions_of_controllers_of_their_own(
         clients = {run_id: client_of(redis_server.url, run_id) for run_id in stories}
         for run_id in order:
             packet = stories[run_id][len(got[run_id])]
-            got[run_id].append(told(clients[run_id].step(packet)))
+            got[run_id].append(summarize(clients[run_id].step(packet)))
         for client in clients.values():
             client.close()
     for run_id, packets in stories.items():

@@ -53,8 +53,8 @@ def start() -> Any:
     return params, TX.init(params)
 
 
-def plug(tmp_path: Path, told: list[str], every: int) -> Plug:
-    settings: Any = {"mode": "guard", "every": every, "log": told.append}
+def plug(tmp_path: Path, lines: list[str], every: int) -> Plug:
+    settings: Any = {"mode": "guard", "every": every, "log": lines.append}
     return Plug.open(tmp_path / "runs", START, loss_fn, XS[0], **settings)
 
 
@@ -70,11 +70,11 @@ def train(
 
 
 def test_a_refused_batch_is_reported_and_nothing_is_rolled_back(tmp_path: Path):
-    told: list[str] = []
-    with plug(tmp_path, told, 5) as tamiyo:
+    lines: list[str] = []
+    with plug(tmp_path, lines, 5) as tamiyo:
         train(tamiyo, 25, broken=(11, 13))
         history = read_history(tamiyo.directory / "tamiyo")
-    assert told == ["step 15: step_refused: step_refused 2, step_refused_limit 0"]
+    assert lines == ["step 15: step_refused: step_refused 2, step_refused_limit 0"]
     assert all(np.isfinite(step.packet.training_loss) for step in history)
 
 
@@ -91,12 +91,12 @@ def test_where_every_step_was_refused_the_loss_before_stands(tmp_path: Path):
 def test_a_learning_rate_that_jumps_is_undone_and_then_braked_by_as_much(
     tmp_path: Path, times: float, every: int, late: int
 ):
-    told: list[str] = []
+    lines: list[str] = []
     rates = np.where(np.arange(300) < 100, 1, times).astype(np.float32)
-    with plug(tmp_path, told, every) as tamiyo:
+    with plug(tmp_path, lines, every) as tamiyo:
         state = train(tamiyo, 200, rates=rates)
         # One asks whether the state of the optimiser was at fault; after the second, it is not.
-        rolled = [line for line in told if "ROLLBACK (update_outlier)" in line]
+        rolled = [line for line in lines if "ROLLBACK (update_outlier)" in line]
         commands = [step.command for step in read_history(tamiyo.directory / "tamiyo")]
     assert len(rolled) == 2
     assert int(rolled[0].split()[1][:-1]) <= 100 + late
@@ -106,8 +106,8 @@ def test_a_learning_rate_that_jumps_is_undone_and_then_braked_by_as_much(
 
 
 def test_a_broken_state_of_the_optimiser_is_replaced_without_a_brake(tmp_path: Path):
-    told: list[str] = []
-    with plug(tmp_path, told, 1) as tamiyo:
+    lines: list[str] = []
+    with plug(tmp_path, lines, 1) as tamiyo:
         state = train(tamiyo, CALM)
         params, opt_state = state
         adam, *rest = opt_state.inner[0]
@@ -116,7 +116,7 @@ def test_a_broken_state_of_the_optimiser_is_replaced_without_a_brake(tmp_path: P
         for index in range(CALM, 2 * CALM):
             state, loss = train_step(state, XS[index], jnp.float32(1))
             state = tamiyo(state, loss)
-    assert [line.split()[2] for line in told if "step_refused" not in line] == ["ROLLBACK"]
+    assert [line.split()[2] for line in lines if "step_refused" not in line] == ["ROLLBACK"]
     assert float(host.scale_of(state)) == 1
 
 
@@ -149,14 +149,14 @@ def test_a_loader_that_stalls_is_reported_and_nothing_is_done(tmp_path: Path):
             time.sleep(3.0 if index == 30 else 0.0)
             yield XS[index]
 
-    told: list[str] = []
-    with plug(tmp_path, told, 2) as tamiyo:
+    lines: list[str] = []
+    with plug(tmp_path, lines, 2) as tamiyo:
         state = start()
         for x in tamiyo.batches(read):
             state, loss = train_step(state, x, jnp.float32(1))
             state = tamiyo(state, loss)
         history = read_history(tamiyo.directory / "tamiyo")
-    (line,) = [line for line in told if "loader_stall" in line]
+    (line,) = [line for line in lines if "loader_stall" in line]
     assert line.startswith("step 32: loader_stall: loader_ratio")
     assert {step.command for step in history} == {None}
 
@@ -165,10 +165,10 @@ def test_a_plateau_is_reported_once_and_nothing_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("TAMIYO__RISK__PLATEAU_STEPS", "40")
-    told: list[str] = []
-    with plug(tmp_path, told, 5) as tamiyo:
+    lines: list[str] = []
+    with plug(tmp_path, lines, 5) as tamiyo:
         state = start()
         for _ in range(120):
             after, loss = train_step(state, XS[0], jnp.float32(0))
             state = tamiyo(after, jnp.float32(1) + 0 * loss)
-    assert [line.split(": ")[1] for line in told] == ["plateau"]
+    assert [line.split(": ")[1] for line in lines] == ["plateau"]
