@@ -44,7 +44,7 @@ LEAST_SPREAD = 0.005  # of the median: a run that hardly varies is no reason for
 
 LOSS_Z = 9.0
 LOSS_Z_WITH_GRADIENT = 6.0  # where the gradient's z is above it as well
-NARROW = 4.0  # spreads in the median, for that: wider losses, as near zero, have longer tails
+NARROW = 4.0  # spreads in the median; losses that are wider, as near zero, have longer tails
 LOSS_RISE = math.log(1.25)
 GRADIENT_Z = 12.0
 GRADIENT_RISE = math.log(1000.0)  # a smaller one that does not move the loss is often harmless
@@ -208,7 +208,9 @@ def detect(
     counted = jnp.where(jumped | (update_rise > UPDATE_RISE), detector.high_updates + 1, 0)
     high_updates = jnp.where(update_ratio > 0, counted, detector.high_updates)
     both = (z[LOSS] > LOSS_Z_WITH_GRADIENT) & (z[GRADIENT] > LOSS_Z_WITH_GRADIENT)
-    both &= jnp.abs(middle[LOSS]) > NARROW * spread[LOSS]
+    narrow = jnp.abs(middle[LOSS]) > NARROW * spread[LOSS]
+    alone = z[LOSS] > LOSS_Z
+    spiked = jnp.where(narrow, alone | both, alone & both)
     finite = jnp.isfinite(gradient_norm) & jnp.isfinite(update_ratio)
     signals = Signals(
         loss_z=z[LOSS],
@@ -224,7 +226,7 @@ def detect(
         high_gradients=detector.high_gradients,
         steps_without_progress=since,
         nonfinite=~(finite if loss is None else finite & jnp.isfinite(said)),
-        loss_outlier=(rise[LOSS] > LOSS_RISE) & ((z[LOSS] > LOSS_Z) | both),
+        loss_outlier=(rise[LOSS] > LOSS_RISE) & spiked,
         gradient_outlier=(rise[GRADIENT] > GRADIENT_RISE) & (z[GRADIENT] > GRADIENT_Z),
         update_outlier=(update_rise > UPDATE_RISE) | (jumped & (high_updates >= HIGH_UPDATES)),
     )
