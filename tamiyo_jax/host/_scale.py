@@ -49,7 +49,7 @@ def tamiyo_scale() -> optax.GradientTransformation:
     return optax.GradientTransformation(init, cast(optax.TransformUpdateFn, update))
 
 
-def scale_by(opt_state: State, factor: float, limits: tuple[float, float]) -> State:
+def scale_by(opt_state: State, factor: float | jax.Array, limits: tuple[float, float]) -> State:
     """Multiply the multipliers by `factor`, and keep them within `limits`.
 
     Args:
