@@ -102,7 +102,7 @@ def test_a_learning_rate_that_jumps_is_undone_and_then_braked_by_as_much(
     assert int(rolled[0].split()[1][:-1]) <= 100 + late
     braked = [one for one in commands if one is not None and "lr_delta" in one.annotations]
     assert len(braked) == 1
-    assert float(host.scale_of(state)) == pytest.approx(1 / times, rel=0.5)
+    assert 0.5 < float(host.scale_of(state)) * times < 2.5
 
 
 def test_a_broken_state_of_the_optimiser_is_replaced_without_a_brake(tmp_path: Path):
