@@ -136,5 +136,5 @@ def _table(rows: list[Agreement]) -> Table:
         table.add_column(name, justify="left" if name == "action" else "right")
     for row in rows:
         numbers = (row.recall, row.precision, row.targets)
-        table.add_row(row.action, str(row.count), *(f"{number:.2f}" for number in numbers))
+        table.add_row(row.action, str(row.recorded), *(f"{number:.2f}" for number in numbers))
     return table

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -153,7 +153,7 @@ def _grown_seed(bank: Bank, ids: tuple[str, ...]) -> Seed:
         outputs = [
             share * bank[one].apply(params[one], x) for share, one in zip(chosen, ids, strict=True)
         ]
-        return sum(outputs[1:], outputs[0])
+        return reduce(jnp.add, outputs)
 
     return Seed(init, apply)
 

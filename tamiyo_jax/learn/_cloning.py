@@ -24,7 +24,7 @@ class Agreement(NamedTuple):
 
     Attributes:
       action: its name.
-      count: how often the policy on record chose it.
+      recorded: how often the policy on record chose it.
       recall: share of these in which this policy chooses it too.
       precision: share of this policy's choices of it in which the one on record did too; NaN
         where it never chooses it.
@@ -32,7 +32,7 @@ class Agreement(NamedTuple):
     """
 
     action: str
-    count: int
+    recorded: int
     recall: float
     precision: float
     targets: float

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -245,9 +245,8 @@ def _legality(rows: Sequence[_Logged], caps: Mapping[str, int]) -> Legality:
 
 def _chosen(rows: Sequence[_Logged]) -> Chosen:
     """The legal argmax of the recorded outputs: what the policy proposed to the gate."""
-    chosen = Chosen(
-        *(np.full(len(rows), -1, np.int32) for _ in range(3)), np.zeros(len(rows), np.float32)
-    )
+    none = np.full(len(rows), -1, np.int32)
+    chosen = Chosen(none.copy(), none.copy(), none.copy(), np.zeros(len(rows), np.float32))
     for index, one in enumerate(rows):
         outputs, mask = one.step.outputs or {}, one.step.mask or {}
         logits = np.where(mask["actions"], outputs["policy_logits"], -np.inf)
@@ -275,10 +274,13 @@ def select_runs(data: Dataset, runs: Iterable[int]) -> Dataset:
     def cut(tree: Any) -> Any:  # noqa: ANN401
         return jax.tree.map(lambda x: x[kept], tree)
 
-    return Dataset(
-        data.layout,
-        *(cut(part) for part in (data.graphs, data.legality, data.chosen, data.losses)),
-        *(cut(part) for part in (data.rewards, data.returns, data.run)),
-        data.policies,
-        data.blueprints,
+    return replace(
+        data,
+        graphs=cut(data.graphs),
+        legality=cut(data.legality),
+        chosen=cut(data.chosen),
+        losses=cut(data.losses),
+        rewards=cut(data.rewards),
+        returns=cut(data.returns),
+        run=cut(data.run),
     )

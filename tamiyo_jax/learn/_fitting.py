@@ -80,7 +80,9 @@ def outputs_of(params: Params, layout: GraphLayout, graphs: GraphsTuple) -> Poli
     return jax.vmap(partial(apply, params, layout))(graphs)
 
 
-def _masked_cross_entropy(logits: jax.Array, legal: jax.Array, target: jax.Array) -> jax.Array:
+def _masked_cross_entropy(
+    logits: jax.typing.ArrayLike, legal: jax.typing.ArrayLike, target: jax.Array
+) -> jax.Array:
     """f32[T]: −Σ target · log softmax of the legal logits; 0 where the target is zero."""
     masked = jnp.where(legal, logits, jnp.float32(-1e9))
     logs = jax.nn.log_softmax(masked, axis=-1)
@@ -109,7 +111,7 @@ def fit_loss(params: Params, layout: GraphLayout, examples: Examples) -> jax.Arr
     return jnp.sum(targets.weight * losses) / jnp.maximum(jnp.sum(targets.weight), 1e-6)
 
 
-def _real(scores: jax.Array) -> jax.Array:
+def _real(scores: jax.typing.ArrayLike) -> jax.Array:
     return jnp.where(jnp.isfinite(scores), scores, 0)
 
 
@@ -165,13 +167,13 @@ def _updates(
 ) -> tuple[Params, Any, jax.Array]:
     total = len(jax.tree.leaves(examples)[0])
 
-    def one(carry: tuple[Params, Any], key: jax.Array) -> tuple[tuple[Params, Any], jax.Array]:
+    def one(carry: tuple[Params, Any], key: jax.Array) -> tuple[tuple[Params, Any], Any]:
         params, state = carry
         rows = jax.random.randint(key, (batch_size,), 0, total)
         batch = jax.tree.map(lambda x: x[rows], examples)
         value, gradient = jax.value_and_grad(loss)(params, layout, batch)
         updates, state = tx.update(gradient, state, cast(Any, params))
-        return (optax.apply_updates(cast(Any, params), updates), state), value
+        return (cast(Params, optax.apply_updates(cast(Any, params), updates)), state), value
 
     (params, state), losses = jax.lax.scan(one, (params, state), jax.random.split(key, count))
     return params, state, jnp.mean(losses)

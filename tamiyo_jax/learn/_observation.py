@@ -8,7 +8,7 @@ itself, for tests and for policies of rules.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -90,8 +90,9 @@ class Observer:
             )
             for name in self.slots
         )
-        metrics = dict.fromkeys(("loss", "training_loss", "validation_loss", "gradient_norm"), 1.0)
-        metrics["epochs_total"] = float(network.architecture.epochs)
+        metrics = {"epochs_total": float(network.architecture.epochs)}
+        for name in ("loss", "training_loss", "validation_loss", "gradient_norm"):
+            metrics[name] = 1.0
         for layer in self.layers:
             metrics |= {f"layer/{layer}/weight_norm": 1.0, f"layer/{layer}/gradient_norm": 1.0}
         packet = SystemStatePacket(
@@ -194,7 +195,7 @@ def packet_of(env: HostEnv, state: EnvState, run_id: str) -> SystemStatePacket:
     network, state = env.network, jax.device_get(state)
     measured = state.measured
     epoch = int(state.epochs)
-    contributions: Mapping[str, np.ndarray] = measured.contributions
+    contributions: Mapping[str, Any] = measured.contributions
     seeds = [
         seed_state(
             name,

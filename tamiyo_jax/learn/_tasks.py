@@ -265,8 +265,10 @@ def draw(family: Family, seed: int) -> TaskData:
     if generator.random() < HIGH_RATE_SHARE:
         rate *= 20
     parts = (slice(0, count), slice(count, seen), slice(seen, None))
-    batches = [Batch(inputs[part].astype(np.float32), labels[part]) for part in parts]
-    return jax.tree.map(jnp.asarray, TaskData(*batches, np.float32(rate)))
+    train, validation, test = (
+        Batch(jnp.asarray(inputs[part], jnp.float32), jnp.asarray(labels[part])) for part in parts
+    )
+    return TaskData(train, validation, test, jnp.float32(rate))
 
 
 def draw_many(families: list[Family], seeds: list[int]) -> TaskData:

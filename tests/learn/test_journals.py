@@ -120,7 +120,7 @@ def test_agreement_is_counted_action_by_action(logged) -> None:
     assert rows["GERMINATE"].recall == 1.0
     assert rows["WAIT"].recall < 0.5
     names = [Action(int(action)).name for action in data.chosen.action]
-    assert {name: row.count for name, row in rows.items()} == Counter(names)
+    assert {name: row.recorded for name, row in rows.items()} == Counter(names)
 
 
 @pytest.mark.slow
