@@ -246,6 +246,7 @@ def _observe_stages(rules: Rules, memory: Memory, stages: jax.Array, epoch: jax.
     """Read off what was germinated, what moved on and what was culled; penalties fade."""
     before, changed = memory.stages, stages != memory.stages
     alive = (stages >= SeedStage.GERMINATED) & (stages <= SeedStage.PROBATIONARY)
+    heard = (stages == SeedStage.BLENDING) | (stages == SeedStage.PROBATIONARY)
     lived = (before >= SeedStage.GERMINATED) & (before <= SeedStage.PROBATIONARY)
     germinated = changed & (before == SeedStage.DORMANT) & alive
     culled = changed & lived & ~alive & (stages != SeedStage.FOSSILIZED)
@@ -255,7 +256,7 @@ def _observe_stages(rules: Rules, memory: Memory, stages: jax.Array, epoch: jax.
     return memory._replace(
         stages=stages,
         entered=jnp.where(changed, epoch, memory.entered),
-        entry_loss=jnp.where(changed, jnp.where(alive, memory.loss, jnp.nan), memory.entry_loss),
+        entry_loss=jnp.where(changed, jnp.where(heard, memory.loss, jnp.nan), memory.entry_loss),
         harm=jnp.where(changed, 0, memory.harm),
         turn=memory.turn + jnp.sum(germinated),
         stalled=jnp.where(jnp.any(germinated), 0, memory.stalled),
