@@ -87,7 +87,7 @@ def print_run_key(
     """Print the key of a run, the secret of its client.
 
     It is derived from the server's secret, which is read from the environment.
-    Example: TAMIYO_SECRET=$(tamiyo-jax run-key mnist-7) python train.py
+    Example: tamiyo-jax run-key mnist-7
     """
     from tamiyo_jax.serving import run_key
 

@@ -240,8 +240,8 @@ def test_the_learning_rate_is_multiplied_and_bounded_in_all(deltas):
         adjustment = OptimizerAdjustment("sgd", {"lr_delta": delta})
         sent = command(CommandType.OPTIMIZER, adjustment, number=number)
         current = apply(current, Decision(sent))
-        expected = np.clip(expected * np.float32(1 + delta), np.float32(0.1), np.float32(10))
-        assert 0.1 <= round(float(host.scale_of(current.opt_state)), 6) <= 10
+        expected = np.clip(expected * np.float32(1 + delta), *map(np.float32, host.LIMITS))
+        assert 0.001 <= round(float(host.scale_of(current.opt_state)), 6) <= 10
         np.testing.assert_allclose(host.scale_of(current.opt_state), expected, rtol=1e-6)
     assert equal_trees(current._replace(opt_state=before.opt_state), before)
 

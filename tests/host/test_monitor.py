@@ -220,7 +220,7 @@ def test_the_multiplier_scales_updates_and_stays_within_its_limits():
     )
     for _ in range(10):
         state = host.scale_by(state, 0.5, host.LIMITS)
-    np.testing.assert_allclose(host.scale_of(state), 0.1)
+    np.testing.assert_allclose(host.scale_of(state), 0.001)
     for _ in range(10):
         state = host.scale_by(state, 3.0, host.LIMITS)
     np.testing.assert_allclose(host.scale_of(state), 10.0)
