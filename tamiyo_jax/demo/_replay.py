@@ -101,6 +101,7 @@ def replay_demo(
             steps=steps,
             state=init_loop(task, ended.seed),
             run_id=f"replay-of-digits-{ended.seed}",
+            compile_ahead=False,
             applier=CommandApplier(
                 verifier,
                 clock=steady_time_ns,

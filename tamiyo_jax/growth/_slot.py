@@ -141,7 +141,7 @@ def slot_apply(
     ) -> jax.Array:
         return mix(mode, x, bank[name].apply(params[name], x), alpha)
 
-    return apply_gated(branch, params, None, gate.alpha, x)
+    return apply_gated(branch, params, None, jnp.asarray(gate.alpha), x)
 
 
 def _silent(y: jax.Array) -> jax.Array:
