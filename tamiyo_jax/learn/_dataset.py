@@ -12,7 +12,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +19,7 @@ import numpy as np
 
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import Blueprint
-from tamiyo_jax.errors import ConfigurationError, UnknownBlueprintError
+from tamiyo_jax.errors import ConfigurationError
 from tamiyo_jax.graph import (
     GraphLayout,
     GraphsTuple,
@@ -33,7 +32,7 @@ from tamiyo_jax.graph import (
     init_normalizer,
     layout_for,
 )
-from tamiyo_jax.library import BlueprintLibrary
+from tamiyo_jax.library import BlueprintLibrary, find_in
 from tamiyo_jax.policy import ACTIONS, Action, Legality
 from tamiyo_jax.replay import read_history
 from tamiyo_jax.storage import StepRecord
@@ -113,7 +112,7 @@ def dataset(
       UnknownBlueprintError: the library lacks a blueprint of a packet.
       PersistenceError: a directory has no journal, or one without packets.
     """
-    find = _finder(library)
+    find = find_in(library)
     logged = [one for directory in directories for one in _read(directory, find)]
     if not logged:
         raise ConfigurationError(
@@ -165,21 +164,6 @@ def dataset(
             each.blueprint_id: each for one in rows for each in (one.blueprint, *one.candidates)
         },
     )
-
-
-def _finder(library: BlueprintLibrary) -> Callable[[str], Blueprint]:
-    @cache
-    def find(blueprint_id: str) -> Blueprint:
-        found = library.get(blueprint_id)
-        if found is None:
-            raise UnknownBlueprintError(
-                f"the library does not hold blueprint {blueprint_id!r}, which a journal's "
-                "packets name; give the library of that run",
-                blueprint_id=blueprint_id,
-            )
-        return found
-
-    return find
 
 
 def _read(directory: str | os.PathLike[str], find: Callable[[str], Blueprint]) -> Iterator[_Logged]:

@@ -13,6 +13,7 @@ from tamiyo_jax.library._resolver import (
     BlueprintResolver,
     fetch_inline,
     fetch_through,
+    find_in,
     serve_library,
 )
 from tamiyo_jax.library._sqlite import SqliteBlueprintLibrary
@@ -29,5 +30,6 @@ __all__ = [
     "check_blueprint",
     "fetch_inline",
     "fetch_through",
+    "find_in",
     "serve_library",
 ]

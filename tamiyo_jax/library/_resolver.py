@@ -6,6 +6,7 @@ import importlib
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from tamiyo_jax.config import GraphConfig
@@ -22,7 +23,14 @@ from tamiyo_jax.library._listener import CacheListener
 from tamiyo_jax.library._memory import BlueprintLibrary
 from tamiyo_jax.workers import WorkerPool
 
-__all__ = ["BlueprintResolver", "Fetch", "fetch_inline", "fetch_through", "serve_library"]
+__all__ = [
+    "BlueprintResolver",
+    "Fetch",
+    "fetch_inline",
+    "fetch_through",
+    "find_in",
+    "serve_library",
+]
 
 # Fetches ids within a number of seconds. Ids missing from the answer were not reached in time;
 # None stands for an id that the library does not hold. A fetch that can be interrupted raises
@@ -43,6 +51,27 @@ def fetch_inline(library: BlueprintLibrary, clock: Callable[[], float] = time.mo
         return answers
 
     return fetch
+
+
+def find_in(library: BlueprintLibrary) -> Callable[[str], Blueprint]:
+    """Make a function that reads the blueprint of an id, once, for packets of a journal.
+
+    It raises:
+      UnknownBlueprintError: the library does not hold that blueprint.
+    """
+
+    @cache
+    def find(blueprint_id: str) -> Blueprint:
+        found = library.get(blueprint_id)
+        if found is None:
+            raise UnknownBlueprintError(
+                f"the library does not hold blueprint {blueprint_id!r}, which a journal's "
+                "packets name; give the library of that run",
+                blueprint_id=blueprint_id,
+            )
+        return found
+
+    return find
 
 
 def fetch_through(pool: WorkerPool) -> Fetch:

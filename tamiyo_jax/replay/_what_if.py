@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import (
     AdaptationCommand,
-    Blueprint,
     Payload,
     SystemStatePacket,
     decode_command,
@@ -36,9 +34,9 @@ from tamiyo_jax.controller import (
     select_run,
     set_conservative,
 )
-from tamiyo_jax.errors import TamiyoError, UnknownBlueprintError
+from tamiyo_jax.errors import TamiyoError
 from tamiyo_jax.inference import InlineRunner, PolicyChoice
-from tamiyo_jax.library import BlueprintLibrary
+from tamiyo_jax.library import BlueprintLibrary, find_in
 from tamiyo_jax.policy import Policy
 from tamiyo_jax.replay._history import HistoryEvent
 from tamiyo_jax.storage import OperatorRecord, StepRecord
@@ -119,7 +117,7 @@ def what_if(
     """
     state: _State = initial_state(choice.policy.initial_state())
     runner = InlineRunner[Any](choice)
-    find = _finder(library)
+    find = find_in(library)
     seedless = _seedless(config)
     for event in history:
         if isinstance(event, OperatorRecord):
@@ -166,21 +164,6 @@ def what_if(
 def _seedless(config: TamiyoConfig) -> TamiyoConfig:
     packet = config.packet.model_copy(update={"seedless": True})
     return config.model_copy(update={"packet": packet})
-
-
-def _finder(library: BlueprintLibrary) -> Callable[[str], Blueprint]:
-    @cache
-    def find(blueprint_id: str) -> Blueprint:
-        found = library.get(blueprint_id)
-        if found is None:
-            raise UnknownBlueprintError(
-                f"the library does not hold blueprint {blueprint_id!r}, which the journal's "
-                "packets name; give the library of that run",
-                blueprint_id=blueprint_id,
-            )
-        return found
-
-    return find
 
 
 def _set_by_hand(
