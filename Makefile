@@ -7,8 +7,8 @@ NOTEBOOK_ARGS ?=
 DETECTORS_ARGS ?=
 
 BIN := .venv/bin
-# By file, so that the tests of a file share what they compiled.
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+# By file, so that the tests of a file share what they compiled, and in the order of conftest.py.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip
 INSTALL := $(PIP) install --quiet -c requirements.lock
 CLI := $(BIN)/tamiyo-jax

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile many programs and run each a few times, so LLVM's own optimisation of them costs
-# more than it gives. `XLA_FLAGS= pytest` has it, and so has everything outside the tests.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Tests compile many programs and run each a few times, so optimising them costs more than it
+# gives. `XLA_FLAGS= pytest` has it, and so has everything outside the tests.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false",
+)
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,11 +27,21 @@ from redis_server import RedisServer
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+# Traces are many small objects that live; looking through them again and again takes a tenth of
+# the suite's time.
+gc.set_threshold(100_000, 50, 50)
+
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 _BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no worker begins the longest file when others end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 class Compilations:
