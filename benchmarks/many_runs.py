@@ -1,13 +1,13 @@
 """How many runs one server answers within the deadline, and what limits it.
 
-    .venv/bin/python benchmarks/many_runs.py [--runs 200] [--rate 5] [--seconds 120]
+    .venv/bin/python benchmarks/many_runs.py [--runs 200] [--rate 5] [--seconds 120] [--servers 1]
     .venv/bin/python benchmarks/many_runs.py --climb --seconds 20
     .venv/bin/python benchmarks/many_runs.py --memory
 
 Simulated runs send a packet `rate` times a second each, whether or not the last was answered, to
-one server and one Redis on this machine. A packet counts as answered if its decision is there
+the servers and one Redis on this machine. A packet counts as answered if its decision is there
 within the deadline of the default settings, 70 ms. `--climb` doubles the number of runs until
-fewer than 99 in 100 packets are, and prints where the server's time went. `--memory` measures
+fewer than 99 in 100 packets are, and prints where a server's time went. `--memory` measures
 a client in a training process. All of it shares the machine: server, Redis and the simulation.
 """
 
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -181,26 +182,33 @@ def serve(url: str, directory: Path, profile: bool) -> None:
             server.run()
 
 
-def measure(count: int, rate: float, seconds: float, profile: bool) -> tuple[dict[str, float], str]:
-    """Simulate against a new server and a new Redis."""
+def measure(
+    count: int, rate: float, seconds: float, appendfsync: str, how_many: int, profile: bool
+) -> tuple[dict[str, float], str]:
+    """Simulate against so many new servers and a new Redis."""
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "redis").mkdir()
-        with RedisServer(Path(name) / "redis") as redis_server:
+        with RedisServer(Path(name) / "redis", appendfsync) as redis_server:
             put_blueprints(redis_server.url)
-            with (
-                MeasuredServer(redis_server.url, Path(name) / "served", profile) as server,
-                Redis.from_url(redis_server.url) as redis,
-            ):
-                before, started = server.cpu_s, time.monotonic()
+            with ExitStack() as stack:
+                redis = stack.enter_context(Redis.from_url(redis_server.url))
+                servers = [
+                    stack.enter_context(
+                        MeasuredServer(redis_server.url, Path(name) / f"served-{i}", profile)
+                    )
+                    for i in range(how_many)
+                ]
+                before, started = sum(server.cpu_s for server in servers), time.monotonic()
                 figures = simulate(redis, count, rate, seconds)
-                spent = server.cpu_s - before
+                spent = sum(server.cpu_s for server in servers) - before
+                figures["servers"] = how_many
                 figures["server_cpu"] = spent / (time.monotonic() - started)
                 figures["cpu_ms_per_answer"] = 1e3 * spent / max(figures["answers"], 1.0)
-                figures["server_mib"] = server.memory_mib
+                figures["server_mib"] = servers[0].memory_mib
                 info: Any = redis.info("memory")
                 figures["redis_mib"] = info["used_memory_rss"] / MIB
                 figures["load"] = os.getloadavg()[0]
-    return figures, server.profile
+    return figures, servers[0].profile
 
 
 CLIENT_MEMORY = """
@@ -258,12 +266,20 @@ def main() -> None:
     arguments.add_argument("--runs", type=int, default=200)
     arguments.add_argument("--rate", type=float, default=5.0)
     arguments.add_argument("--seconds", type=float, default=120.0)
+    arguments.add_argument("--servers", type=int, default=1)
+    arguments.add_argument(
+        "--appendfsync",
+        choices=("always", "everysec"),
+        default="everysec",
+        help="how Redis syncs; its own default is everysec",
+    )
     arguments.add_argument("--climb", action="store_true")
     arguments.add_argument("--memory", action="store_true")
     arguments.add_argument("--profile", action="store_true")
     arguments.add_argument("--serve", metavar="URL", help=argparse.SUPPRESS)
     arguments.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     parsed = arguments.parse_args()
+    load = (parsed.rate, parsed.seconds, parsed.appendfsync, parsed.servers)
     if parsed.serve:
         serve(parsed.serve, parsed.directory, parsed.profile)
     elif parsed.memory:
@@ -271,14 +287,14 @@ def main() -> None:
     elif parsed.climb:
         count = 10
         while True:
-            figures, _ = measure(count, parsed.rate, parsed.seconds, profile=False)
+            figures, _ = measure(count, *load, profile=False)
             print(json.dumps(figures), flush=True)
             if figures["answered"] < ENOUGH:
                 break
             count *= 2
-        print(measure(count, parsed.rate, parsed.seconds, profile=True)[1])
+        print(measure(count, *load, profile=True)[1])
     else:
-        figures, profile = measure(parsed.runs, parsed.rate, parsed.seconds, parsed.profile)
+        figures, profile = measure(parsed.runs, *load, parsed.profile)
         print(json.dumps(figures), profile)
 
 

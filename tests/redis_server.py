@@ -14,9 +14,14 @@ import pytest
 
 
 class RedisServer:
-    """A server that writes every command to disk, so that `start` continues after `kill`."""
+    """A server that writes every command to disk, so that `start` continues after `kill`.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+      directory: its data.
+      appendfsync: when it syncs what it wrote; "always" before it replies.
+    """
+
+    def __init__(self, directory: Path, appendfsync: str = "always") -> None:
         program = shutil.which("redis-server")
         if program is None:
             pytest.skip("there is no redis-server here (Debian: apt-get install redis-server)")
@@ -28,7 +33,7 @@ class RedisServer:
         self._command = [
             program,
             *("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(directory)),
-            *("--appendonly", "yes", "--appendfsync", "always", "--save", ""),
+            *("--appendonly", "yes", "--appendfsync", appendfsync, "--save", ""),
         ]
         self._process: subprocess.Popen[bytes] | None = None
 

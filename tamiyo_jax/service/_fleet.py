@@ -44,6 +44,7 @@ from tamiyo_jax.telemetry import Telemetry
 __all__ = ["Fleet"]
 
 _MOST = 8  # packets of one pass over the weights
+_SYNCED_EVERY_MS = 1_000.0  # what was answered is kept in Redis; hundreds of journals share a disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +143,11 @@ class Fleet:
         current: TamiyoState[Any] = (
             initial_state(template) if state is None else state_from_json(state, template)
         )
+        settings = self._config.storage
+        flush_ms = max(settings.flush_ms, _SYNCED_EVERY_MS)
         storage = StorageManager[Any].open(
             self._directory / run_id,
-            self._config.storage,
+            settings.model_copy(update={"flush_ms": flush_ms}),
             template,
             clock=self._clock,
             settings=self._config.model_dump_json(),

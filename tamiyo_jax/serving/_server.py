@@ -1,8 +1,9 @@
 """The server: finds runs, takes those that are its own, and answers their packets.
 
 A single thread does all of it in rounds: read what has come for all runs, refuse what is not to
-be answered, decide on the rest together, write all answers in one round trip. What a round has
-not written was never answered, and is decided anew from the state in Redis.
+be answered, decide on the rest a few at a time, the oldest first, and write the answers of those
+in one round trip. What is not written was never answered, and is decided anew from the state in
+Redis.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ __all__ = ["Server"]
 
 _BLOCK_MS = 100
 _RETRY_S = 0.2
+_TOGETHER = 8  # packets whose answers are written together: the first of them waits for the last
+_WAY_MS = 5.0  # from Redis to the client
 
 
 @dataclass(slots=True)
@@ -114,6 +117,7 @@ class Server:
         self._runs: dict[str, _Run] = {}
         self._stopping = False
         self._next_beat = 0.0
+        self._answering_ms = 0.0  # how long answering a packet takes; a moving average
         self._turned = time.monotonic()
         self._ended = threading.Event()
 
@@ -211,10 +215,15 @@ class Server:
         names = {run.keys.packets: run_id for run_id, run in self._runs.items()}
         positions = {run.keys.packets: run.position for run in self._runs.values()}
         now_ms, found = self._store.read(positions, self._limits.entries_per_round, _BLOCK_MS)
+        read_at = time.monotonic()
         self._metrics.reach_redis()
         queues = {names[stream]: entries for stream, entries in found.items()}
         while queues:  # the first entry of each run, then the second of each, …
-            self._answer({run_id: entries.pop(0) for run_id, entries in queues.items()}, now_ms)
+            heads = [(run_id, entries.pop(0)) for run_id, entries in queues.items()]
+            heads.sort(key=lambda head: head[1].time_ms)
+            for start in range(0, len(heads), _TOGETHER):
+                since_ms = int((time.monotonic() - read_at) * 1e3)
+                self._answer(dict(heads[start : start + _TOGETHER]), now_ms + since_ms)
             queues = {
                 run_id: entries
                 for run_id, entries in queues.items()
@@ -222,7 +231,8 @@ class Server:
             }
 
     def _answer(self, entries: dict[str, Entry], now_ms: int) -> None:
-        """Answer at most one entry of each run."""
+        """Answer entries, one of a run, at the time `now_ms` of Redis's clock."""
+        began = time.monotonic()
         questions: list[_Question] = []
         writes: dict[str, Write] = {}
         for run_id, entry in entries.items():
@@ -251,6 +261,9 @@ class Server:
             )
         self._metrics.count_decisions(results, time.perf_counter() - started)
         performed = self._store.write(list(writes.values()))
+        if questions:
+            took_ms = (time.monotonic() - began) * 1e3 / len(questions)
+            self._answering_ms += 0.1 * (took_ms - self._answering_ms)
         lost = [run_id for run_id, done in zip(writes, performed, strict=True) if not done]
         self._metrics.fence(len(lost))
         self._forget(lost)
@@ -283,7 +296,9 @@ class Server:
                 raise _RefusedError("repeated")  # its answer is in the stream of answers
             if request.number <= run.number:
                 raise _RefusedError("replayed")
-            if now_ms - entry.time_ms > request.deadline_ms:
+            # In the first half of its deadline a packet is tried, however slow the last ones were.
+            expected_ms = min(_TOGETHER * self._answering_ms + _WAY_MS, request.deadline_ms / 2)
+            if now_ms - entry.time_ms + expected_ms > request.deadline_ms:
                 raise _RefusedError("expired")
             packet = decode_packet(request.packet)
             if packet.training_run_id != run_id:
