@@ -8,17 +8,12 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-from tamiyo_jax.config._sections import (
-    BreakerConfig,
+from tamiyo_jax.config._deciding import GraphConfig, HeuristicConfig, PacketConfig, PolicyConfig
+from tamiyo_jax.config._intervening import BreakerConfig, GuardConfig, RiskConfig
+from tamiyo_jax.config._operating import (
     DeadlineConfig,
-    GraphConfig,
-    GuardConfig,
-    HeuristicConfig,
     LibraryConfig,
-    PacketConfig,
-    PolicyConfig,
     PublishingConfig,
-    RiskConfig,
     SecurityConfig,
     StorageConfig,
 )
