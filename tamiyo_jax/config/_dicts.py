@@ -154,6 +154,7 @@ class StorageDict(TypedDict, total=False):
     flush_ms: float
     segment_bytes: int
     retention_hours: float | None
+    retention_bytes: int | None
     sync_directories: bool
     recovery: Literal["repair", "strict"]
     record_packets: bool

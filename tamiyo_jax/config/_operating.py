@@ -55,6 +55,12 @@ class StorageConfig(Section, frozen=True):
     retention_hours: float | None = Field(
         default=None, gt=0, description="age at which whole segments are removed; null keeps all"
     )
+    retention_bytes: int | None = Field(
+        default=None,
+        ge=64 * 1024,
+        description="size of the journal above which its oldest segments are removed; null keeps "
+        "all",
+    )
     sync_directories: bool = Field(
         default=True, description="sync new and removed names; off where the file system cannot"
     )
