@@ -33,6 +33,7 @@ TX = host.monitor(optax.chain(optax.sgd(0.1), host.tamiyo_scale()))
 @pytest.fixture
 def patient_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAMIYO__DEADLINES__INFERENCE_MS", "60000")
+    monkeypatch.setenv("TAMIYO__DEADLINES__METADATA_MS", "60000")
 
 
 def loss_fn(params: Any, x: jax.Array) -> jax.Array:
