@@ -154,7 +154,7 @@ def dump(
 
 @app.command()
 def compact(directory: Directory, config: ConfigFile = None, as_json_: Json = False) -> None:
-    """Start a new segment, and remove segments older than storage.retention_hours.
+    """Start a new segment, and remove old ones by storage.retention_hours and retention_bytes.
 
     Reports that wait for their bus are kept however old they are. The directory must not be in
     use; corrupt bytes move to quarantine as at every opening.

@@ -5,17 +5,12 @@
 `resolve()` does the same and returns where every value comes from.
 """
 
-from tamiyo_jax.config._sections import (
-    BreakerConfig,
+from tamiyo_jax.config._deciding import GraphConfig, HeuristicConfig, PacketConfig, PolicyConfig
+from tamiyo_jax.config._intervening import BreakerConfig, GuardConfig, RiskConfig
+from tamiyo_jax.config._operating import (
     DeadlineConfig,
-    GraphConfig,
-    GuardConfig,
-    HeuristicConfig,
     LibraryConfig,
-    PacketConfig,
-    PolicyConfig,
     PublishingConfig,
-    RiskConfig,
     SecurityConfig,
     StorageConfig,
 )

@@ -8,17 +8,12 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-from tamiyo_jax.config._sections import (
-    BreakerConfig,
+from tamiyo_jax.config._deciding import GraphConfig, HeuristicConfig, PacketConfig, PolicyConfig
+from tamiyo_jax.config._intervening import BreakerConfig, GuardConfig, RiskConfig
+from tamiyo_jax.config._operating import (
     DeadlineConfig,
-    GraphConfig,
-    GuardConfig,
-    HeuristicConfig,
     LibraryConfig,
-    PacketConfig,
-    PolicyConfig,
     PublishingConfig,
-    RiskConfig,
     SecurityConfig,
     StorageConfig,
 )
@@ -159,6 +154,7 @@ class StorageDict(TypedDict, total=False):
     flush_ms: float
     segment_bytes: int
     retention_hours: float | None
+    retention_bytes: int | None
     sync_directories: bool
     recovery: Literal["repair", "strict"]
     record_packets: bool

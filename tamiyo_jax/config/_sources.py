@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsError
 
-from tamiyo_jax.config._sections import Section
+from tamiyo_jax.config._section import Section
 from tamiyo_jax.errors import ConfigurationError
 
 __all__ = [

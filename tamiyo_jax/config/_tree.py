@@ -8,22 +8,17 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Unpack
 
+from tamiyo_jax.config._deciding import GraphConfig, HeuristicConfig, PacketConfig, PolicyConfig
 from tamiyo_jax.config._dicts import Sections
-from tamiyo_jax.config._sections import (
-    BreakerConfig,
+from tamiyo_jax.config._intervening import BreakerConfig, GuardConfig, RiskConfig
+from tamiyo_jax.config._operating import (
     DeadlineConfig,
-    GraphConfig,
-    GuardConfig,
-    HeuristicConfig,
     LibraryConfig,
-    PacketConfig,
-    PolicyConfig,
     PublishingConfig,
-    RiskConfig,
-    Section,
     SecurityConfig,
     StorageConfig,
 )
+from tamiyo_jax.config._section import Section
 from tamiyo_jax.config._sources import (
     DEFAULT,
     Origin,

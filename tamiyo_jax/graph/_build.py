@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32
 
 from tamiyo_jax.graph._edges import complete_attributes, complete_rows
 from tamiyo_jax.graph._jraph import GraphsTuple, pad_with_graphs
@@ -17,7 +18,11 @@ __all__ = ["build", "compact"]
 
 
 def build(
-    layout: GraphLayout, normalizer: Normalizer, raw: RawGraph, *, rate: float | jax.Array = 0.1
+    layout: GraphLayout,
+    normalizer: Normalizer,
+    raw: RawGraph,
+    *,
+    rate: float | Float32[Array, ""] = 0.1,
 ) -> tuple[Normalizer, GraphsTuple]:
     """Update the normaliser with a graph's values and normalise them.
 

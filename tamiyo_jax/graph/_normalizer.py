@@ -28,9 +28,9 @@ class Normalizer(NamedTuple):
       count: f32[S], the steps that updated the statistic.
     """
 
-    mean: Float32[Array, " s"]
-    var: Float32[Array, " s"]
-    count: Float32[Array, " s"]  # pyright: ignore[reportIncompatibleMethodOverride]
+    mean: Float32[Array, " statistics"]
+    var: Float32[Array, " statistics"]
+    count: Float32[Array, " statistics"]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def init_normalizer() -> Normalizer:
@@ -54,21 +54,21 @@ def _statistic_of_column() -> np.ndarray:
     return columns.ravel()
 
 
-def _totals(blocks: list[jax.Array]) -> Float32[Array, " s"]:
+def _totals(blocks: list[jax.Array]) -> Float32[Array, " statistics"]:
     """Sum per statistic of blocks f32[n_t, 16], one per node type: f32[S]."""
     columns = jnp.concatenate([block.sum(axis=0) for block in blocks])
     count = len(STATISTICS)
     return jax.ops.segment_sum(columns, _statistic_of_column(), count + 1)[:count]
 
 
-def _by_column(statistics: Float32[Array, " s"], fill: float) -> list[jax.Array]:
+def _by_column(statistics: Float32[Array, " statistics"], fill: float) -> list[jax.Array]:
     """Spread f32[S] over the columns: one f32[1, 16] per node type, `fill` for raw columns."""
     padded = jnp.append(statistics, jnp.float32(fill))
     columns = padded[_statistic_of_column()].reshape(len(NODE_TYPES), 1, FEATURE_WIDTH)
     return list(columns)
 
 
-def _by_type(layout: GraphLayout, rows: Float32[Array, "n 16"]) -> list[jax.Array]:
+def _by_type(layout: GraphLayout, rows: Float32[Array, "nodes 16"]) -> list[jax.Array]:
     """Split a node table into the blocks of its types, the padding row of each included."""
     ends = [block.padding + 1 for block in layout.nodes.values()]
     return jnp.split(rows, ends[:-1])
@@ -77,10 +77,10 @@ def _by_type(layout: GraphLayout, rows: Float32[Array, "n 16"]) -> list[jax.Arra
 def update(
     layout: GraphLayout,
     normalizer: Normalizer,
-    values: Float32[Array, "n 16"],
-    present: Bool[Array, "n 16"],
+    values: Float32[Array, "nodes 16"],
+    present: Bool[Array, "nodes 16"],
     *,
-    rate: float | jax.Array = 0.1,
+    rate: float | Float32[Array, ""] = 0.1,
 ) -> Normalizer:
     """Move every statistic towards the mean m and the variance v of its present values.
 
@@ -118,9 +118,9 @@ def update(
 def normalize(
     layout: GraphLayout,
     normalizer: Normalizer,
-    values: Float32[Array, "n 16"],
-    present: Bool[Array, "n 16"],
-) -> Float32[Array, "n 16"]:
+    values: Float32[Array, "nodes 16"],
+    present: Bool[Array, "nodes 16"],
+) -> Float32[Array, "nodes 16"]:
     """``(x − mean)/sqrt(var)`` clipped to ±10; raw columns as they are; 0 where absent.
 
     Args:
@@ -149,11 +149,11 @@ def normalize(
 def update_and_normalize(
     layout: GraphLayout,
     normalizer: Normalizer,
-    values: Float32[Array, "n 16"],
-    present: Bool[Array, "n 16"],
+    values: Float32[Array, "nodes 16"],
+    present: Bool[Array, "nodes 16"],
     *,
-    rate: float | jax.Array = 0.1,
-) -> tuple[Normalizer, Float32[Array, "n 16"]]:
+    rate: float | Float32[Array, ""] = 0.1,
+) -> tuple[Normalizer, Float32[Array, "nodes 16"]]:
     """`update`, then `normalize` with the updated state; see both."""
     updated = update(layout, normalizer, values, present, rate=rate)
     return updated, normalize(layout, updated, values, present)

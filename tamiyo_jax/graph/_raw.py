@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int32
 
 from tamiyo_jax.graph._layout import GraphLayout
 from tamiyo_jax.graph._relations import EDGE_WIDTH, RELATIONS, find_relation
@@ -32,17 +33,17 @@ class RawGraph(NamedTuple):
       expected_edges: i32[R], edges that the input calls for, cut or not.
     """
 
-    values: np.ndarray
-    present: np.ndarray
-    reported: np.ndarray
-    mask: np.ndarray
-    attributes: np.ndarray
-    edges: np.ndarray
-    edge_mask: np.ndarray
-    senders: np.ndarray
-    receivers: np.ndarray
-    expected_nodes: np.ndarray
-    expected_edges: np.ndarray
+    values: Float32[np.ndarray, "nodes 16"]
+    present: Bool[np.ndarray, "nodes 16"]
+    reported: Int32[np.ndarray, "types 16"]
+    mask: Bool[np.ndarray, " nodes"]
+    attributes: Float32[np.ndarray, "nodes 2"]
+    edges: Float32[np.ndarray, "edges 3"]
+    edge_mask: Bool[np.ndarray, " edges"]
+    senders: Int32[np.ndarray, " edges"]
+    receivers: Int32[np.ndarray, " edges"]
+    expected_nodes: Int32[np.ndarray, " types"]
+    expected_edges: Int32[np.ndarray, " relations"]
 
 
 def blank(layout: GraphLayout) -> RawGraph:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 __all__ = [
     "RECENT",
@@ -86,25 +87,25 @@ class Signals(NamedTuple):
         one in a row.
     """
 
-    loss_z: jax.Array
-    loss_rise: jax.Array
-    gradient_z: jax.Array
-    gradient_rise: jax.Array
-    layer_gradient_z: jax.Array
-    update_rise: jax.Array
-    update_jump: jax.Array
-    high_updates: jax.Array
-    sustained_rise: jax.Array
-    sustained_z: jax.Array
-    high_gradients: jax.Array
-    steps_without_progress: jax.Array
-    nonfinite: jax.Array
-    loss_outlier: jax.Array
-    gradient_outlier: jax.Array
-    update_outlier: jax.Array
+    loss_z: Float32[Array, ""]
+    loss_rise: Float32[Array, ""]
+    gradient_z: Float32[Array, ""]
+    gradient_rise: Float32[Array, ""]
+    layer_gradient_z: Float32[Array, ""]
+    update_rise: Float32[Array, ""]
+    update_jump: Float32[Array, ""]
+    high_updates: Int32[Array, ""]
+    sustained_rise: Float32[Array, ""]
+    sustained_z: Float32[Array, ""]
+    high_gradients: Int32[Array, ""]
+    steps_without_progress: Int32[Array, ""]
+    nonfinite: Bool[Array, ""]
+    loss_outlier: Bool[Array, ""]
+    gradient_outlier: Bool[Array, ""]
+    update_outlier: Bool[Array, ""]
 
     @property
-    def outlier(self) -> jax.Array:
+    def outlier(self) -> Bool[Array, ""]:
         """bool[]: finite, but not to be trusted."""
         return self.loss_outlier | self.gradient_outlier | self.update_outlier
 
@@ -124,14 +125,14 @@ class Detector(NamedTuple):
       ruinous_in_row: i32[], steps up to the newest that were not finite or outliers.
     """
 
-    values: jax.Array
-    kept: jax.Array
-    lowest_loss: jax.Array
-    highest_update: jax.Array
-    high_gradients: jax.Array
-    high_updates: jax.Array
-    steps_without_progress: jax.Array
-    ruinous_in_row: jax.Array
+    values: Float32[Array, "watched window"]
+    kept: Int32[Array, " watched"]
+    lowest_loss: Float32[Array, ""]
+    highest_update: Float32[Array, ""]
+    high_gradients: Int32[Array, ""]
+    high_updates: Int32[Array, ""]
+    steps_without_progress: Int32[Array, ""]
+    ruinous_in_row: Int32[Array, ""]
 
 
 def new_detector(layers: int) -> Detector:
@@ -175,11 +176,11 @@ def no_signals() -> Signals:
 def detect(
     detector: Detector,
     *,
-    loss: jax.Array | None,
-    gradient_norm: jax.Array,
-    update_ratio: jax.Array,
-    layer_gradient_norms: jax.Array,
-) -> tuple[Signals, jax.Array, Detector]:
+    loss: Float[Array, ""] | None,
+    gradient_norm: Float32[Array, ""],
+    update_ratio: Float32[Array, ""],
+    layer_gradient_norms: Float32[Array, " layers"],
+) -> tuple[Signals, Bool[Array, ""], Detector]:
     """Compare a step with those before it; pure, of constant cost, for jit, scan and vmap.
 
     Args:
@@ -254,13 +255,15 @@ def detect(
     return signals, refused, after
 
 
-def _log_ratio(new: jax.Array, level: jax.Array) -> jax.Array:
+def _log_ratio(new: Float32[Array, ""], level: Float32[Array, ""]) -> Float32[Array, ""]:
     """f32[]: log(new / level); 0 where there is no level yet."""
     found = jnp.log(jnp.maximum(new, 1e-30)) - jnp.log(jnp.maximum(level, 1e-30))
     return jnp.where(level > 0, found, 0)
 
 
-def _level(detector: Detector) -> tuple[jax.Array, jax.Array]:
+def _level(
+    detector: Detector,
+) -> tuple[Float32[Array, " watched"], Float32[Array, " watched"]]:
     """f32[S], f32[S]: the median of each window, and its spread; NaN where it is empty."""
     valid = jnp.arange(WINDOW)[None] < detector.kept[:, None]
     middle = _median(detector.values, valid)
@@ -268,7 +271,9 @@ def _level(detector: Detector) -> tuple[jax.Array, jax.Array]:
     return middle, jnp.maximum(spread, LEAST_SPREAD * jnp.abs(middle))
 
 
-def _median(values: jax.Array, valid: jax.Array) -> jax.Array:
+def _median(
+    values: Float32[Array, "rows window"], valid: Bool[Array, "rows window"]
+) -> Float32[Array, " rows"]:
     """f32[S]: the lower of the middle valid values of each row; NaN where there are none.
 
     By the rank of each value, since 64 x 64 comparisons are faster than a sort.
@@ -284,8 +289,11 @@ def _median(values: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def _compare(
-    new: jax.Array, middle: jax.Array, spread: jax.Array, kept: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    new: Float32[Array, " watched"],
+    middle: Float32[Array, " watched"],
+    spread: Float32[Array, " watched"],
+    kept: Int32[Array, " watched"],
+) -> tuple[Float32[Array, " watched"], Float32[Array, " watched"]]:
     """f32[S], f32[S]: rise and z; 0 in the first steps and where there is no number."""
     scale = jnp.maximum(spread, 1e-30)
     rise = jnp.arcsinh(new / scale) - jnp.arcsinh(middle / scale)
@@ -313,7 +321,9 @@ def _progress(
     return lowest, since, rise, jnp.where(ready, rise * jnp.hypot(1, middle / scale), 0)
 
 
-def _keep(detector: Detector, new: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _keep(
+    detector: Detector, new: Float32[Array, " watched"], kept: Bool[Array, " watched"]
+) -> tuple[Float32[Array, "watched window"], Int32[Array, " watched"]]:
     """The windows with the new values in the place of their oldest, where they are kept."""
     here = jnp.arange(WINDOW)[None] == (detector.kept % WINDOW)[:, None]
     values = jnp.where(here & kept[:, None], new[:, None], detector.values)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Float32, Int32
 
 from tamiyo_jax.errors import ConfigurationError
 from tamiyo_jax.host._detector import Detector, Signals, detect, new_detector, no_signals
@@ -45,9 +46,9 @@ class Refusals(NamedTuple):
         ordinary. A step with several causes counts for the first.
     """
 
-    refused: jax.Array
-    in_row: jax.Array
-    by_cause: jax.Array
+    refused: Bool[Array, ""]
+    in_row: Int32[Array, ""]
+    by_cause: Int32[Array, "4"]
 
 
 class Statistics(NamedTuple):
@@ -63,11 +64,11 @@ class Statistics(NamedTuple):
       refusals: what was not applied.
     """
 
-    gradient_norm: jax.Array
-    weight_norm: jax.Array
-    update_ratio: jax.Array
-    gradient_variance: jax.Array
-    conflict: jax.Array
+    gradient_norm: Float32[Array, " layers"]
+    weight_norm: Float32[Array, " layers"]
+    update_ratio: Float32[Array, " layers"]
+    gradient_variance: Float32[Array, " layers"]
+    conflict: Float32[Array, ""]
     signals: Signals
     refusals: Refusals
 
@@ -83,7 +84,7 @@ class MonitorState(NamedTuple):
     """
 
     inner: optax.OptState
-    gradient_mean: tuple[jax.Array, ...]
+    gradient_mean: tuple[Float32[Array, " _"], ...]
     detector: Detector
     statistics: Statistics
 

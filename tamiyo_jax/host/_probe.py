@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import jax
 import optax
+from jaxtyping import Array, Float32
 
 from tamiyo_jax.host._measuring import divide
 from tamiyo_jax.host._training import Batch, Host, HostState, gates_of, seeds_of
@@ -24,7 +25,7 @@ from tamiyo_jax.host._training import Batch, Host, HostState, gates_of, seeds_of
 __all__ = ["probe"]
 
 
-def probe(host: Host, state: HostState, batch: Batch) -> dict[str, dict[str, jax.Array]]:
+def probe(host: Host, state: HostState, batch: Batch) -> dict[str, dict[str, Float32[Array, ""]]]:
     """The norm of each candidate's gradient, as a multiple of the network's own.
 
     Args:

@@ -25,7 +25,7 @@ LIMITS = (0.001, 10.0)
 class ScaleState(NamedTuple):
     """State of `tamiyo_scale`: f32[], the multiplier, 1 at the start."""
 
-    factor: jax.Array
+    factor: Float32[Array, ""]
 
 
 def tamiyo_scale() -> optax.GradientTransformation:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray, UInt32
 
 from tamiyo_jax.contracts import SeedStage
 from tamiyo_jax.errors import ConfigurationError
@@ -101,10 +101,10 @@ class HostState(NamedTuple):
     params: Params
     opt_state: optax.OptState
     slots: dict[str, Slot]
-    rng: jax.Array
-    step: jax.Array
-    paused: jax.Array
-    breaker_open: jax.Array
+    rng: UInt32[Array, "2"]
+    step: Int32[Array, ""]
+    paused: Bool[Array, ""]
+    breaker_open: Bool[Array, ""]
 
 
 class StepMetrics(NamedTuple):
@@ -116,12 +116,12 @@ class StepMetrics(NamedTuple):
       statistics: of the host's layers.
     """
 
-    loss: jax.Array
-    seed_gradient_norms: dict[str, jax.Array]
+    loss: Float32[Array, ""]
+    seed_gradient_norms: dict[str, Float32[Array, ""]]
     statistics: Statistics
 
 
-def init_host(host: Host, params: Params, key: jax.Array) -> HostState:
+def init_host(host: Host, params: Params, key: PRNGKeyArray) -> HostState:
     """State before the first step, all slots dormant.
 
     Args:

@@ -158,6 +158,18 @@ class Journal:
         with self._lock:
             return tuple(self._segments)
 
+    def measure_segment(self, base: int) -> int:
+        """The size in bytes of the segment that begins at `base`, one of `bases`.
+
+        Raises:
+          PersistenceError: the disk failed, and the journal is sealed.
+        """
+        with self._lock:
+            if base == next(reversed(self._segments)):
+                return self._segment_bytes
+            with self._commit.seal_on_failure("measuring a segment"):
+                return self._files.size(self._directory / self._segments[base])
+
     def start(self, snapshot: bytes) -> None:
         """Begin a segment with a SNAPSHOT; only then can records be appended.
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float32, Int32
 
 from tamiyo_jax.contracts import (
     Blueprint,
@@ -178,9 +179,9 @@ class Selection(NamedTuple):
       blueprint: i32[], row among the blueprints; -1 where the action takes none.
     """
 
-    action: Array
-    seed: Array
-    blueprint: Array
+    action: Int32[Array, ""]
+    seed: Int32[Array, ""]
+    blueprint: Int32[Array, ""]
 
 
 def select(outputs: PolicyOutputs, legality: Legality) -> Selection:
@@ -201,7 +202,9 @@ def select(outputs: PolicyOutputs, legality: Legality) -> Selection:
     )
 
 
-def _best(xp: ModuleType, scores: Array, legal: Array) -> Array:
+def _best(
+    xp: ModuleType, scores: Float32[Array, " rows"], legal: Bool[Array, " rows"]
+) -> Int32[Array, ""]:
     """Row i32[] of the highest legal score, -1 where none is legal."""
     row = xp.argmax(xp.where(legal, xp.asarray(scores), xp.float32(-np.inf)))
     return xp.where(xp.any(legal), row.astype(np.int32), xp.int32(-1))

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.core import Tracer
+from jaxtyping import Array, Bool, Float32, PRNGKeyArray
 
 from tamiyo_jax.config import PolicyConfig
 from tamiyo_jax.graph import (
@@ -70,7 +71,7 @@ class Encoder(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float32[Array, "rows features"]) -> Float32[Array, "rows width"]:
         """Embeddings f32[C + 1, width] of features f32[C + 1, F]."""
         x = gelu(nn.Dense(self.width, name="linear")(x))
         norm = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, name="norm")
@@ -83,7 +84,7 @@ class BoundedHead(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float32[Array, " embedding"]) -> Float32[Array, " width"]:
         """Values f32[width] in [-1, 1] of an embedding f32[D]."""
         x = gelu(nn.Dense(x.shape[-1] // 2, name="hidden")(x))
         return jnp.tanh(nn.Dense(self.width, name="out")(x))
@@ -117,7 +118,11 @@ class PolicyNetwork(nn.Module):
             h = layer(h, edges, deterministic=deterministic)
         return self._heads(h, node_blocks(layout, table.mask))
 
-    def _heads(self, h: Mapping[str, jax.Array], masks: Mapping[str, jax.Array]) -> PolicyOutputs:
+    def _heads(
+        self,
+        h: Mapping[str, Float32[Array, "_ embedding"]],
+        masks: Mapping[str, Bool[Array, " _"]],
+    ) -> PolicyOutputs:
         embedding = h["global"][0]
         params = BoundedHead(NUM_PARAMS, name="policy_params")(embedding)
         methods = len(self.config.blending_methods)
@@ -136,7 +141,9 @@ class PolicyNetwork(nn.Module):
         )
 
 
-def _scores(name: str, x: jax.Array, mask: jax.Array) -> jax.Array:
+def _scores(
+    name: str, x: Float32[Array, "rows embedding"], mask: Bool[Array, " rows"]
+) -> Float32[Array, " nodes"]:
     """Scores f32[C] of a block f32[C + 1, D], -inf on rows that hold no node."""
     return jnp.where(mask[:-1], nn.Dense(1, name=name)(x[:-1])[:, 0], -jnp.inf)
 
@@ -181,7 +188,7 @@ def _flat_shapes(config: PolicyConfig) -> tuple[tuple[Path, jax.ShapeDtypeStruct
     return tuple(flatten_dict(dict(jax.eval_shape(init))).items())
 
 
-def init_params(config: PolicyConfig, key: jax.Array) -> Params:
+def init_params(config: PolicyConfig, key: PRNGKeyArray) -> Params:
     """Untrained parameters for `config`; they serve every layout.
 
     Weights and attention vectors are uniform by Glorot & Bengio 2010, eq. 16, biases 0 and

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float32
 
 from tamiyo_jax.contracts import SystemStatePacket
 from tamiyo_jax.graph import GraphLayout, RawGraph
@@ -60,17 +61,17 @@ class PolicyOutputs(NamedTuple):
         explained by `propose`.
     """
 
-    policy_logits: Array
-    policy_params: Array
-    param_delta: Array
-    blending_logits: Array
-    risk_logits: Array
-    value: Array
-    schedule_params: Array
-    breaker_logits: Array
-    seed_scores: Array
-    blueprint_scores: Array
-    graph_embedding: Array
+    policy_logits: Float32[Array, "32"]
+    policy_params: Float32[Array, "4"]
+    param_delta: Float32[Array, ""]
+    blending_logits: Float32[Array, " methods"]
+    risk_logits: Float32[Array, "5"]
+    value: Float32[Array, ""]
+    schedule_params: Float32[Array, "2"]
+    breaker_logits: Float32[Array, "2"]
+    seed_scores: Float32[Array, " seeds"]
+    blueprint_scores: Float32[Array, " blueprints"]
+    graph_embedding: Float32[Array, " embedding"]
     rationale: Rationale | None = None
 
     def named_arrays(self) -> dict[str, Array]:
@@ -87,9 +88,9 @@ class Legality(NamedTuple):
       blueprints: bool[B], the candidates that may be grown.
     """
 
-    actions: Array
-    seeds: Array
-    blueprints: Array
+    actions: Bool[Array, "32"]
+    seeds: Bool[Array, "32 seeds"]
+    blueprints: Bool[Array, " blueprints"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,8 @@ from tamiyo_jax.inference import (
 from tamiyo_jax.library import BlueprintLibrary, BlueprintResolver, CacheListener, fetch_inline
 from tamiyo_jax.policy import ArrayPolicy
 from tamiyo_jax.service._assembly import Parts
-from tamiyo_jax.service._steps import Begun, Stepper
+from tamiyo_jax.service._attempt import Begun
+from tamiyo_jax.service._steps import Stepper
 from tamiyo_jax.storage import StorageManager
 from tamiyo_jax.telemetry import Telemetry
 

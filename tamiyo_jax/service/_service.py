@@ -1,58 +1,35 @@
 """`Tamiyo`: the controller as a training loop uses it.
 
-It routes calls, one at a time: `Stepper` makes the decisions, and inference, blueprints,
-storage, publishing and telemetry are parts of their own. A step that raises leaves the state
-as it was, but for what records failures.
+It routes calls, one at a time: `Stepper` makes the decisions, `Switch` changes what they go on
+from, and inference, blueprints, storage, publishing and telemetry are parts of their own. A step
+that raises leaves the state as it was, but for what records failures.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from tamiyo_jax.bus import Bus
 from tamiyo_jax.clock import steady_time_ns
 from tamiyo_jax.config import TamiyoConfig
-from tamiyo_jax.contracts import (
-    Event,
-    PolicyUpdate,
-    Secret,
-    SystemStatePacket,
-    TelemetryLevel,
-    decode_policy_update,
-)
-from tamiyo_jax.controller import AppliedPolicy, Mode, TamiyoState, set_conservative
+from tamiyo_jax.contracts import PolicyUpdate, Secret, SystemStatePacket
+from tamiyo_jax.controller import Mode, TamiyoState
 from tamiyo_jax.decision import Decision
-from tamiyo_jax.errors import (
-    ConfigurationError,
-    PersistenceError,
-    PolicyUpdateRejectedError,
-    TamiyoError,
-)
-from tamiyo_jax.inference import (
-    DeployedPolicy,
-    Isolation,
-    PolicyChoice,
-    check_parameters,
-    choose_policy,
-    make_trial_situation,
-    require_parameters,
-)
+from tamiyo_jax.errors import ConfigurationError, PersistenceError, TamiyoError
+from tamiyo_jax.inference import DeployedPolicy, Isolation, choose_policy
 from tamiyo_jax.journal import OwnerProcess
 from tamiyo_jax.library import BlueprintLibrary
 from tamiyo_jax.service._assembly import Parts, assemble, resolve_secrets
 from tamiyo_jax.service._entrance import Entrance
 from tamiyo_jax.service._ownership import OwnedLock
 from tamiyo_jax.service._steps import Stepper
+from tamiyo_jax.service._switching import Switch, parse_mode
 from tamiyo_jax.telemetry import Sink
 
 __all__ = ["Tamiyo"]
-
-_KEPT_UPDATES = 2  # the live one, and the one that a rollback returns to
 
 
 class Tamiyo:
@@ -74,13 +51,13 @@ class Tamiyo:
         self._config = config
         self._parts = parts
         self._storage = parts.storage
-        self._deployment = parts.deployment
-        self._secrets = secrets
-        self._clock = clock
         self._steps = Stepper(config, parts, deployed, secret=secrets[0], mode=mode, clock=clock)
         self._process = OwnerProcess()
         self._lock = OwnedLock(self._process)
         self._updating = OwnedLock(self._process)
+        self._switch = Switch(
+            self._steps, config=config, parts=parts, secrets=secrets, clock=clock, lock=self._lock
+        )
         self._entrance = Entrance()
         self._closed = False
 
@@ -131,7 +108,7 @@ class Tamiyo:
         """
         if isolation not in ("process", "inline"):
             raise ConfigurationError(f"isolation={isolation!r}; choose 'process' or 'inline'")
-        chosen_mode = _parse_mode(mode)
+        chosen_mode = parse_mode(mode)
         secrets = resolve_secrets(config, secret)
         base = choose_policy(config, policy, params, chosen_mode)
         parts = assemble(
@@ -218,14 +195,7 @@ class Tamiyo:
         """
         with self._entrance.call(), self._lock:
             self._check_open()
-            steps = self._steps
-            last = steps.last or make_trial_situation(self._config, steps.state)
-            packet = replace(
-                last.packet, blueprint_id=blueprint_id, candidate_blueprint_ids=(blueprint_id,)
-            )
-            situation = steps.situation_of(packet)
-            if steps.mode is not Mode.GUARD:
-                steps.prepare(situation, steps.state)
+            self._steps.prepare_blueprint(blueprint_id)
 
     def update_policy(self, update: PolicyUpdate | bytes) -> None:
         """Use new parameters from the next step on.
@@ -243,15 +213,7 @@ class Tamiyo:
         """
         with self._entrance.call(), self._updating:
             self._check_open()
-            try:
-                if isinstance(update, bytes):
-                    update = decode_policy_update(update)
-                self._update(update)
-            except PolicyUpdateRejectedError as error:
-                attributes = {"reason": str(error.reason), "message": str(error)}
-                event = Event("policy_update_rejected", TelemetryLevel.WARNING, attributes)
-                self._steps.emit((event,))
-                raise
+            self._switch.update_policy(update)
 
     def rollback_policy(self) -> None:
         """Return to the policy before the live update, from the next step on.
@@ -264,24 +226,7 @@ class Tamiyo:
         """
         with self._entrance.call(), self._updating:
             self._check_open()
-            *earlier, live = self._steps.state.policies or (None,)
-            if live is None:
-                raise PolicyUpdateRejectedError(
-                    "no policy update is in force; there is nothing to roll back",
-                    reason="no_update",
-                )
-            choice = self._deployment.choose_live(
-                replace(self._steps.state, policies=tuple(earlier))
-            )
-            deployed = self._deploy(choice, self._steps.state)
-            detail = f"{live.policy_id} → {choice.version}"
-            with self._replace_policy(), self._lock:
-                after = replace(self._steps.state, policies=tuple(earlier))
-                self._steps.swap(
-                    deployed,
-                    after,
-                    lambda: self._storage.append_operator("policy_rolled_back", detail, after),
-                )
+            self._switch.rollback_policy()
 
     def set_conservative(self, on: bool, reason: str, run_id: str | None = None) -> None:
         """Enter conservative mode by hand, or leave it; a mode set by hand ends only by hand.
@@ -301,14 +246,7 @@ class Tamiyo:
             return
         with self._entrance.call(), self._lock:
             self._check_open()
-            before = self._steps.state
-            selected = before if run_id is None else self._steps.select_run(before, run_id)
-            after, events = set_conservative(selected, on, reason, everywhere=run_id is None)
-            scope = "" if run_id is None else "run_"
-            action = f"{scope}conservative_{'on' if on else 'off'}"
-            self._steps.record(lambda: self._storage.append_operator(action, reason, after))
-            self._steps.state = after
-            self._steps.emit((*self._steps.find_forgotten_runs(before, after), *events))
+            self._switch.set_conservative(on, reason, run_id)
 
     def set_mode(self, mode: Literal["act", "shadow", "guard"]) -> None:
         """Change what the controller may do, from the next step on.
@@ -322,30 +260,10 @@ class Tamiyo:
             mode stays.
           TamiyoError: the policy cannot be started, or this could not be recorded; likewise.
         """
-        chosen = _parse_mode(mode)
+        chosen = parse_mode(mode)
         with self._entrance.call(), self._updating:
             self._check_open()
-            before = self._steps.mode
-            if chosen is before:
-                return
-            choice, deployed = self._steps.deployed.choice, None
-            require_parameters(choice.name, choice.params, chosen)
-            if chosen is Mode.GUARD:
-                deployed = self._deployment.rest(choice)
-            elif before is Mode.GUARD:
-                choice = self._deployment.choose_live(self._steps.state, choice.params)
-                deployed = self._deployment.warm(choice, self._steps.state, self._steps.last)
-            change = {"from": before.value, "to": chosen.value}
-            with self._replace_policy(), self._lock:
-                state = self._steps.state
-                detail = " → ".join(change.values())
-                self._steps.swap(
-                    deployed,
-                    state,
-                    lambda: self._storage.append_operator("mode_changed", detail, state),
-                )
-                self._steps.mode = chosen
-            self._steps.emit((Event("mode_changed", TelemetryLevel.INFO, change),))
+            self._switch.set_mode(chosen)
 
     def restore(self, state: TamiyoState[Any], params: object = None) -> None:
         """Take over a state; the journal says so.
@@ -363,17 +281,7 @@ class Tamiyo:
         """
         with self._entrance.call(), self._updating:
             self._check_open()
-            deployed = None
-            if params is not None:
-                state = self._deployment.adopt(state, params)
-            if params is not None or state.policies != self._steps.state.policies:
-                deployed = self._deploy(self._deployment.choose_live(state, params), state)
-            with self._replace_policy(), self._lock:
-                self._steps.swap(
-                    deployed, state, lambda: self._storage.append_restore(state, "restore")
-                )
-            if params is not None and not state.policies:
-                self._deployment = self._deployment.rebase(params)
+            self._switch.restore(state, params)
 
     def publish(self) -> int:
         """Publish every report that is due, and wait for it; returns how many were taken.
@@ -431,63 +339,6 @@ class Tamiyo:
     def __repr__(self) -> str:
         return f"Tamiyo(mode={self._steps.mode.value!r}, policy={self._steps.policy_version!r})"
 
-    @contextmanager
-    def _replace_policy(self) -> Generator[None]:
-        """Close the policy that the block replaces, once the block has let steps go on."""
-        before = self._steps.deployed
-        yield
-        if self._steps.deployed is not before:
-            before.close()
-
     def _check_open(self) -> None:
         if self._closed:
             raise PersistenceError("this controller is closed; open it again")
-
-    def _update(self, update: PolicyUpdate) -> None:
-        params = check_parameters(
-            update,
-            self._deployment.base.params,
-            secrets=self._secrets,
-            applied=self._storage.facts.policy_ids,
-            now_ns=self._clock(),
-            config=self._config,
-        )
-        state = self._steps.state
-        situation = self._steps.last or make_trial_situation(self._config, state)
-        deployed = self._deployment.deploy_update(update, params, state, situation)
-        try:
-            digest = self._storage.store_parameters(update.payload)
-        except PersistenceError as error:
-            deployed.close()
-            self._steps.emit_persistence_failure(error)
-            raise
-        if self._steps.mode is Mode.GUARD:
-            deployed.close()
-            deployed = self._deployment.rest(deployed.choice)
-        applied = AppliedPolicy(update.policy_id, digest, update.policy_version)
-        with self._replace_policy(), self._lock:
-            policies = (*self._steps.state.policies, applied)[-_KEPT_UPDATES:]
-            after = replace(self._steps.state, policies=policies)
-            self._steps.swap(
-                deployed,
-                after,
-                lambda: self._storage.append_policy_update(
-                    applied.policy_id, applied.digest, applied.version, after
-                ),
-            )
-        attributes = {"policy_id": applied.policy_id, "version": applied.version}
-        self._steps.emit((Event("policy_update_applied", TelemetryLevel.INFO, attributes),))
-
-    def _deploy(self, choice: PolicyChoice, state: TamiyoState[Any]) -> DeployedPolicy:
-        """Deploy a policy as the mode needs it: warm, or at rest."""
-        if self._steps.mode is Mode.GUARD:
-            return self._deployment.rest(choice)
-        return self._deployment.warm(choice, state, self._steps.last)
-
-
-def _parse_mode(name: str) -> Mode:
-    try:
-        return Mode(name)
-    except ValueError as error:
-        choices = ", ".join(repr(choice.value) for choice in Mode)
-        raise ConfigurationError(f"mode={name!r}; choose one of {choices}", value=name) from error

@@ -21,6 +21,7 @@ from tamiyo_jax.config import PolicyConfig
 from tamiyo_jax.contracts import blueprint_to_json
 from tamiyo_jax.policy import export_params, init_params
 
+SPARSE_BYTES = 30 * 2**30
 ODD_ID = "grow\x1b[31m\u202edrawkcab\nsecond line"
 
 
@@ -65,7 +66,7 @@ def odd_files(tmp_path: Path) -> dict[str, Path]:
     (tmp_path / "binary").write_bytes(b"\xff\x00\xfe" * 99)
     (tmp_path / "empty").touch()
     with (tmp_path / "sparse").open("wb") as file:
-        file.truncate(30 * 2**30)
+        file.truncate(SPARSE_BYTES)
     (tmp_path / "plain").mkdir()
     kinds = ("directory", "fifo", "dangling", "binary", "empty", "sparse")
     return {kind: tmp_path / kind for kind in kinds} | {
@@ -94,6 +95,7 @@ FILE_COMMANDS = [
     ("watch", "{}"),
     ("demo", "--resume", "--directory", "{}"),
 ]
+READERS = [("blueprint", "put", "{}", "--library", "{plain}/b.db"), ("import-torch", "{}")]
 
 
 @pytest.mark.parametrize("command", FILE_COMMANDS, ids=" ".join)
@@ -111,7 +113,9 @@ def test_a_path_that_is_not_what_it_should_be_is_explained_in_one_line(
         if command[:2] == ("blueprint", "validate") and result.exit_code == 1:
             assert len(result.stdout.splitlines()) == 1, (kind, result)  # the answer, not an error
         else:
-            assert_one_line(result.exit_code, result.stderr)
+            line = assert_one_line(result.exit_code, result.stderr)
+            if kind == "sparse" and command in READERS:
+                assert str(SPARSE_BYTES) in line, line
 
 
 @pytest.mark.parametrize("kind", ["fifo", "sparse", "dangling", "directory"])
@@ -122,7 +126,9 @@ def test_a_segment_that_is_no_regular_file_is_refused_in_bounded_time_and_memory
     (segment,) = (run / "journal").glob("*.wal")
     (run / "journal" / segment.name.replace("0", "9", 1)).symlink_to(odd_files(tmp_path)[kind])
     result = run_command("journal", command, str(run))
-    assert_one_line(result.returncode, result.stderr)
+    line = assert_one_line(result.returncode, result.stderr)
+    if kind == "sparse":  # refused for its size, and not where memory ran out
+        assert str(SPARSE_BYTES) in line
 
 
 def test_files_of_file_managers_beside_the_segments_are_ignored(run: Path) -> None:

@@ -103,6 +103,20 @@ def test_a_missing_file_of_a_checkpoint_is_named(tmp_path):
         shutil.rmtree(tmp_path / "tree")
 
 
+def test_checkpoints_stay_where_they_were_opened_after_a_change_of_directory(tmp_path, monkeypatch):
+    made = make_host()
+    state = make_state(made)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    checkpoints = HostCheckpoints("kept", made)
+    checkpoints.save("before", state)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    checkpoints.save("since", state)
+    assert checkpoints.names() == {"before", "since"}
+    assert int(checkpoints.restore("before", state).step) == int(state.step)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_a_checkpoint_that_was_not_saved_to_its_end_is_not_listed(tmp_path):
     made = make_host()
     checkpoints, state = HostCheckpoints(tmp_path, made), make_state(made)

@@ -479,5 +479,77 @@ def test_retention_announces_what_it_removes_also_at_opening(tmp_path: Path) -> 
         manager.start(manager.state)
     (event,) = events
     assert event.name == "journal_retention"
-    assert event.attributes == {"first_sequence": "1", "last_sequence": str(last)}
+    assert event.attributes == {
+        "first_sequence": "1",
+        "last_sequence": str(last),
+        "setting": "retention_hours",
+    }
     assert read_journal(tmp_path).records[0].sequence == last + 1
+
+
+def journal_bytes(directory: Path) -> int:
+    return sum(path.stat().st_size for path in segments(directory))
+
+
+def test_retention_by_size_keeps_the_newest_segments_and_announces_the_others(
+    tmp_path: Path,
+) -> None:
+    clock, events = Clock(), []
+    with begin(tmp_path / "all", clock, publishing=False, retention_hours=None) as manager:
+        many(manager, clock, 100)
+        expected = summarise(manager)
+    kept_bytes = 16_384
+    config = make_storage_config(
+        flush_ms=1.0, retention_hours=None, retention_bytes=kept_bytes, segment_bytes=4096
+    )
+    with StorageManager.open(
+        tmp_path / "some", config, POLICY_STATE, clock=Clock(), emit=events.extend
+    ) as manager:
+        manager.start(initial_state(POLICY_STATE))
+        largest = 0
+        for number in range(100):
+            step(manager, clock, f"r{number}")
+            largest = max(largest, journal_bytes(tmp_path / "some"))
+        assert summarise(manager) == expected, "what was removed has no part in the state"
+    assert journal_bytes(tmp_path / "all") > 2 * kept_bytes
+    assert kept_bytes - 4096 < journal_bytes(tmp_path / "some") <= largest <= kept_bytes + 4096
+    found = read_journal(tmp_path / "some")
+    assert found.clean
+    assert {event.name for event in events} == {"journal_retention"}
+    assert {event.attributes["setting"] for event in events} == {"retention_bytes"}
+    firsts = [int(event.attributes["first_sequence"]) for event in events]
+    lasts = [int(event.attributes["last_sequence"]) for event in events]
+    assert firsts == [1, *(last + 1 for last in lasts[:-1])]
+    assert found.records[0].sequence == lasts[-1] + 1
+
+
+def test_retention_by_size_waits_for_a_pending_report_and_is_applied_at_opening(
+    tmp_path: Path,
+) -> None:
+    clock, events = Clock(), []
+    limits: dict[str, object] = {"retention_hours": None, "retention_bytes": 1}
+    with begin(tmp_path, clock, **limits) as manager:
+        step(manager, clock, "first")
+        many(manager, clock, 60)
+        for number in range(60):
+            manager.drop(f"r{number}")
+        manager.compact()
+        assert int(segments(tmp_path)[0].name[:19]) == 1
+        last = manager.last_sequence
+    config = make_storage_config(flush_ms=1.0, **limits)
+    for publishing in (True, False):  # without a bus no report is pending
+        with StorageManager.open(
+            tmp_path,
+            config,
+            POLICY_STATE,
+            clock=clock,
+            publishing=publishing,
+            emit=events.extend,
+        ) as manager:
+            assert manager.state is not None
+            manager.start(manager.state)
+            assert len(events) == (not publishing)
+    (event,) = events
+    assert event.attributes["first_sequence"] == "1"
+    assert int(event.attributes["last_sequence"]) > last
+    assert len(segments(tmp_path)) == 1, "the newest stays whatever its size"

@@ -81,13 +81,16 @@ def test_children_of_a_policy_end_with_its_worker(tmp_path: Path, ending: str) -
 @pytest.mark.parametrize("starting", [False, True])
 def test_nothing_outlives_a_trainer_that_is_killed(tmp_path: Path, starting: bool) -> None:
     if starting:  # a module that the worker imports, and that takes its time
-        (tmp_path / "pickle.py").write_text("import time\ntime.sleep(600)\n")
+        lines = ("import time", f"open({str(tmp_path / 'importing')!r}, 'w')", "time.sleep(600)")
+        (tmp_path / "pickle.py").write_text("\n".join(lines))
     path = [str(Path(__file__).parent), *filter(None, sys.path)]
     script = _TRAINER.format(path=path, directory=str(tmp_path), starting=starting)
     trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert trainer.stdout is not None
     pids = [int(pid) for pid in trainer.stdout.readline().split()]
     assert pids
+    if starting:  # before that, a worker whose parent has gone ends by itself
+        wait_until((tmp_path / "importing").exists, 60.0)
     os.kill(trainer.pid, signal.SIGKILL)
     trainer.communicate()
     wait_until(lambda: not any(map(is_running, pids)), 20.0)
