@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 import struct
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, TypeVar
 
 import jax
@@ -42,9 +44,11 @@ class DiskCheckpoints(MemoryCheckpoints):
         super().__init__()
         self._directory = directory
         self._beside = beside
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="kept-states")
-        self._jobs: list[Future[None]] = []
+        self._jobs = SimpleQueue[Callable[[], None] | None]()
+        self._problems: list[str] = []
+        self._writer = Thread(target=self._work, name="kept-states", daemon=True)
         directory.mkdir(parents=True, exist_ok=True)
+        self._writer.start()
 
     def save(self, name: str, train_state: object) -> None:
         """Keep `train_state` under `name`, and have it written; drop what there is no room for."""
@@ -54,7 +58,7 @@ class DiskCheckpoints(MemoryCheckpoints):
             "state": _numbers(self.leaves(name)),
             "beside": jax.tree.map(np.array, self._beside()),
         }
-        self._jobs.append(self._writer.submit(self._write, name, numbers))
+        self._jobs.put(partial(self._write, name, numbers))
         self._drop(before - self.names())
 
     def forget_after(self, name: str) -> None:
@@ -106,14 +110,21 @@ class DiskCheckpoints(MemoryCheckpoints):
 
     def problems(self) -> list[str]:
         """Why states could not be written, since the last call; waits for nothing."""
-        done = [job for job in self._jobs if job.done()]
-        self._jobs = [job for job in self._jobs if not job.done()]
-        return [str(error) for job in done if (error := job.exception()) is not None]
+        found, self._problems = self._problems, []
+        return found
 
     def close(self) -> list[str]:
         """Wait until all is written; why what was not was not. Closing twice is harmless."""
-        self._writer.shutdown()
+        self._jobs.put(None)
+        self._writer.join()
         return self.problems()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except PersistenceError as error:
+                self._problems.append(str(error))
 
     def _write(self, name: str, numbers: dict[str, Any]) -> None:
         try:  # Orbax would wait for minutes before it said so
@@ -127,10 +138,7 @@ class DiskCheckpoints(MemoryCheckpoints):
 
     def _drop(self, names: frozenset[str]) -> None:
         for name in names:
-            remove = shutil.rmtree
-            self._jobs.append(
-                self._writer.submit(remove, self._directory / name, ignore_errors=True)
-            )
+            self._jobs.put(partial(shutil.rmtree, self._directory / name, ignore_errors=True))
 
 
 def _place(index: int) -> str:
