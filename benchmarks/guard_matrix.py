@@ -125,17 +125,19 @@ def plot(path: Path, figures: dict[str, Tree]) -> None:
     from matplotlib.figure import Figure
 
     kinds = [name for name in next(iter(figures.values()))["faults"] if name != STALL]
-    shown = ("plain", "apply_if_finite, clip(1)", "skip-step", "Plug, every 1", "Plug, every 50")
+    rivals = ("plain", "apply_if_finite, clip(1)", "skip-step")
+    shown = (*rivals, *(f"Plug, every {every}" for every in EVERY))
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for index, protection in enumerate(shown):
         places, losses = [], []
         for place, kind in enumerate(kinds):
             for one in figures.values():
-                for loss in one["faults"][kind][protection]["loss"]:
-                    places.append(place + 0.14 * (index - 2))
+                for loss in one["faults"][kind].get(protection, {"loss": []})["loss"]:
+                    places.append(place + 0.13 * (index - 2.5))
                     losses.append(20.0 if loss is None else min(max(loss, 0.5), 20.0))
-        axes.plot(places, losses, ".", markersize=4, alpha=0.7, label=protection)
+        if places:
+            axes.plot(places, losses, ".", markersize=4, alpha=0.7, label=protection)
     axes.axhline(1, color="grey", linewidth=0.8)
     axes.set(yscale="log", ylabel="loss over the healthy run's (NaN and above 20 at 20)")
     axes.set_xticks(range(len(kinds)), kinds, rotation=25, ha="right")
