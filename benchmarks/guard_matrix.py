@@ -2,9 +2,9 @@
 
     make guard
 
-Thresholds were chosen on diffusion and on the MLP alone; the other loops are reports. Figures go
-to ``--json PATH`` loop by loop, and what is there already of other loops stays; ``--plot PATH``
-draws all that is there.
+Thresholds were chosen on diffusion, on the MLP and on healthy runs of PPO; the other loops are
+reports. Figures go to ``--json PATH`` loop by loop, and what is there already stays, of other loops
+as of other intervals; ``--plot PATH`` draws all that is there.
 
 - *caught*: at which step of the fault something was first refused or commanded, counted from 1;
 - *loss*: held-out, at the end, over that of the plain run of the same seed without a fault;
@@ -51,8 +51,10 @@ def healthy(loop: str, lengths: tuple[int, ...], seeds: int) -> dict[str, Tree]:
     return found
 
 
-def matrix(loop: str, steps: int, at: int, seeds: int) -> dict[str, Tree]:
-    """Figures by fault and protection."""
+def matrix(
+    loop: str, steps: int, at: int, seeds: int, chosen: tuple[int, ...] = EVERY
+) -> dict[str, Tree]:
+    """Figures by fault and protection, `Plug` at the chosen intervals."""
     rivals = run_rivals(loop, steps, at, seeds)
     sound = [one.loss for one in rivals["none"]["plain"]]
     rivals[STALL] = {name: rivals["none"][name] for name in ("plain",)}
@@ -60,7 +62,7 @@ def matrix(loop: str, steps: int, at: int, seeds: int) -> dict[str, Tree]:
     found: dict[str, Tree] = {}
     for name, others in rivals.items():
         rows = {rival: summarize(runs, sound, at) for rival, runs in others.items()}
-        for every in EVERY:
+        for every in chosen:
             late = at if name == STALL else None
             runs = [
                 train(loop, cases.get(name, cases["none"]), seed, every=every, late_from=late)
@@ -123,17 +125,19 @@ def plot(path: Path, figures: dict[str, Tree]) -> None:
     from matplotlib.figure import Figure
 
     kinds = [name for name in next(iter(figures.values()))["faults"] if name != STALL]
-    shown = ("plain", "apply_if_finite, clip(1)", "skip-step", "Plug, every 1", "Plug, every 50")
+    rivals = ("plain", "apply_if_finite, clip(1)", "skip-step")
+    shown = (*rivals, *(f"Plug, every {every}" for every in EVERY))
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for index, protection in enumerate(shown):
         places, losses = [], []
         for place, kind in enumerate(kinds):
             for one in figures.values():
-                for loss in one["faults"][kind][protection]["loss"]:
-                    places.append(place + 0.14 * (index - 2))
+                for loss in one["faults"][kind].get(protection, {"loss": []})["loss"]:
+                    places.append(place + 0.13 * (index - 2.5))
                     losses.append(20.0 if loss is None else min(max(loss, 0.5), 20.0))
-        axes.plot(places, losses, ".", markersize=4, alpha=0.7, label=protection)
+        if places:
+            axes.plot(places, losses, ".", markersize=4, alpha=0.7, label=protection)
     axes.axhline(1, color="grey", linewidth=0.8)
     axes.set(yscale="log", ylabel="loss over the healthy run's (NaN and above 20 at 20)")
     axes.set_xticks(range(len(kinds)), kinds, rotation=25, ha="right")
@@ -150,6 +154,7 @@ def main() -> None:
     parser.add_argument("--alone", type=int, default=8000, help="steps of healthy runs, no Plug")
     parser.add_argument("--loops", nargs="*", default=list(LOOPS))
     parser.add_argument("--parts", nargs="*", default=["alone", "healthy", "faults"])
+    parser.add_argument("--every", nargs="*", type=int, default=EVERY, help="in the faults' part")
     parser.add_argument("--json", metavar="PATH", type=Path, required=True)
     parser.add_argument("--plot", metavar="PATH", type=Path)
     arguments = parser.parse_args()
@@ -165,7 +170,11 @@ def main() -> None:
             own["healthy"] = healthy(loop, tuple(arguments.healthy), arguments.seeds)
             print(f"{loop}, healthy: {own['healthy']}", flush=True)
         if "faults" in arguments.parts:
-            own["faults"] = matrix(loop, arguments.steps, arguments.steps // 2, arguments.seeds)
+            found = matrix(
+                loop, arguments.steps, arguments.steps // 2, arguments.seeds, tuple(arguments.every)
+            )
+            kept = own.get("faults", {})
+            own["faults"] = {name: kept.get(name, {}) | rows for name, rows in found.items()}
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     if all("faults" in one for one in figures.values()):
         print(f"\n{table(figures)}")

@@ -57,18 +57,29 @@ class Run(NamedTuple):
 
 @cache
 def step_of(loop_name: str, guarded: bool) -> Callable[..., tuple[Tree, jax.Array, jax.Array]]:
-    """The jitted step of a loop; compiled once."""
+    """The step of a loop, of two jitted programs that are compiled once: gradient and update.
+
+    In one program XLA may compute the gradient itself otherwise where it is also measured: in
+    the small GPT the last bits then differ, under `host.monitor` too.
+    """
     loop = LOOPS[loop_name]
     tx = optimizer_of(loop_name, guarded)
 
-    @partial(jax.jit, donate_argnums=0)
-    def step(state: Tree, row: jax.Array, key: jax.Array) -> tuple[Tree, jax.Array, jax.Array]:
-        params, extra, opt_state = state
+    @jax.jit
+    def grade(params: Tree, extra: Tree, row: jax.Array, key: jax.Array) -> Tree:
         fault = Fault(*row)
         batch = broken(loop.draw(key, params), fault)
-        (loss, new), gradient = jax.value_and_grad(loop.loss, has_aux=True)(params, extra, batch)
+        found = jax.value_and_grad(loop.loss, has_aux=True)(params, extra, batch)
+        (loss, new), gradient = found
         bad = jnp.where(fault.infinite > 0, jnp.inf, 0.0)
-        gradient = jax.tree.map(lambda g: g + bad, gradient)
+        return loss, new, jax.tree.map(lambda g: g + bad, gradient)
+
+    @partial(jax.jit, donate_argnums=0)
+    def apply(
+        state: Tree, new: Tree, gradient: Tree, loss: jax.Array, row: jax.Array
+    ) -> tuple[Tree, jax.Array]:
+        params, extra, opt_state = state
+        fault = Fault(*row)
         updates, opt_state = tx.update(
             gradient, corrupted(opt_state, fault), params, loss=loss, rate=fault.rate
         )
@@ -76,7 +87,12 @@ def step_of(loop_name: str, guarded: bool) -> Callable[..., tuple[Tree, jax.Arra
         if guarded:
             refused = host.statistics(opt_state).refusals.refused
             new = host.unless_refused(opt_state, new=new, old=extra)
-        return (optax.apply_updates(params, updates), new, opt_state), loss, refused
+        return (optax.apply_updates(params, updates), new, opt_state), refused
+
+    def step(state: Tree, row: jax.Array, key: jax.Array) -> tuple[Tree, jax.Array, jax.Array]:
+        loss, new, gradient = grade(*state[:2], row, key)
+        state, refused = apply(state, new, gradient, loss, row)
+        return state, loss, refused
 
     return step
 

@@ -5,6 +5,7 @@ from tamiyo_jax.host._blueprint_of import blueprint_of
 from tamiyo_jax.host._budget import limit_to_budget, live_parameters
 from tamiyo_jax.host._checkpoints import HostCheckpoints, load_tree, save_tree
 from tamiyo_jax.host._detector import Detector, Signals, detect, new_detector, worst
+from tamiyo_jax.host._disk import DiskCheckpoints
 from tamiyo_jax.host._hardware import Hardware, HardwareMeter
 from tamiyo_jax.host._memory import MemoryCheckpoints
 from tamiyo_jax.host._monitor import (
@@ -44,6 +45,7 @@ __all__ = [
     "CommandApplier",
     "DecisionLike",
     "Detector",
+    "DiskCheckpoints",
     "Hardware",
     "HardwareMeter",
     "Host",

@@ -21,7 +21,7 @@ from tamiyo_jax.host._retention import Retention
 from tamiyo_jax.host._seeding import banks_of, seed_shapes
 from tamiyo_jax.host._training import Host, HostState, Slot
 
-__all__ = ["HostCheckpoints", "load_tree", "save_tree"]
+__all__ = ["HostCheckpoints", "load_tree", "save_tree", "stored_shapes"]
 
 Tree = TypeVar("Tree")
 
@@ -70,6 +70,11 @@ def load_tree(path: str | os.PathLike[str], like: Tree, host: Host | None = None
         raise make_damage_error(source, error) from error
     placed = place_like(loaded, like)
     return jax.tree.map(lambda leaf: leaf if isinstance(leaf, str) else jnp.asarray(leaf), placed)
+
+
+def stored_shapes(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Dtype and shape of every array that `save_tree` wrote, by its path; unchecked."""
+    return _shapes(ocp.metadata(str(Path(path).absolute())).metadata)
 
 
 def _shapes(tree: object) -> dict[str, str]:

@@ -45,7 +45,9 @@ LEAST_SPREAD = 0.005  # of the median: a run that hardly varies is no reason for
 
 LOSS_Z = 9.0
 LOSS_Z_WITH_GRADIENT = 6.0  # where the gradient's z is above it as well
-NARROW = 4.0  # spreads in the median; losses that are wider, as near zero, have longer tails
+TAIL_Z = 3.0  # a loss above it lies in the tail, whether or not it is an outlier
+SHORT_TAIL, LONG_TAIL = 0.03, 0.05  # shares of steps; a run of PPO lies above both
+TAIL_RATE = 1 - 0.5 ** (1 / 300)  # of the moving share, whose half-life is 300 steps
 LOSS_RISE = math.log(1.25)
 GRADIENT_Z = 12.0
 GRADIENT_RISE = math.log(1000.0)  # a smaller one that does not move the loss is often harmless
@@ -122,6 +124,7 @@ class Detector(NamedTuple):
       high_gradients: i32[].
       high_updates: i32[].
       steps_without_progress: i32[].
+      tail_share: f32[], moving share of steps with a loss_z above 3 that are no outliers.
       ruinous_in_row: i32[], steps up to the newest that were not finite or outliers.
     """
 
@@ -132,6 +135,7 @@ class Detector(NamedTuple):
     high_gradients: Int32[Array, ""]
     high_updates: Int32[Array, ""]
     steps_without_progress: Int32[Array, ""]
+    tail_share: Float32[Array, ""]
     ruinous_in_row: Int32[Array, ""]
 
 
@@ -146,6 +150,7 @@ def new_detector(layers: int) -> Detector:
         high_gradients=jnp.int32(0),
         high_updates=jnp.int32(0),
         steps_without_progress=jnp.int32(0),
+        tail_share=jnp.float32(0),
         ruinous_in_row=jnp.int32(0),
     )
 
@@ -209,9 +214,11 @@ def detect(
     counted = jnp.where(jumped | (update_rise > UPDATE_RISE), detector.high_updates + 1, 0)
     high_updates = jnp.where(update_ratio > 0, counted, detector.high_updates)
     both = (z[LOSS] > LOSS_Z_WITH_GRADIENT) & (z[GRADIENT] > LOSS_Z_WITH_GRADIENT)
-    narrow = jnp.abs(middle[LOSS]) > NARROW * spread[LOSS]
     alone = z[LOSS] > LOSS_Z
-    spiked = jnp.where(narrow, alone | both, alone & both)
+    is_short, is_long = detector.tail_share < SHORT_TAIL, detector.tail_share > LONG_TAIL
+    spiked = jnp.where(is_long, alone & both, alone | (both & is_short)) & (rise[LOSS] > LOSS_RISE)
+    in_tail = (z[LOSS] > TAIL_Z) & ~spiked
+    tail_share = (1 - TAIL_RATE) * detector.tail_share + jnp.where(in_tail, TAIL_RATE, 0)
     finite = jnp.isfinite(gradient_norm) & jnp.isfinite(update_ratio)
     signals = Signals(
         loss_z=z[LOSS],
@@ -227,7 +234,7 @@ def detect(
         high_gradients=detector.high_gradients,
         steps_without_progress=since,
         nonfinite=~(finite if loss is None else finite & jnp.isfinite(said)),
-        loss_outlier=(rise[LOSS] > LOSS_RISE) & spiked,
+        loss_outlier=spiked,
         gradient_outlier=(rise[GRADIENT] > GRADIENT_RISE) & (z[GRADIENT] > GRADIENT_Z),
         update_outlier=(update_rise > UPDATE_RISE) | (jumped & (high_updates >= HIGH_UPDATES)),
     )
@@ -250,6 +257,7 @@ def detect(
         high_gradients=high,
         high_updates=high_updates,
         steps_without_progress=since,
+        tail_share=tail_share,
         ruinous_in_row=in_row,
     )
     return signals, refused, after

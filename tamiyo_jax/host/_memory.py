@@ -42,6 +42,11 @@ class MemoryCheckpoints:
         if dropped is not None:
             del self._states[dropped]
 
+    def leaves(self, name: str) -> list[Any]:
+        """The leaves of a kept state, as they are held; not to be changed."""
+        held = self._states[name][0]
+        return [leaf.numbers if isinstance(leaf, _HeldOnHost) else leaf for leaf in held]
+
     def forget_after(self, name: str) -> None:
         """Forget what is newer than `name`: a rollback undid it."""
         for newer in self._retention.rewind(name):
@@ -98,12 +103,12 @@ class _HeldOnHost:
         if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
             self._key_impl = jax.random.key_impl(array)
             array = jax.random.key_data(array)
-        self._numbers = np.array(array)
+        self.numbers = np.array(array)
 
     def release(self) -> jax.Array:
         if self._key_impl is not None:
-            return jax.random.wrap_key_data(jnp.asarray(self._numbers), impl=self._key_impl)
-        return jax.device_put(self._numbers, self._sharding)
+            return jax.random.wrap_key_data(jnp.asarray(self.numbers), impl=self._key_impl)
+        return jax.device_put(self.numbers, self._sharding)
 
 
 def _on_accelerator(array: object) -> bool:

@@ -29,12 +29,15 @@ class Accumulated(NamedTuple):
     detector: Detector
 
 
-def accumulate(before: Accumulated | None, measured: StepMetrics) -> Accumulated:
+def accumulate(
+    before: Accumulated | None, measured: StepMetrics, detector: Detector | None = None
+) -> Accumulated:
     """Add a step, or T steps with a leading axis T on every array, in buffers of its own.
 
-    The steps' own buffers may be donated to the next step.
+    The steps' own buffers may be donated to the next step. Where there is nothing before, the
+    run begins, or goes on from what `detector` has seen.
     """
-    return _accumulate(before, measured)
+    return _accumulate(before, measured, detector)
 
 
 def mean_of(accumulated: Accumulated) -> StepMetrics:
@@ -75,7 +78,9 @@ def restart(accumulated: Accumulated) -> Accumulated:
 
 
 @jax.jit
-def _accumulate(before: Accumulated | None, measured: StepMetrics) -> Accumulated:
+def _accumulate(
+    before: Accumulated | None, measured: StepMetrics, detector: Detector | None
+) -> Accumulated:
     stacked = measured
     if not jnp.ndim(measured.loss):
         stacked = jax.tree.map(lambda figure: jnp.asarray(figure)[None], measured)
@@ -83,7 +88,8 @@ def _accumulate(before: Accumulated | None, measured: StepMetrics) -> Accumulate
     if before is None:
         first = jax.tree.map(lambda figures: figures[0], stacked)
         layers = first.statistics.gradient_norm.shape[0]
-        start: Accumulated = restart(Accumulated(first, jnp.float32(1), new_detector(layers)))
+        seen = new_detector(layers) if detector is None else detector
+        start: Accumulated = restart(Accumulated(first, jnp.float32(1), seen))
     else:
         start = before
     return jax.lax.scan(_add, start, stacked)[0]

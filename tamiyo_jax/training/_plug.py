@@ -14,52 +14,36 @@ its command is applied. If the controller cannot answer, the state stays as it i
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import jax
 
-from tamiyo_jax.contracts import Blueprint, Rollback
-from tamiyo_jax.decision import Decision
-from tamiyo_jax.errors import TamiyoError
-from tamiyo_jax.host import (
-    HardwareMeter,
-    Host,
-    HostState,
-    MemoryCheckpoints,
-    blueprint_of,
-    layer_names,
-    loss_of,
-    scale_of,
-)
-from tamiyo_jax.training._evaluation import Evaluate, Evaluation, evaluate_growth, run_once
+from tamiyo_jax.contracts import Blueprint
+from tamiyo_jax.errors import ConfigurationError
+from tamiyo_jax.host import Host, HostState, blueprint_of, layer_names, loss_of
+from tamiyo_jax.training._deciding import Decider
+from tamiyo_jax.training._evaluation import Evaluation, evaluate_growth, run_once
 from tamiyo_jax.training._inputs import read_steps, split_model
-from tamiyo_jax.training._log_lines import describe_decision
 from tamiyo_jax.training._programs import Programs
-from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts
-from tamiyo_jax.training._run_directory import new_run_directory
-from tamiyo_jax.training._settings import check_options, load_settings
-from tamiyo_jax.training._watch import Watch
-from tamiyo_jax.training._wiring import open_controller
+from tamiyo_jax.training._settings import check_options
 
 __all__ = ["Plug"]
 
 HOST_ID = "host"
-OPTIMIZER_ID = "optimizer"
 OWN_RISK = 0.0  # the network is there with Tamiyo or without
 
 Batch = Any
 State = TypeVar("State")
 
 
-class Plug:
+class Plug(Decider):
     """Tamiyo's place in a training loop; made by `Plug.open` or `Plug.grow`.
 
-    It makes packets from the measurements of the steps, keeps sound states in memory, and
-    verifies and applies commands. Settings come from `TamiyoConfig.load`; the heuristic decides.
+    It makes packets from the measurements of the steps, keeps sound states in memory, on disk too
+    if it is resumable, and verifies and applies commands. Settings come from `TamiyoConfig.load`;
+    the heuristic decides.
 
     Attributes:
       directory: of this run: its blueprints in ``blueprints.db``, the controller in ``tamiyo``.
@@ -70,60 +54,7 @@ class Plug:
       escalated: the controller cannot help; a person must look.
     """
 
-    def __init__(
-        self,
-        directory: str | os.PathLike[str],
-        blueprint: Blueprint,
-        *,
-        layers: tuple[str, ...],
-        evaluate: Evaluate,
-        mode: Literal["act", "shadow", "guard"],
-        every: int,
-        log: Callable[[str], object],
-        host: Host | None = None,
-        candidates: Sequence[Blueprint] = (),
-        server: str | None = None,
-        run_id: str | None = None,
-        programs: Programs | None = None,
-    ) -> None:
-        check_options(mode, every)
-        self._evaluate = evaluate
-        self._programs = programs
-        self._log = log
-        self._boundaries = self.undone_steps = 0
-        self.skips_data = self.escalated = self._closed = False
-        self._watch = Watch(every)
-        self._last: Decision | None = None
-        config = load_settings(blueprint, candidates, seedless=host is None)
-        self._kept = MemoryCheckpoints()
-        self.directory = new_run_directory(Path(directory))
-        facts = RunFacts(
-            run_id=run_id or self.directory.name,
-            blueprint_id=blueprint.blueprint_id,
-            candidates=tuple(candidate.blueprint_id for candidate in candidates),
-            optimizer_id=OPTIMIZER_ID,
-            source="tamiyo_jax.plug",
-            layers=layers,
-            parameters=sum(layer.parameter_count or 0 for layer in blueprint.layers),
-            host=host,
-            interval=every,
-            seed_learning_rate=None,
-            slot_depths={},
-        )
-        meter = HardwareMeter(jax.local_devices()[0])
-        self._reporter = Reporter(facts, kept=self._kept, meter=meter, clock=time.time_ns)
-        self.tamiyo, self._applier = open_controller(
-            config,
-            self.directory,
-            blueprint,
-            candidates,
-            host=host,
-            mode=mode,
-            optimizer_id=OPTIMIZER_ID,
-            checkpointer=self._kept,
-            server=server,
-            run_id=run_id,
-        )
+    _programs: Programs | None = None
 
     @classmethod
     def open(
@@ -139,6 +70,8 @@ class Plug:
         validate: Callable[[Any], jax.Array] | None = None,
         server: str | None = None,
         run_id: str | None = None,
+        resumable: bool = False,
+        resume: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Plug Tamiyo into a loop that does not grow its network.
 
@@ -159,6 +92,10 @@ class Plug:
             and by the policy that it was started with; None decides in this process.
           run_id: with `server`, the run: its key is in the variable ``security.secret_env``, and
             its blueprint is put into the library under this id.
+          resumable: also write the kept states to disk, in ``states`` in the run's directory; a
+            thread does it with Orbax, and the loop waits for no disk.
+          resume: the `directory` of such a run, whose process has ended, to go on with; then call
+            `restore` for the state to go on from, before the first step.
 
         Raises:
           ConfigurationError: `every` is less than 1, or `mode` is not a mode; or one of `server`
@@ -184,6 +121,8 @@ class Plug:
             log=log,
             server=server,
             run_id=run_id,
+            resumable=resumable,
+            resume=resume,
         )
 
     @classmethod
@@ -199,6 +138,8 @@ class Plug:
         every: int,
         log: Callable[[str], object],
         step: Callable[[HostState], object] | None = None,
+        resumable: bool = False,
+        resume: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Plug Tamiyo into a loop that trains a host with seed slots by `host.train_step`.
 
@@ -214,6 +155,8 @@ class Plug:
           step: what the loop runs on a state, such as ``lambda state: train_step(state, batch)``
             with a batch of the loop. It is called for a seed that germinates, on a copy, in a
             thread; the loop goes on without the seed until it is compiled. None: it waits.
+          resumable: as for `open`.
+          resume: as for `open`.
 
         Raises:
           TamiyoError: as `open` does.
@@ -222,7 +165,7 @@ class Plug:
         programs = None if step is None else Programs(partial(run_once, step, evaluate), wait=False)
         if programs is not None:
             programs.inside(state)
-        return cls(
+        plug = cls(
             directory,
             blueprint_of(
                 state.params,
@@ -238,8 +181,11 @@ class Plug:
             log=log,
             host=host,
             candidates=candidates,
-            programs=programs,
+            resumable=resumable,
+            resume=resume,
         )
+        plug._programs = programs
+        return plug
 
     def __call__(self, state: State, measured: Any) -> State:  # noqa: ANN401 - see total_loss
         """Take a train state after a step; return it, or what a command made of it.
@@ -255,9 +201,13 @@ class Plug:
 
         Raises:
           ConfigurationError: the optimiser is not monitored or has other layers, the loss is
-            not a number, or this is traced by ``jax.jit``.
+            not a number, this is traced by ``jax.jit``, or a resumed run has not been restored.
           CommandRejectedError: the optimiser has no `tamiyo_scale`.
         """
+        if self._awaits_state:
+            raise ConfigurationError(
+                "this run is resumed; begin with state = tamiyo.restore(state)", field="resume"
+            )
         metrics = read_steps(state, measured)
         self.undone_steps, self.skips_data = 0, False
         if self._watch.add(metrics):
@@ -280,36 +230,6 @@ class Plug:
             self._log(f"step {self._watch.steps}: goes on without the seed: {error}")
         return state
 
-    def _decide(self, state: State) -> State:
-        """Ask the controller about a state, and return what its command makes of it."""
-        scale_of(state)
-        boundary = self._measure(state)
-        packet = self._reporter.packet(state, boundary)
-        try:
-            decision = self.tamiyo.step(packet)
-            self._reporter.settle(state, boundary, decision)
-            after = self._applier(state, decision)
-        except TamiyoError as error:
-            problem = f"{type(error).__name__}: {error}"
-            self._log(f"step {self._watch.steps}: goes on without Tamiyo: {problem}")
-            self._watch.resume(self._kept.names())
-            return state
-        self._note(decision)
-        self._watch.resume(self._kept.names())
-        return after
-
-    def _note(self, decision: Decision) -> None:
-        """Log a decision, and keep where the data of the loop goes on."""
-        for line in describe_decision(decision, self._last):
-            self._log(f"step {self._watch.steps}: {line}")
-        self._last, self.escalated = decision, decision.escalate
-        command = None if decision.shadow else decision.command
-        if command is not None and isinstance(command.payload, Rollback):
-            self.skips_data = "skip_data" in command.annotations
-            self.undone_steps = self._watch.go_back(
-                command.payload.checkpoint, skips_data=self.skips_data
-            )
-
     def batches(self, read: Callable[[int], Iterable[Batch]]) -> Iterator[Batch]:
         """The batches of the loop, one for each call; after a rollback, again from its state on.
 
@@ -320,49 +240,3 @@ class Plug:
             after a rollback unless the data is to be skipped.
         """
         return self._watch.batches(read)
-
-    def restore(self, state: State) -> State:
-        """The newest kept state, which is one like `state`; for a loop that ends on a bad step.
-
-        Raises:
-          PersistenceError: none is kept.
-        """
-        newest = max(self._kept.names(), default="none")
-        return self._kept.restore(newest, state)
-
-    def close(self) -> None:
-        """Bring the journal to disk and end the workers; closing twice is harmless.
-
-        Steps since the last decision are looked at, too: if they were not finite, `log` says so.
-        """
-        if not self._closed and not self._watch.is_finite():
-            newest = max(self._kept.names(), default="none")
-            self._log(
-                f"step {self._watch.steps}: the steps since the last decision have a loss or a "
-                "gradient that is not finite; restore(state) returns the newest kept state "
-                f"({newest})"
-            )
-        self._closed = True
-        self.tamiyo.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _measure(self, state: object) -> Boundary:
-        """The means since the last boundary, and the validation loss of the state."""
-        mean, metrics = self._watch.interval()
-        self._boundaries += 1
-        loss, contributions, probe = jax.device_get(self._evaluate(state))
-        return Boundary(
-            number=self._boundaries,
-            global_step=self._watch.steps,
-            mean=mean,
-            validation_loss=None if loss is None else float(loss),
-            validation_accuracy=None,
-            contributions=contributions,
-            probe=probe,
-            metrics=metrics,
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -15,7 +15,7 @@ from tamiyo_jax.training._accumulator import Accumulated, accumulate, mean_of, r
 from tamiyo_jax.training._inputs import count_steps
 from tamiyo_jax.training._pace import Pace, end_interval, wait
 
-__all__ = ["Watch"]
+__all__ = ["Mark", "Watch"]
 
 LOOK = 10
 """Steps from one look for an alarm to the next."""
@@ -26,11 +26,18 @@ ALARMING = 3
 _END = object()
 
 
-class _Mark(NamedTuple):
-    """What goes with a state that is kept: what was usual then, and where the data was."""
+class Mark(NamedTuple):
+    """What goes with a state that is kept: what was usual then, and how far it had come.
+
+    Attributes:
+      detector: of the steps up to it.
+      position: batches read up to it.
+      steps: up to it, also those that were rolled back.
+    """
 
     detector: Detector
     position: int
+    steps: int
 
 
 class Watch:
@@ -48,7 +55,8 @@ class Watch:
         self._every = every
         self.steps = self._asked = self.position = 0
         self._accumulated: Accumulated | None = None
-        self._marks: dict[str, _Mark] = {}
+        self._before: Detector | None = None
+        self._marks: dict[str, Mark] = {}
         self._alarm = LateReader[jax.Array]()
         self._pace, self._resumed = Pace(), time.perf_counter()
 
@@ -61,7 +69,7 @@ class Watch:
         before, taken = self.steps, count_steps(metrics)
         self.steps += taken
         self.position += taken
-        self._accumulated = accumulate(self._accumulated, metrics)
+        self._accumulated = accumulate(self._accumulated, metrics, self._before)
         if self.steps // self._every != before // self._every:
             return True
         if self._every <= LOOK or self.steps // LOOK == before // LOOK:
@@ -83,9 +91,20 @@ class Watch:
     def resume(self, names: frozenset[str]) -> None:
         """Go on after a decision, with these states kept."""
         if self._accumulated is not None:
-            mark = _Mark(self._accumulated.detector, self.position)
+            mark = self.mark()
             self._marks = {name: self._marks.get(name, mark) for name in names}
         self._resumed = time.perf_counter()
+
+    def mark(self) -> Mark:
+        """What goes with the state after the last interval."""
+        accumulated = cast(Accumulated, self._accumulated)
+        return Mark(accumulated.detector, self.position, self.steps)
+
+    def go_on(self, marks: Mapping[str, Mark]) -> None:
+        """Begin where an earlier process kept its newest state, with the marks of all it kept."""
+        self._marks = dict(marks)
+        self._before, self.position, self.steps = self._marks[max(self._marks)]
+        self._asked = self.steps
 
     def go_back(self, name: str, *, skips_data: bool) -> int:
         """Return to what was usual when a state was kept; how many batches lie in between."""

@@ -1,0 +1,67 @@
+"""What the detector takes for an outlier in runs whose loss has short or long tails."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tamiyo_jax import host
+
+STEPS, SPIKE_EVERY, LATE = 1200, 10, 1000
+
+
+def refused(losses: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """Of a run with these losses and gradient norms, bool[T]: the steps to be refused."""
+
+    def step(detector: host.Detector, row: tuple[jax.Array, jax.Array]) -> tuple:
+        _, refuse, after = host.detect(
+            detector,
+            loss=row[0],
+            gradient_norm=row[1],
+            update_ratio=jnp.float32(0),
+            layer_gradient_norms=jnp.zeros(0, jnp.float32),
+        )
+        return after, refuse
+
+    rows = (jnp.asarray(losses, jnp.float32), jnp.asarray(gradients, jnp.float32))
+    return np.asarray(jax.lax.scan(step, host.new_detector(0), rows)[1])
+
+
+def run_with_tails(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Losses about 1, every tenth so many spreads of 0.05 above; gradient norms about 1."""
+    generator = np.random.default_rng(0)
+    losses = 1 + 0.05 * generator.normal(size=STEPS)
+    spikes = np.arange(STEPS) % SPIKE_EVERY == SPIKE_EVERY - 1
+    losses[spikes] = 1 + 0.05 * sizes[spikes]
+    return losses, 1 + 0.1 * generator.normal(size=STEPS)
+
+
+GROWING = np.interp(np.arange(STEPS), [0, 300, LATE], [4.0, 7.0, 30.0])
+LATE_ONLY = np.where(np.arange(STEPS) < LATE, 0.0, 30.0)
+
+
+def test_tails_of_the_loss_that_grow_long_are_no_outliers():
+    losses, gradients = run_with_tails(GROWING)
+    assert losses.max() > 2.4
+    assert not refused(losses, gradients).any()
+
+
+def test_the_same_losses_are_outliers_in_a_run_whose_tails_are_short():
+    losses, gradients = run_with_tails(LATE_ONLY)
+    spikes = np.flatnonzero(losses > 2)
+    assert np.flatnonzero(refused(losses, gradients)).tolist() == spikes.tolist()
+
+
+def test_where_tails_are_long_a_loss_is_an_outlier_together_with_its_gradient():
+    losses, gradients = run_with_tails(GROWING)
+    gradients[1109] = 4.0
+    assert np.flatnonzero(refused(losses, gradients)).tolist() == [1109]
+
+
+def test_refused_spikes_do_not_make_the_tails_long():
+    losses, gradients = run_with_tails(np.zeros(STEPS))
+    garbage = slice(400, 430)
+    losses[garbage], gradients[garbage] = 3.0, 4.0
+    losses[500] = 3.0
+    assert np.flatnonzero(refused(losses, gradients)).tolist() == [*range(400, 430), 500]
