@@ -60,7 +60,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()
     made, blueprints = packets(arguments.family)
-    library = MemoryBlueprintLibrary(blueprints)
+    library = MemoryBlueprintLibrary()
+    for blueprint in blueprints:
+        library.put(blueprint)
     with (
         tempfile.TemporaryDirectory() as home,
         Tamiyo.open(
