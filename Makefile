@@ -5,6 +5,8 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 NOTEBOOK_ARGS ?=
 DETECTORS_ARGS ?=
+TRAIN_ARGS ?=
+EVALUATE_ARGS ?=
 
 BIN := .venv/bin
 # By file, so that the tests of a file share what they compiled, and in the order of conftest.py.
@@ -15,11 +17,11 @@ CLI := $(BIN)/tamiyo-jax
 DEV := .venv/.installed-dev
 PROTOS := tamiyo_jax/contracts/leyline.proto tamiyo_jax/storage/records.proto
 
-.PHONY: help demo test test-fast lint docs bench peer examples examples-fresh growth guard detectors crash-campaign soak notebooks proto lock clean
+.PHONY: help demo test test-fast lint docs bench peer examples examples-fresh growth guard detectors crash-campaign soak notebooks train evaluate proto lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "targets: demo test test-fast lint docs bench peer examples examples-fresh growth guard detectors crash-campaign soak notebooks proto lock clean"
+	@echo "targets: demo test test-fast lint docs bench peer examples examples-fresh growth guard detectors crash-campaign soak notebooks train evaluate proto lock clean"
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -109,6 +111,14 @@ guard: .venv/.installed-demo
 # On public training logs, which the project does not contain; without them it says so.
 detectors: $(DEV)
 	$(BIN)/python benchmarks/detectors.py $(DETECTORS_ARGS)
+
+# Trains a policy like the shipped one into build/policy; goes on where it was ended.
+train: $(DEV)
+	$(CLI) train --output build/policy $(TRAIN_ARGS)
+
+# The shipped policy and its rivals on families that no choice was made on.
+evaluate: $(DEV)
+	$(CLI) evaluate $(EVALUATE_ARGS)
 
 soak: $(DEV)
 	$(BIN)/python benchmarks/soak.py

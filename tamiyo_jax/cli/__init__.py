@@ -13,6 +13,7 @@ import typer
 from tamiyo_jax.cli import _blueprint, _config, _journal
 from tamiyo_jax.cli._conformance import conformance
 from tamiyo_jax.cli._demo import demo
+from tamiyo_jax.cli._evaluate import evaluate, headroom
 from tamiyo_jax.cli._failures import run_app
 from tamiyo_jax.cli._import_torch import import_torch
 from tamiyo_jax.cli._output import print_lines
@@ -36,6 +37,8 @@ app.command()(watch)
 app.command()(runs)
 app.command()(replay)
 app.command()(train)
+app.command()(evaluate)
+app.command()(headroom)
 app.command()(serve)
 app.command("run-key")(print_run_key)
 app.command()(conformance)

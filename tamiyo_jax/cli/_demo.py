@@ -73,7 +73,10 @@ def demo(
         root, steps, run_settings.seed, run_settings.policy, resume, run_settings.deterministic
     )
     if run_settings.policy == "graph":
-        problems.print("[yellow]The graph policy is untrained here: its decisions mean nothing.")
+        problems.print(
+            "[yellow]The graph policy was trained on small networks of other tasks; the heuristic, "
+            "which is the default, knows this one better."
+        )
     try:
         with EpochProgress(console if not as_json else problems) as progress:
             summary = run_demo(settings, progress.show, progress.announce)

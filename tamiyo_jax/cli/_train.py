@@ -1,10 +1,11 @@
-"""`tamiyo-jax train`: train a policy on journals."""
+"""`tamiyo-jax train`: train a policy in the environment, or on journals."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,6 +14,7 @@ from rich.table import Table
 from tamiyo_jax.cli._directory import find_blueprints
 from tamiyo_jax.cli._output import console, print_lines, print_table, problems
 from tamiyo_jax.config import PolicyConfig, TamiyoConfig
+from tamiyo_jax.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from tamiyo_jax.learn import Agreement, Dataset
@@ -21,18 +23,19 @@ __all__ = ["train"]
 
 UNSEEN = 6
 """Every so manieth run is kept for the comparison and not learned from."""
+IMITATION_UPDATES = 1500
 
 
 def train(
     output: Annotated[Path, typer.Option(help="Directory to write; it must not exist.")],
     from_journals: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             exists=True,
             file_okay=False,
-            help="A run directory, or a directory of run directories.",
+            help="Imitate logged runs instead: a run directory, or a directory of run directories.",
         ),
-    ],
+    ] = None,
     library: Annotated[
         Path | None,
         typer.Option(
@@ -45,22 +48,85 @@ def train(
         float | None,
         typer.Option(
             min=1e-6,
-            help="Prefer logged decisions that went well: weigh them by exp(advantage / "
+            help="Of journals: prefer logged decisions that went well, by exp(advantage / "
             "temperature); without it all are imitated alike.",
         ),
     ] = None,
-    updates: Annotated[int, typer.Option(min=1, help="Optimiser steps of the policy.")] = 1500,
+    lessons: Annotated[
+        int | None, typer.Option(min=1, help="Rounds of a teacher's lessons.")
+    ] = None,
+    runs: Annotated[int | None, typer.Option(min=1, help="Runs in each round of lessons.")] = None,
+    branching: Annotated[int | None, typer.Option(min=0, help="Rounds of branching.")] = None,
+    chunks: Annotated[
+        int | None, typer.Option(min=1, help="Chunks of states to branch from, in each round.")
+    ] = None,
+    states: Annotated[int | None, typer.Option(min=1, help="States in a chunk.")] = None,
+    updates: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps of the policy, in each round.")
+    ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            help="Directory of branches and checkpoints; a run that was ended goes on from what "
+            "is there. By default OUTPUT.work.",
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Directory for curves; needs tensorboardX.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
 ) -> None:
-    """Train a policy of the small widths on logged runs, and write it with its card.
+    """Train a policy of the small widths, and write it with its card.
 
-    Every sixth run is left out, and the policy's choices there are compared with
-    those on record. Example: tamiyo-jax train --from-journals runs --output policy
+    By default it learns from a teacher and by branching, on the training families of
+    tasks. With --from-journals it imitates logged runs; every sixth is left out, and the
+    policy's choices there are compared with those on record.
+    Example: tamiyo-jax train --output policy
     """
-    from tamiyo_jax import learn
-
     if output.exists():
         raise typer.BadParameter(f"{output} exists; name another --output, or delete it")
+    if from_journals is not None:
+        fitted = updates or IMITATION_UPDATES
+        _imitate(output, from_journals, library, temperature, fitted, seed)
+        return
+    given = {"lessons": lessons, "runs": runs, "branching": branching}
+    given |= {"chunks": chunks, "states": states, "updates": updates}
+    known = {name: number for name, number in given.items() if number is not None}
+    _branch(output, known, work or output.with_name(f"{output.name}.work"), tensorboard, seed)
+
+
+def _branch(
+    output: Path, given: dict[str, int], work: Path, tensorboard: Path | None, seed: int
+) -> None:
+    from dataclasses import asdict
+
+    from tamiyo_jax import learn
+
+    settings = learn.LearnSettings(**given)  # pyright: ignore[reportArgumentType]
+    began = time.monotonic()
+    with _curves(tensorboard, settings.updates) as draw, _Steps() as advance:
+        params = learn.learn(settings, seed, work, on_progress=advance, on_update=draw)
+    facts = {
+        "learner": "lessons and branching",
+        "seed": seed,
+        **asdict(settings),
+        "seconds": round(time.monotonic() - began),
+    }
+    digest = learn.save_policy(output, params, facts)
+    print_lines(f"{output / 'params.safetensors'}  sha256 {digest}")
+
+
+def _imitate(
+    output: Path,
+    from_journals: Path,
+    library: Path | None,
+    temperature: float | None,
+    updates: int,
+    seed: int,
+) -> None:
+    from tamiyo_jax import learn
+
     facts: dict[str, object] = {"seed": seed, "updates": updates}
     fitting = learn.FitSettings(updates=updates)
     with _bar("fitting", updates) as advance:
@@ -79,6 +145,61 @@ def train(
     if rows:
         print_table(_table(rows))
     print_lines(f"{output / 'params.safetensors'}  sha256 {digest}")
+
+
+class _Steps:
+    """A bar for each part of the work, on stderr."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=problems)
+        self._bars: dict[str, Any] = {}
+
+    def __enter__(self) -> Callable[[str, int, int], None]:
+        self._progress.start()
+
+        def advance(name: str, done: int, total: int) -> None:
+            if name not in self._bars:
+                self._bars[name] = self._progress.add_task(name, total=total)
+            self._progress.update(self._bars[name], completed=done)
+
+        return advance
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+class _curves:  # noqa: N801 - a context manager that reads as a function
+    """The loss of the fits as a curve of TensorBoard, or nowhere."""
+
+    def __init__(self, directory: Path | None, updates: int) -> None:
+        self._writer: Any = None
+        self._updates = updates
+        if directory is not None:
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError as error:
+                raise ConfigurationError(
+                    "curves need tensorboardX; install tamiyo_jax[telemetry]", extra="telemetry"
+                ) from error
+            self._writer = SummaryWriter(str(directory))
+
+    def __enter__(self) -> Callable[[int, int, float], None]:
+        def draw(number: int, done: int, loss: float) -> None:
+            if self._writer is not None:
+                self._writer.add_scalar("learn/loss", loss, number * self._updates + done)
+
+        return draw
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _load(

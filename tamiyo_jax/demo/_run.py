@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from tamiyo_jax.clock import steady_time_ns
 from tamiyo_jax.config import DeadlineConfig, TamiyoConfig
 from tamiyo_jax.contracts import AdaptationCommand, NonceLedger, Secret, Verifier
@@ -28,7 +26,7 @@ from tamiyo_jax.demo._settings import DemoPolicy, RunSettings, load_settings, wr
 from tamiyo_jax.errors import ConfigurationError, PersistenceError
 from tamiyo_jax.host import CommandApplier, HostCheckpoints, load_tree, save_tree
 from tamiyo_jax.library import SqliteBlueprintLibrary
-from tamiyo_jax.policy import GraphPolicy, HeuristicPolicy, init_params
+from tamiyo_jax.policy import GraphPolicy, HeuristicPolicy
 from tamiyo_jax.replay import ReplayedDecision
 from tamiyo_jax.service import Tamiyo
 from tamiyo_jax.telemetry import JsonLinesSink
@@ -152,11 +150,6 @@ def _grow(
     rows, state, restored = _load_start(task, start, settings, config, keeper)
     write_result(root, run_settings, planned_steps=settings.steps)
     on_start(root, settings.steps // task.steps_per_epoch)
-    params = (
-        init_params(config.policy, jax.random.key(settings.seed))
-        if settings.policy == "graph"
-        else None
-    )
     library = SqliteBlueprintLibrary(root / "blueprints.db")
     for blueprint in (task.blueprint, *task.candidates):
         if library.get(blueprint.blueprint_id) is None:
@@ -165,7 +158,6 @@ def _grow(
         config,
         directory=root / "tamiyo",
         library=library,
-        params=params,
         policy=settings.policy,
         secret=secret,
         sinks=(JsonLinesSink(root / "telemetry.jsonl"),),

@@ -18,7 +18,13 @@ from tamiyo_jax.host._monitor import (
     statistics,
     unless_refused,
 )
-from tamiyo_jax.host._packets import SeedMeasurements, packet_from, seed_state
+from tamiyo_jax.host._packets import (
+    MEASURED_STAGES,
+    RISK_SCALE,
+    SeedMeasurements,
+    packet_from,
+    seed_state,
+)
 from tamiyo_jax.host._probe import probe
 from tamiyo_jax.host._reading import LateReader
 from tamiyo_jax.host._scale import LIMITS, scale_by, scale_of, tamiyo_scale
@@ -41,6 +47,8 @@ from tamiyo_jax.host._training import (
 __all__ = [
     "FAMILIES",
     "LIMITS",
+    "MEASURED_STAGES",
+    "RISK_SCALE",
     "Checkpointer",
     "CommandApplier",
     "DecisionLike",

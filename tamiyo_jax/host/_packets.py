@@ -14,15 +14,18 @@ from tamiyo_jax.growth import SlotState, Timing
 from tamiyo_jax.host._hardware import Hardware
 from tamiyo_jax.host._monitor import Statistics
 
-__all__ = ["SeedMeasurements", "packet_from", "seed_state"]
+__all__ = ["MEASURED_STAGES", "RISK_SCALE", "SeedMeasurements", "packet_from", "seed_state"]
 
 # Only a seed that has begun to learn has a contribution.
-_MEASURED = (
+MEASURED_STAGES = (
     SeedStage.TRAINING,
     SeedStage.BLENDING,
     SeedStage.PROBATIONARY,
     SeedStage.FOSSILIZED,
 )
+
+RISK_SCALE = 0.1
+"""The contribution, in units of the loss, that takes a seed's risk from 1/2 to 0.12."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,8 @@ def seed_state(
       measured: of the seed. A gradient norm that is not finite becomes None, for a packet may
         not hold one; a broken batch shows in the losses. The contribution is left out of a seed
         that has not begun to learn; the probe is that of a dormant slot alone, and becomes
-        ``probe/<blueprint id>``.
+        ``probe/<blueprint id>``. The seed's risk score is ``(1 − tanh(contribution / 0.1)) / 2``:
+        what the policy's network sees of the contribution. It is None without one.
       timing: of the host.
       steps_per_epoch: optimiser steps of an epoch, or between two packets.
     """
@@ -72,8 +76,11 @@ def seed_state(
         "alpha_steps": float(state.stage_steps) if blending else 0.0,
         "alpha_total_steps": float(timing.blend_steps),
     }
-    if stage in _MEASURED:
+    risk = None
+    if stage in MEASURED_STAGES:
         metrics["contribution"] = measured.contribution
+        if math.isfinite(measured.contribution):
+            risk = 0.5 - 0.5 * math.tanh(measured.contribution / RISK_SCALE)
     if stage is SeedStage.DORMANT:
         metrics |= {f"probe/{name}": norm for name, norm in measured.probe.items()}
     return SeedState(
@@ -81,6 +88,7 @@ def seed_state(
         stage=stage,
         gradient_norm=measured.gradient_norm if math.isfinite(measured.gradient_norm) else None,
         learning_rate=measured.learning_rate,
+        risk_score=risk,
         layer_depth=measured.layer_depth,
         age_epochs=int(state.age_steps) // steps_per_epoch,
         metrics=metrics,

@@ -4,9 +4,12 @@ from tamiyo_jax.inference._answers import check_answer
 from tamiyo_jax.inference._deployed import DeployedPolicy, Deployment, Isolation
 from tamiyo_jax.inference._inference import InlineRunner
 from tamiyo_jax.inference._policies import PolicyChoice, choose_policy, require_parameters
+from tamiyo_jax.inference._shipped import SHIPPED, SHIPPED_VERSION, shipped_params
 from tamiyo_jax.inference._updates import check_parameters, make_trial_situation
 
 __all__ = [
+    "SHIPPED",
+    "SHIPPED_VERSION",
     "DeployedPolicy",
     "Deployment",
     "InlineRunner",
@@ -17,4 +20,5 @@ __all__ = [
     "choose_policy",
     "make_trial_situation",
     "require_parameters",
+    "shipped_params",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.controller import Mode
 from tamiyo_jax.errors import ConfigurationError, MissingParametersError
+from tamiyo_jax.inference._shipped import SHIPPED_VERSION, fits_shipped, shipped_params
 from tamiyo_jax.policy import GraphPolicy, HeuristicPolicy, Policy
 
 __all__ = ["PolicyChoice", "choose_policy", "require_parameters"]
@@ -21,7 +22,8 @@ class PolicyChoice:
     Attributes:
       name: what `choose_policy` was asked for.
       policy: the policy.
-      params: its parameters; None for the graph policy on guard that was given none.
+      params: its parameters; None for the graph policy on guard that was given none and that
+        the shipped ones do not fit.
       version: what annotations and reports call it.
     """
 
@@ -34,13 +36,17 @@ class PolicyChoice:
 def choose_policy(config: TamiyoConfig, name: str, params: object, mode: Mode) -> PolicyChoice:
     """Resolve ``"graph"``, ``"heuristic"`` or ``"package.module:factory"``.
 
-    The factory is called with the `TamiyoConfig` and returns a `Policy`.
+    The graph policy without parameters is the trained one that the package ships. The factory is
+    called with the `TamiyoConfig` and returns a `Policy`.
 
     Raises:
-      MissingParametersError: the graph policy is to decide, and has no parameters.
+      MissingParametersError: the graph policy is to decide, has no parameters, and its
+        configuration is not one that the shipped parameters fit.
       ConfigurationError: the factory cannot be imported or does not make a policy.
     """
     if name == "graph":
+        if params is None and fits_shipped(config.policy):
+            return PolicyChoice(name, GraphPolicy(config.graph), shipped_params(), SHIPPED_VERSION)
         require_parameters(name, params, mode)
         return PolicyChoice(name, GraphPolicy(config.graph), params, config.policy.version)
     if name == "heuristic":
@@ -72,7 +78,8 @@ def require_parameters(name: str, params: object, mode: Mode) -> None:
     """
     if name == "graph" and params is None and mode is not Mode.GUARD:
         raise MissingParametersError(
-            "policy='graph' needs params; policy.init_params(config.policy, key) makes "
-            "untrained ones, policy='heuristic' needs none",
+            "policy='graph' needs params here: the shipped ones are for three blending methods, "
+            "and policy.blending_methods has another number. policy.init_params(config.policy, "
+            "key) makes untrained ones, policy='heuristic' needs none",
             mode=mode.value,
         )

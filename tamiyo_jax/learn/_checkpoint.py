@@ -49,6 +49,7 @@ def save_policy(directory: Path, params: Params, facts: Mapping[str, object]) ->
     (directory / PARAMS).write_bytes(payload)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((directory / ORBAX).absolute(), jax.tree.map(np.asarray, dict(params)))
+    (directory / ORBAX / "commit_success.txt").unlink(missing_ok=True)  # names its maker's path
     card = {**facts, "sha256": digest, "schema": schema_digest()}
     (directory / CARD).write_text(json.dumps(card, indent=1, sort_keys=True), encoding="utf-8")
     write_digests(directory)

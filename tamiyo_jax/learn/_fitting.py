@@ -19,7 +19,7 @@ import optax
 from tamiyo_jax.graph import GraphLayout, GraphsTuple
 from tamiyo_jax.policy import Legality, Params, PolicyOutputs, apply
 
-__all__ = ["FitSettings", "Loss", "Targets", "fit", "fit_loss", "outputs_of"]
+__all__ = ["Examples", "FitSettings", "Loss", "Targets", "fit", "fit_loss", "outputs_of"]
 
 BLEND_WEIGHT = 0.05
 VALUE_WEIGHT = 0.1

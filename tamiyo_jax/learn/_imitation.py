@@ -10,7 +10,7 @@ from tamiyo_jax.learn._dataset import Dataset
 from tamiyo_jax.learn._fitting import Targets
 from tamiyo_jax.policy import NUM_ACTIONS, Action
 
-__all__ = ["RISK_BOUNDS", "RISK_HORIZON", "imitation_targets", "risk_classes"]
+__all__ = ["RISK_BOUNDS", "RISK_HORIZON", "imitation_targets", "rise_classes", "risk_classes"]
 
 RISK_HORIZON = 5
 RAREST = 0.01  # no action is weighted as if it were rarer
@@ -23,14 +23,20 @@ def risk_classes(losses: np.ndarray, run: np.ndarray) -> np.ndarray:
 
     Class 0 is a rise of at most 2 %, 4 one of more than 100 % or a loss that is not finite.
     """
-    classes = np.zeros(len(losses), np.int32)
-    for index, loss in enumerate(losses):
-        ahead = slice(index + 1, index + 1 + RISK_HORIZON)
-        following = losses[ahead][run[ahead] == run[index]]
-        rises = following / loss - 1 if loss > 0 else np.zeros_like(following)
-        worst = np.max(np.where(np.isfinite(rises), rises, np.inf), initial=0.0)
-        classes[index] = np.searchsorted(RISK_BOUNDS, worst)
-    return classes
+    ahead = np.arange(1, 1 + RISK_HORIZON)[None, :] + np.arange(len(losses))[:, None]
+    there = np.minimum(ahead, len(losses) - 1)
+    mine = (ahead < len(losses)) & (run[there] == run[:, None])
+    return rise_classes(losses, np.where(mine, losses[there], losses[:, None]))
+
+
+def rise_classes(losses: np.ndarray, following: np.ndarray) -> np.ndarray:
+    """i32[T]: the class of the worst of the losses f32[T, n] that follow upon f32[T]."""
+    base = losses[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rises = np.where(base > 0, following / base - 1, 0.0)
+    rises = np.where(np.isfinite(rises), rises, np.where(np.isfinite(base), np.inf, 0.0))
+    worst = np.max(rises, axis=1, initial=0.0)
+    return np.searchsorted(RISK_BOUNDS, worst).astype(np.int32)
 
 
 def imitation_targets(data: Dataset, *, temperature: float | None) -> Targets:

@@ -17,7 +17,15 @@ import numpy as np
 from tamiyo_jax.config import GraphConfig
 from tamiyo_jax.contracts import SeedStage, SeedState, SystemStatePacket
 from tamiyo_jax.graph import FEATURE_WIDTH, NODE_TYPES, GraphLayout, RawGraph, Registries, encode
-from tamiyo_jax.host import HostState, SeedMeasurements, layer_names, packet_from, seed_state
+from tamiyo_jax.host import (
+    MEASURED_STAGES,
+    RISK_SCALE,
+    HostState,
+    SeedMeasurements,
+    layer_names,
+    packet_from,
+    seed_state,
+)
 from tamiyo_jax.learn._architecture import SEED_LEARNING_RATE, Network
 
 if TYPE_CHECKING:
@@ -67,17 +75,19 @@ class Observer:
         columns = np.array(places, np.int64).T
         self._places, self._source = columns[0], columns[1]
         self._is_bit = columns[2].astype(np.bool_)
-        self._template = self._encode(SeedStage.DORMANT)
-        other = self._encode(SeedStage.GERMINATED)
-        self._follows = self._template.edges != other.edges
+        self.template = self._encode(SeedStage.DORMANT, 0.0)
+        other = self._encode(SeedStage.GERMINATED, 0.0)
+        self._shows_stage = self.template.edges != other.edges
         """bool[E, 3]: attributes of edges that are the stage of the seed at one end."""
+        self._shows_risk = self.template.edges != self._encode(SeedStage.DORMANT, 1.0).edges
+        """bool[E, 3]: likewise its risk."""
         block = layout.nodes["seed"].slice
-        senders, receivers = self._template.senders, self._template.receivers
+        senders, receivers = self.template.senders, self.template.receivers
         of_seed = (senders >= block.start) & (senders < block.stop)
         self._seed_end = np.where(of_seed, senders, receivers)
 
-    def _encode(self, stage: SeedStage) -> RawGraph:
-        """A graph with every measurement there, all seeds in one stage."""
+    def _encode(self, stage: SeedStage, risk: float) -> RawGraph:
+        """A graph with every measurement there, all seeds in one stage and of one risk."""
         network = self._network
         seeds = tuple(
             SeedState(
@@ -85,6 +95,7 @@ class Observer:
                 stage,
                 gradient_norm=0.0,
                 learning_rate=SEED_LEARNING_RATE,
+                risk_score=risk,
                 layer_depth=network.slot_depths[name],
                 age_epochs=0,
             )
@@ -120,11 +131,18 @@ class Observer:
 
     def observe(self, host: HostState, epochs: jax.Array, measured: Measured) -> RawGraph:
         """The graph of a state; see `HostEnv.observe`."""
-        template, numbers = self._template, measured.step.statistics
+        template, numbers = self.template, measured.step.statistics
         steps = self._network.architecture.steps_per_epoch
         training, validation = measured.step.loss, measured.validation_loss
         states = [host.slots[name].state for name in self.slots]
-        stages = jnp.stack([state.stage for state in states]).astype(jnp.float32) / STAGES
+        stage = jnp.stack([state.stage for state in states])
+        stages = stage.astype(jnp.float32) / STAGES
+        contributions = jnp.stack([measured.contributions[name] for name in self.slots])
+        risks = jnp.where(
+            jnp.isin(stage, jnp.array(MEASURED_STAGES)),
+            0.5 - 0.5 * jnp.tanh(contributions / RISK_SCALE),
+            jnp.nan,
+        )
         norms = jnp.stack([measured.step.seed_gradient_norms[name] for name in self.slots])
         ages = jnp.stack([state.age_steps // steps for state in states])
         of_run = (
@@ -145,6 +163,7 @@ class Observer:
                 numbers.gradient_norm,
                 norms,
                 ages.astype(jnp.float32),
+                risks,
                 stages,
             ]
         )
@@ -157,16 +176,21 @@ class Observer:
         known = jnp.where(self._is_bit, True, there[self._source])
         present = jnp.asarray(template.present).reshape(-1).at[self._places].set(known)
         seeds = self._layout.nodes["seed"].start + np.arange(len(self.slots))
-        shares = jnp.zeros(self._layout.num_nodes, jnp.float32).at[seeds].set(stages)
-        place = (_TYPES["seed"][0], _column("seed", "gradient_norm"))
-        counted = jnp.sum(jnp.isfinite(norms)).astype(jnp.int32)
-        following = jnp.broadcast_to(shares[self._seed_end][:, None], template.edges.shape)
+        shown = jnp.stack([stages, jnp.nan_to_num(risks)], axis=1)
+        attributes = jnp.asarray(template.attributes).at[seeds].set(shown)
+        reported = jnp.asarray(template.reported)
+        for name, numbers in (("gradient_norm", norms), ("risk_score", risks)):
+            place = (_TYPES["seed"][0], _column("seed", name))
+            reported = reported.at[place].set(jnp.sum(jnp.isfinite(numbers)).astype(jnp.int32))
+        ends = attributes[self._seed_end]
+        edges = jnp.asarray(template.edges)
+        edges = jnp.where(self._shows_stage, ends[:, :1], edges)
         changed = {
             "values": values.reshape(template.values.shape),
             "present": present.reshape(template.present.shape),
-            "reported": jnp.asarray(template.reported).at[place].set(counted),
-            "attributes": jnp.asarray(template.attributes).at[seeds, 0].set(stages),
-            "edges": jnp.where(self._follows, following, jnp.asarray(template.edges)),
+            "reported": reported,
+            "attributes": attributes,
+            "edges": jnp.where(self._shows_risk, ends[:, 1:], edges),
         }
         return RawGraph(**{**template._asdict(), **changed})
 
@@ -184,7 +208,7 @@ class Observer:
         ]
         for name in ("weight_norm", "gradient_norm"):
             cells += [("layer", row, name) for row in self._rows]
-        for name in ("gradient_norm", "age_epochs", "stage"):
+        for name in ("gradient_norm", "age_epochs", "risk_score", "stage"):
             start = nodes["seed"].start
             cells += [("seed", start + index, name) for index in range(len(self.slots))]
         return cells

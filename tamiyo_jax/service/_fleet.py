@@ -108,7 +108,8 @@ class Fleet:
           clock: nanoseconds since the epoch.
 
         Raises:
-          MissingParametersError: the graph policy without parameters, unless on guard.
+          MissingParametersError: the graph policy without parameters, where the shipped ones do
+            not fit `config.policy`; not on guard.
           PersistenceError: the library cannot be read.
         """
         chosen = Mode(mode)

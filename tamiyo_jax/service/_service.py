@@ -84,7 +84,8 @@ class Tamiyo:
           config: all settings; nothing is read from elsewhere afterwards.
           directory: the run directory; made if it is not there.
           library: where blueprints come from.
-          params: the policy's parameters; the heuristic has none. A policy update that the
+          params: the policy's parameters; the heuristic has none, and None of the graph policy are
+            those of the trained policy that the package ships. A policy update that the
             directory's state has in force goes before them; with `state` they are the live
             ones.
           policy: ``"graph"``, ``"heuristic"`` or ``"package.module:factory"``.
@@ -101,7 +102,8 @@ class Tamiyo:
 
         Raises:
           MissingSecretError: no secret, or a short one; nothing was created.
-          MissingParametersError: the graph policy without parameters, unless on guard.
+          MissingParametersError: the graph policy without parameters, where the shipped ones do
+            not fit `config.policy`; not on guard.
           DirectoryLockedError: another process owns the directory.
           PersistenceError: the journal cannot be read or written.
           WorkerUnavailableError: no worker could be started; the message says why.

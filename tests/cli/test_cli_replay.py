@@ -161,6 +161,9 @@ def test_a_network_can_be_asked_with_its_parameters(run: Path, tmp_path: Path) -
     export_params(init_params(TamiyoConfig.load(settings).policy, jax.random.key(0)), params)
     asked = ("--policy", "graph", "--file", str(settings))
     assert what_if(run, *asked, "--params", str(params))["steps"] == 36
+    assert what_if(run, *asked)["steps"] == 36  # the shipped parameters answer
+    with settings.open("a") as file:
+        file.write('blending_methods = ["linear", "cosine", "warmup_hold", "step"]\n')
     refused = invoke("replay", str(run), "--what-if", *asked)
     assert refused.exit_code == 1
     assert "MissingParametersError" in refused.stderr

@@ -139,7 +139,10 @@ def test_workers_are_there_only_while_a_policy_decides_and_steps_go_on_meanwhile
 
 
 def test_a_graph_policy_without_parameters_may_guard_and_not_act(tmp_path: Path) -> None:
-    with open_tamiyo(tmp_path, mode="guard", policy="graph", config=make_config()) as tamiyo:
+    """The shipped parameters are for three blending methods, not for four."""
+    four = {"blending_methods": ("linear", "cosine", "warmup_hold", "step")}
+    config = make_config(policy=four)
+    with open_tamiyo(tmp_path, mode="guard", policy="graph", config=config) as tamiyo:
         tamiyo.step(make_packet())
         for mode in ("act", "shadow"):
             with pytest.raises(MissingParametersError, match="init_params"):

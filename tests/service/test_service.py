@@ -227,9 +227,14 @@ def test_a_late_answer_is_discarded_and_is_a_deadline_error(tmp_path: Path) -> N
         assert tamiyo.state.risk.inference.failures == 1
 
 
-def test_graph_policy_without_parameters_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    with pytest.raises(MissingParametersError):
-        open_tamiyo(tmp_path / "run", policy="graph")
+FOUR_BLENDS = {"blending_methods": ("linear", "cosine", "warmup_hold", "step")}
+
+
+def test_a_graph_policy_that_the_shipped_parameters_do_not_fit_is_refused_before_anything_is_made(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(MissingParametersError, match="blending"):
+        open_tamiyo(tmp_path / "run", policy="graph", config=make_config(policy=FOUR_BLENDS))
     assert not (tmp_path / "run").exists()
 
 

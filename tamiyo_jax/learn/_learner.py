@@ -1,0 +1,272 @@
+"""The learner: a teacher's lessons, then branching, in rounds that are on disk between them.
+
+Lessons come first: the teacher's plans are chosen, and the network is fitted to what the teacher
+would do in states of the teacher and, from the second round on, of the network itself. Rounds of
+branching follow. They start from states of the network, go on mostly by the network, and show it
+what each action is worth to it in the end. Each fit goes on from the network of the one before,
+with the examples of all rounds so far.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from tamiyo_jax.config import PolicyConfig
+from tamiyo_jax.errors import ConfigurationError
+from tamiyo_jax.graph import build, init_normalizer
+from tamiyo_jax.learn._branching import Prices, Setting, branch, targets_of
+from tamiyo_jax.learn._contest import CHUNK, follow_network, follow_rules
+from tamiyo_jax.learn._environment import HostEnv
+from tamiyo_jax.learn._fitting import Examples, FitSettings, Targets, fit, fit_loss
+from tamiyo_jax.learn._playing import stack
+from tamiyo_jax.learn._tasks import TRAINING, Family
+from tamiyo_jax.learn._teaching import Plan, choose_plans, drawn_plans, lessons
+from tamiyo_jax.learn._tuning import Schedule, rules_of
+from tamiyo_jax.policy import Action, Legality, Params, init_params
+
+__all__ = ["LearnSettings", "hesitate", "learn"]
+
+OWN_SHARE = 4
+"""How many times as many branches go on by the network as by the teacher's growth."""
+
+PLAIN = (Plan(), Plan(blueprint=2), Plan(blueprint=4), Plan(blueprint=3))
+"""Plans that are always among those that the teacher's are chosen from."""
+
+PRICES = Prices()
+
+Progress = Callable[[str, int, int], object]
+
+
+@dataclass(frozen=True, slots=True)
+class LearnSettings:
+    """How to learn.
+
+    Attributes:
+      plans: from which the teacher's are chosen, family by family; at least 5.
+      plan_tasks: of each family, to choose on.
+      lessons: rounds of lessons.
+      runs: with the teacher, in each of them.
+      branching: rounds of branching.
+      chunks: of states in each of them; the states of a chunk are of one epoch.
+      states: in a chunk.
+      updates: optimiser steps of each fit.
+      weight_decay: of each fit.
+      temperature: of the soft choice among branches, in logarithms of the loss; see
+        `targets_of`.
+      weight: of an example of branching beside one of a lesson.
+      margin: added to the logit of WAIT at the end; see `hesitate`.
+      prices: of returns.
+    """
+
+    plans: int = 32
+    plan_tasks: int = 8
+    lessons: int = 3
+    runs: int = 256
+    branching: int = 0
+    chunks: int = 8
+    states: int = 64
+    updates: int = 700
+    weight_decay: float = 1e-2
+    temperature: float = 0.05
+    weight: float = 4.0
+    margin: float = 0.0
+    prices: Prices = PRICES
+
+
+def hesitate(params: Params, margin: float) -> Params:
+    """The network that waits unless another action leads by more than `margin` in its logit.
+
+    A logit is an advantage over the temperature of the targets, so the margin says how much better
+    an action must look than WAIT.
+    """
+    bias = jnp.asarray(params["policy_logits"]["bias"]).at[Action.WAIT].add(margin)
+    return {**params, "policy_logits": {**params["policy_logits"], "bias": bias}}
+
+
+def learn(
+    settings: LearnSettings,
+    seed: int,
+    directory: Path,
+    *,
+    families: Sequence[Family] = tuple(TRAINING.values()),
+    on_progress: Progress | None = None,
+    on_update: Callable[[int, int, float], object] | None = None,
+) -> Params:
+    """Learn a policy; what is finished in the directory is read and not made again.
+
+    Args:
+      settings: how.
+      seed: of everything. The same seed and settings give the same parameters, bit for bit, on
+        one machine.
+      directory: for plans, examples and checkpoints; made if it is not there.
+      families: to learn on, of one architecture.
+      on_progress: called with what goes on, how much of it is done, and how much there is.
+      on_update: called with the number of the fit, the updates done in it and the mean loss.
+
+    Raises:
+      ConfigurationError: the directory holds the work of another seed or of other settings.
+    """
+    _claim(directory, settings, seed, families)
+    tell = on_progress or (lambda *_: None)
+    env = HostEnv(families[0].architecture)
+    params = init_params(PolicyConfig.small(), jax.random.key(seed))
+    plans = _plans(env, params, families, settings, seed, directory, tell)
+    examples: list[Examples] = []
+    for number in range(settings.lessons + settings.branching):
+        if number < settings.lessons:
+            name, total = f"lessons {number + 1}", -(-settings.runs // CHUNK)
+        else:
+            name, total = f"branching {number - settings.lessons + 1}", settings.chunks
+        for part in range(total):
+            tell(name, part, total)
+            where = directory / f"examples-{number}-{part}.npz"
+            if not where.exists():
+                generator = np.random.default_rng([seed, 1 + number, part])
+                if number < settings.lessons:
+                    own = number / (number + 1)
+                    runs = min(CHUNK, settings.runs - CHUNK * part)
+                    made = lessons(env, params, families, plans, generator, runs=runs, own=own)
+                else:
+                    made = _branch(env, params, families, plans, generator, settings)
+                _write(where, made)
+            examples.append(_read(env, where))
+        tell(name, total, total)
+        kept = directory / f"params-{number}"
+        if not kept.exists():
+            found = _fit(env, params, examples, settings, seed, number, on_update)
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(kept.absolute(), jax.tree.map(np.asarray, dict(found)))
+        params = _restore(kept, params)
+    return hesitate(params, settings.margin)
+
+
+def _claim(directory: Path, settings: LearnSettings, seed: int, families: Sequence[Family]) -> None:
+    """Write down whose work the directory holds, or compare."""
+    directory.mkdir(parents=True, exist_ok=True)
+    names = [family.name for family in families]
+    facts = json.loads(json.dumps({"seed": seed, "families": names, **asdict(settings)}))
+    for name in ("branching", "margin"):  # more rounds go on from fewer
+        del facts[name]
+    path = directory / "settings.json"
+    if not path.exists():
+        path.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    other = sorted(name for name in facts if found.get(name) != facts[name])
+    if other:
+        raise ConfigurationError(
+            f"{directory} holds the work of another {', '.join(other)}; name another directory, "
+            "or delete it",
+            field=other[0],
+        )
+
+
+def _plans(
+    env: HostEnv,
+    params: Params,
+    families: Sequence[Family],
+    settings: LearnSettings,
+    seed: int,
+    directory: Path,
+    tell: Progress,
+) -> dict[str, Plan]:
+    path = directory / "plans.json"
+    if not path.exists():
+        drawn = [*PLAIN, *drawn_plans(np.random.default_rng(seed), settings.plans - len(PLAIN))]
+        done: list[str] = []
+
+        def count(name: str) -> None:
+            done.append(name)
+            tell("choosing plans", len(done), len(families))
+
+        tell("choosing plans", 0, len(families))
+        found = choose_plans(
+            env,
+            params,
+            families,
+            drawn,
+            tasks=settings.plan_tasks,
+            prices=settings.prices,
+            on_family=count,
+        )
+        path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    return {name: Plan(*row) for name, row in json.loads(path.read_text("utf-8")).items()}
+
+
+def _branch(
+    env: HostEnv,
+    params: Params,
+    families: Sequence[Family],
+    plans: Mapping[str, Plan],
+    generator: np.random.Generator,
+    settings: LearnSettings,
+) -> Examples:
+    """Branches from states of the network, which mostly goes on by itself."""
+    epochs = env.epochs
+    behaviours = [follow_network(epochs, chance=chance) for chance in (0.0, 0.1, 0.2)]
+    growing = [
+        Schedule(blueprint=plan.blueprint, train_epochs=plan.train_epochs)
+        for plan in plans.values()
+    ]
+    fixed = [follow_rules(rules_of(one, epochs)) for one in growing]
+    continuations = [*fixed, *[follow_network(epochs)] * (OWN_SHARE * len(fixed))]
+    made = branch(
+        Setting(env, families, stack(behaviours), stack(continuations)),
+        params,
+        generator,
+        states=settings.states,
+        epoch=int(generator.integers(1, epochs)),
+        prices=settings.prices,
+    )
+    targets = targets_of(made, settings.temperature)
+    weighted = targets._replace(weight=targets.weight * settings.weight)
+    return made.graphs, made.legality, weighted
+
+
+def _write(where: Path, examples: Examples) -> None:
+    unfinished = where.with_suffix(".unfinished.npz")
+    np.savez(unfinished, *jax.tree.leaves(examples))
+    unfinished.rename(where)
+
+
+def _read(env: HostEnv, where: Path) -> Examples:
+    graph = jax.eval_shape(partial(build, env.layout), init_normalizer(), env.observer.template)[1]
+    leaf = jnp.zeros(0)
+    shape = (graph, Legality(leaf, leaf, leaf), Targets(*(leaf,) * len(Targets._fields)))
+    with np.load(where) as arrays:
+        leaves = [arrays[f"arr_{index}"] for index in range(len(arrays.files))]
+    return jax.tree.unflatten(jax.tree.structure(shape), leaves)
+
+
+def _restore(directory: Path, params: Params) -> Params:
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(params))
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(directory.absolute(), target)
+
+
+def _fit(
+    env: HostEnv,
+    params: Params,
+    examples: Sequence[Examples],
+    settings: LearnSettings,
+    seed: int,
+    number: int,
+    on_update: Callable[[int, int, float], object] | None,
+) -> Params:
+    return fit(
+        params,
+        env.layout,
+        jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *examples),
+        jax.random.fold_in(jax.random.key(seed), number),
+        FitSettings(updates=settings.updates, weight_decay=settings.weight_decay),
+        loss=fit_loss,
+        on_update=None if on_update is None else lambda done, loss: on_update(number, done, loss),
+    )
