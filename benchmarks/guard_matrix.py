@@ -176,10 +176,11 @@ def main() -> None:
             kept = own.get("faults", {})
             own["faults"] = {name: kept.get(name, {}) | rows for name, rows in found.items()}
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    if all("faults" in one for one in figures.values()):
-        print(f"\n{table(figures)}")
+    measured = {loop: one for loop, one in figures.items() if "faults" in one}
+    if measured:
+        print(f"\n{table(measured)}")
         if arguments.plot is not None:
-            plot(arguments.plot, figures)
+            plot(arguments.plot, measured)
 
 
 if __name__ == "__main__":
