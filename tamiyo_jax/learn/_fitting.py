@@ -9,7 +9,7 @@ change; and keeps the blend at the whole linear one, the only one that the targe
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -136,44 +136,47 @@ def fit(
       loss: of a batch of examples, such as `fit_loss`.
       on_update: called with the number of updates done and the mean loss since the last call.
     """
-    schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.updates)
-    tx = optax.chain(
-        optax.clip_by_global_norm(CLIP), optax.adamw(schedule, weight_decay=settings.weight_decay)
-    )
+    tx = _optimizer(settings)
     state = tx.init(params)
+    total = len(jax.tree.leaves(examples)[0])
     some = min(50, settings.updates)
     for start in range(0, settings.updates, some):
         key, now = jax.random.split(key)
         count = min(some, settings.updates - start)
-        params, state, mean = _updates(
-            params, state, layout, examples, now, loss, tx, count, settings.batch_size
-        )
+        keys = jax.random.split(now, count)
+        rows = jax.vmap(lambda key: jax.random.randint(key, (settings.batch_size,), 0, total))(keys)
+        batches = jax.tree.map(lambda x, rows=rows: x[rows], examples)
+        params, state, mean = _updates(params, state, layout, batches, loss, tx)
         if on_update is not None:
             on_update(min(start + some, settings.updates), float(mean))
     return params
 
 
-@partial(jax.jit, static_argnums=(2, 5, 6, 7, 8))
+@lru_cache(maxsize=8)
+def _optimizer(settings: FitSettings) -> optax.GradientTransformation:
+    """The same object for equal settings, so that what was compiled for it is found."""
+    schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.updates)
+    return optax.chain(
+        optax.clip_by_global_norm(CLIP), optax.adamw(schedule, weight_decay=settings.weight_decay)
+    )
+
+
+@partial(jax.jit, static_argnums=(2, 4, 5))
 def _updates(
     params: Params,
     state: Any,  # noqa: ANN401
     layout: GraphLayout,
-    examples: Examples,
-    key: jax.Array,
+    batches: Examples,
     loss: Loss,
     tx: optax.GradientTransformation,
-    count: int,
-    batch_size: int,
 ) -> tuple[Params, Any, jax.Array]:
-    total = len(jax.tree.leaves(examples)[0])
+    """An optimiser step for each of the batches; one program for any number of examples."""
 
-    def one(carry: tuple[Params, Any], key: jax.Array) -> tuple[tuple[Params, Any], Any]:
+    def one(carry: tuple[Params, Any], batch: Examples) -> tuple[tuple[Params, Any], Any]:
         params, state = carry
-        rows = jax.random.randint(key, (batch_size,), 0, total)
-        batch = jax.tree.map(lambda x: x[rows], examples)
         value, gradient = jax.value_and_grad(loss)(params, layout, batch)
         updates, state = tx.update(gradient, state, cast(Any, params))
         return (cast(Params, optax.apply_updates(cast(Any, params), updates)), state), value
 
-    (params, state), losses = jax.lax.scan(one, (params, state), jax.random.split(key, count))
+    (params, state), losses = jax.lax.scan(one, (params, state), batches)
     return params, state, jnp.mean(losses)

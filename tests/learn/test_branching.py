@@ -145,6 +145,7 @@ TEACHING = LearnSettings(
 )
 
 
+@pytest.mark.slow
 def test_learning_twice_gives_the_same_parameters_and_goes_on_from_what_is_there(
     tmp_path: Path,
 ) -> None:
