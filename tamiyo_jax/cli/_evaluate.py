@@ -29,7 +29,11 @@ def evaluate(
     ] = None,
     families: Annotated[
         list[str] | None,
-        typer.Option("--family", help="A family of tasks; by default all that are held out."),
+        typer.Option(
+            "--family",
+            metavar="<name>",
+            help="A family of tasks, more than once for more; by default all that are held out.",
+        ),
     ] = None,
     tasks: Annotated[int, typer.Option(min=2, help="Tasks of each family.")] = 20,
     tuning_tasks: Annotated[
@@ -85,7 +89,11 @@ def evaluate(
 def headroom(
     families: Annotated[
         list[str] | None,
-        typer.Option("--family", help="A training family; by default all."),
+        typer.Option(
+            "--family",
+            metavar="<name>",
+            help="A training family, more than once for more; by default all.",
+        ),
     ] = None,
     tasks: Annotated[int, typer.Option(min=4, help="Tasks of each family.")] = 12,
     schedules: Annotated[int, typer.Option(min=1, help="Growth schedules to choose from.")] = 32,

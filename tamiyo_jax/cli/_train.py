@@ -79,9 +79,9 @@ def train(
 ) -> None:
     """Train a policy of the small widths, and write it with its card.
 
-    By default it learns from a teacher and by branching, on the training families of
-    tasks. With --from-journals it imitates logged runs; every sixth is left out, and the
-    policy's choices there are compared with those on record.
+    By default it learns from a teacher on the training families of tasks, and by branching
+    where --branching asks for it. With --from-journals it imitates logged runs; every sixth
+    is left out, and the policy's choices there are compared with those on record.
     Example: tamiyo-jax train --output policy
     """
     if output.exists():

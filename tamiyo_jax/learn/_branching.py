@@ -2,8 +2,8 @@
 
 All continuations of a state share their randomness, so the difference between two of them is what
 the action made. What a continuation returns is the fall of the logarithm of the test loss, less the
-rent; an action's advantage is its return less that of WAIT. Runs to the end judge growth, which
-costs at first and pays late.
+rent; an action's advantage is its return less that of WAIT. Runs are played to the end, because
+growth costs at first and pays late.
 """
 
 from __future__ import annotations
