@@ -22,8 +22,7 @@ class PolicyChoice:
     Attributes:
       name: what `choose_policy` was asked for.
       policy: the policy.
-      params: its parameters; None for the graph policy on guard that was given none and that
-        the shipped ones do not fit.
+      params: its parameters; None for the graph policy on guard that was given none.
       version: what annotations and reports call it.
     """
 
@@ -36,8 +35,9 @@ class PolicyChoice:
 def choose_policy(config: TamiyoConfig, name: str, params: object, mode: Mode) -> PolicyChoice:
     """Resolve ``"graph"``, ``"heuristic"`` or ``"package.module:factory"``.
 
-    The graph policy without parameters is the trained one that the package ships. The factory is
-    called with the `TamiyoConfig` and returns a `Policy`.
+    The graph policy without parameters is the trained one that the package ships; on guard, where
+    no policy decides, it has none. The factory is called with the `TamiyoConfig` and returns a
+    `Policy`.
 
     Raises:
       MissingParametersError: the graph policy is to decide, has no parameters, and its
@@ -45,7 +45,7 @@ def choose_policy(config: TamiyoConfig, name: str, params: object, mode: Mode) -
       ConfigurationError: the factory cannot be imported or does not make a policy.
     """
     if name == "graph":
-        if params is None and fits_shipped(config.policy):
+        if params is None and mode is not Mode.GUARD and fits_shipped(config.policy):
             return PolicyChoice(name, GraphPolicy(config.graph), shipped_params(), SHIPPED_VERSION)
         require_parameters(name, params, mode)
         return PolicyChoice(name, GraphPolicy(config.graph), params, config.policy.version)
@@ -78,8 +78,9 @@ def require_parameters(name: str, params: object, mode: Mode) -> None:
     """
     if name == "graph" and params is None and mode is not Mode.GUARD:
         raise MissingParametersError(
-            "policy='graph' needs params here: the shipped ones are for three blending methods, "
-            "and policy.blending_methods has another number. policy.init_params(config.policy, "
-            "key) makes untrained ones, policy='heuristic' needs none",
+            "policy='graph' has no parameters: it was opened on guard without, or "
+            "policy.blending_methods are not as many as the three of the shipped ones. Open it "
+            "with params, inference.shipped_params() or untrained ones of "
+            "policy.init_params(config.policy, key); policy='heuristic' needs none",
             mode=mode.value,
         )

@@ -84,10 +84,10 @@ class Tamiyo:
           config: all settings; nothing is read from elsewhere afterwards.
           directory: the run directory; made if it is not there.
           library: where blueprints come from.
-          params: the policy's parameters; the heuristic has none, and None of the graph policy are
-            those of the trained policy that the package ships. A policy update that the
-            directory's state has in force goes before them; with `state` they are the live
-            ones.
+          params: the policy's parameters; the heuristic has none. Without them the graph policy
+            has, except on guard, those of the trained policy that the package ships. An update
+            that the directory's state has in force goes before them; with `state` they are the
+            live ones.
           policy: ``"graph"``, ``"heuristic"`` or ``"package.module:factory"``.
           mode: ``"act"`` signs commands, ``"shadow"`` only reports what it would do,
             ``"guard"`` runs the risk gate alone; see `set_mode`.
