@@ -96,6 +96,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(child.stdout)
 
 
+@pytest.mark.slow
 def test_of_all_commands_growth_alone_compiles_the_step_of_a_placed_state_anew(run):
     assert run["devices"] == DEVICES
     assert run["compiled"] == {**dict.fromkeys(COMMANDS, 0), "GERMINATE": 1}

@@ -67,6 +67,7 @@ def played():
     return contest(env, network(), pilots, keys, draw_many([FAMILY] * 4, [0, 1, 2, 3]))
 
 
+@pytest.mark.slow
 def test_a_pilot_that_never_acts_leaves_the_host_as_it_is() -> None:
     never = played()["never"]
     assert never.interventions.tolist() == [0] * 4
@@ -109,6 +110,7 @@ def branched():
     return branch(setting, network(), np.random.default_rng(0), states=6, epoch=4, prices=Prices())
 
 
+@pytest.mark.slow
 def test_every_legal_kind_of_action_is_tried_and_nothing_else() -> None:
     branches = branched()
     tried = np.isfinite(branches.returns)
@@ -205,6 +207,7 @@ def test_headroom_is_what_choosing_by_family_gains_on_the_other_half_of_the_task
     assert [row.best.rate for row in rows] == [2.0, 3.0]
 
 
+@pytest.mark.slow
 def test_what_is_stated_is_compared_with_what_came_in_runs_of_the_policy() -> None:
     found = measure_reliability(network(), [FAMILY], tasks=4, first=0)
     decisions = 4 * (EPOCHS - 1)

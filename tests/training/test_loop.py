@@ -131,6 +131,7 @@ def test_a_run_resumed_from_a_checkpoint_goes_on_bit_for_bit(task, tmp_path):
     assert resumed.packets == whole.packets[6:]
 
 
+@pytest.mark.slow
 def test_growing_neither_recompiles_nor_forgets_to_count_parameters(task, count_compilations):
     train(task, Scripted(SCRIPT), 10)
     with count_compilations() as compiled:

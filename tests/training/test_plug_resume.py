@@ -72,6 +72,7 @@ def numbers(state: Any) -> Any:
     return jax.device_get((params, opt_state, jax.random.key_data(key), counter))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_bits_of_one_that_never_stopped(tmp_path: Path):
     with plug(tmp_path, []) as whole:
         expected, _ = train(whole, start(), STEPS, broken=(60,))
