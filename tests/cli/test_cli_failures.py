@@ -204,6 +204,7 @@ def closed_pipe() -> int:
     return writing
 
 
+@pytest.mark.slow
 def test_an_ascii_terminal_gets_escapes_and_no_traceback(tmp_path: Path) -> None:
     library = tmp_path / "b.db"
     file = tmp_path / "größe.json"

@@ -232,6 +232,7 @@ def test_the_breaker_opens_refuses_growth_allows_a_cull_and_closes():
     assert not bool(done.breaker_open)
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(-10, 10, width=32), max_size=8))
 def test_the_learning_rate_is_multiplied_and_bounded_in_all(deltas):
     apply, before, expected = applier(), state(), np.float32(1)

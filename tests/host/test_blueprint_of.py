@@ -545,6 +545,7 @@ def join(how: str, values: list[jax.Array]) -> jax.Array:
     return whole
 
 
+@pytest.mark.slow
 @given(network=networks(), normalised=st.booleans(), jitted=st.booleans())
 @settings(max_examples=100)
 def test_any_network_is_recovered(

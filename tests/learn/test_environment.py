@@ -42,6 +42,7 @@ def trained():
     return env, task, step, states
 
 
+@pytest.mark.slow
 def test_an_observation_is_the_graph_that_the_encoder_makes_of_the_packet() -> None:
     env, _, _, states = trained()
     registries = Registries.empty()

@@ -27,6 +27,7 @@ HASTY = HeuristicConfig(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [HeuristicConfig(plateau_improvement=0.5), HASTY])
 def test_the_rules_choose_what_the_heuristic_chooses(config: HeuristicConfig) -> None:
     env, _, step, state = tiny_env()

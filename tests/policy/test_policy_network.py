@@ -72,6 +72,7 @@ def test_complete_relations_equal_the_same_relations_written_out(params, counts,
     assert_close(run(params, LAYOUT, raw), run(params, *written_out(raw)), 1e-5)
 
 
+@pytest.mark.slow
 def test_what_stands_in_padding_rows_changes_nothing(params):
     some = {"seed": 2, "blueprint": 1, "layer": 3, "activation": 2, "parameter": 1}
     raw = raw_graph(np.random.default_rng(0), some)

@@ -420,6 +420,7 @@ def test_a_pool_that_closes_while_its_workers_start_or_fail_leaves_no_descriptor
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+@pytest.mark.slow
 def test_a_worker_that_died_idle_is_replaced_and_is_no_failure(tmp_path: Path) -> None:
     with pool_of("naps", tmp_path, spares=1) as pool:
         until(lambda: len(pool.pids()) == 2)
