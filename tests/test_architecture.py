@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "report": {"storage", "journal", "contracts"},
     "telemetry": {"bus", "decision", "journal", "controller", "contracts"},
     "bus": {"storage", "journal", "contracts", "_redis_client"},
-    "inference": {"workers", "storage", "controller", "policy", "graph", "contracts"},
+    "inference": {"workers", "storage", "controller", "policy", "graph", "contracts", "_digests"},
     "library": {"workers", "graph", "contracts", "_redis_client"},
     "workers": {"contracts"},
     "decision": {"journal", "contracts"},

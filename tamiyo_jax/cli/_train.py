@@ -108,7 +108,7 @@ def _branch(
     with _curves(tensorboard, settings.updates) as draw, _Steps() as advance:
         params = learn.learn(settings, seed, work, on_progress=advance, on_update=draw)
     facts = {
-        "learner": "lessons and branching",
+        "learner": "lessons and branching" if settings.branching else "lessons",
         "seed": seed,
         **asdict(settings),
         "seconds": round(time.monotonic() - began),

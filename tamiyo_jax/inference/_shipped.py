@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from tamiyo_jax._digests import check_digests
 from tamiyo_jax.config import PolicyConfig
 from tamiyo_jax.policy import Params, load_params
 
@@ -22,5 +23,10 @@ def fits_shipped(config: PolicyConfig) -> bool:
 
 @cache
 def shipped_params() -> Params:
-    """The parameters of the shipped policy, of the small widths."""
+    """The parameters of the shipped policy, of the small widths.
+
+    Raises:
+      PersistenceError: the installed files are damaged; install the package again.
+    """
+    check_digests(SHIPPED)
     return load_params(SHIPPED / "params.safetensors", PolicyConfig.small())
