@@ -45,7 +45,7 @@ class DiskCheckpoints(MemoryCheckpoints):
         self._directory = directory
         self._beside = beside
         self._jobs = SimpleQueue[Callable[[], None] | None]()
-        self._problems: list[str] = []
+        self._problems = SimpleQueue[str]()
         self._writer = Thread(target=self._work, name="kept-states", daemon=True)
         directory.mkdir(parents=True, exist_ok=True)
         self._writer.start()
@@ -110,8 +110,7 @@ class DiskCheckpoints(MemoryCheckpoints):
 
     def problems(self) -> list[str]:
         """Why states could not be written, since the last call; waits for nothing."""
-        found, self._problems = self._problems, []
-        return found
+        return [self._problems.get() for _ in range(self._problems.qsize())]
 
     def close(self) -> list[str]:
         """Wait until all is written; why what was not was not. Closing twice is harmless."""
@@ -124,7 +123,7 @@ class DiskCheckpoints(MemoryCheckpoints):
             try:
                 job()
             except PersistenceError as error:
-                self._problems.append(str(error))
+                self._problems.put(str(error))
 
     def _write(self, name: str, numbers: dict[str, Any]) -> None:
         try:  # Orbax would wait for minutes before it said so
