@@ -233,13 +233,12 @@ class Server:
     def _answer(self, entries: dict[str, Entry], now_ms: int) -> None:
         """Answer entries, one of a run, at the time `now_ms` of Redis's clock."""
         began = time.monotonic()
-        expected_ms = len(entries) * self._answering_ms + _WAY_MS
         questions: list[_Question] = []
         writes: dict[str, Write] = {}
         for run_id, entry in entries.items():
             run = self._runs[run_id]
             run.position = entry.position
-            checked = self._check(run_id, run, entry, now_ms, expected_ms)
+            checked = self._check(run_id, run, entry, now_ms)
             if isinstance(checked, _Question):
                 questions.append(checked)
             else:
@@ -285,9 +284,7 @@ class Server:
         by_run = dict(zip((question.run_id for question in ready), decided, strict=True))
         return [(by_run | failed)[question.run_id] for question in questions]
 
-    def _check(
-        self, run_id: str, run: _Run, entry: Entry, now_ms: int, expected_ms: float
-    ) -> _Question | bytes:
+    def _check(self, run_id: str, run: _Run, entry: Entry, now_ms: int) -> _Question | bytes:
         """The packet to decide on; else the answer to a greeting, or none to what is refused."""
         try:
             self._check_size(run, entry)
@@ -300,7 +297,7 @@ class Server:
             if request.number <= run.number:
                 raise _RefusedError("replayed")
             # In the first half of its deadline a packet is tried, however slow the last ones were.
-            expected_ms = min(expected_ms, request.deadline_ms / 2)
+            expected_ms = min(_TOGETHER * self._answering_ms + _WAY_MS, request.deadline_ms / 2)
             if now_ms - entry.time_ms + expected_ms > request.deadline_ms:
                 raise _RefusedError("expired")
             packet = decode_packet(request.packet)
