@@ -7,7 +7,7 @@ from tamiyo_jax.host._checkpoints import HostCheckpoints, load_tree, save_tree
 from tamiyo_jax.host._detector import Detector, Signals, detect, new_detector, worst
 from tamiyo_jax.host._disk import DiskCheckpoints
 from tamiyo_jax.host._hardware import Hardware, HardwareMeter
-from tamiyo_jax.host._memory import MemoryCheckpoints
+from tamiyo_jax.host._memory import Held, MemoryCheckpoints, is_on_accelerator
 from tamiyo_jax.host._monitor import (
     MonitorState,
     Refusals,
@@ -56,6 +56,7 @@ __all__ = [
     "DiskCheckpoints",
     "Hardware",
     "HardwareMeter",
+    "Held",
     "Host",
     "HostCheckpoints",
     "HostState",
@@ -77,6 +78,7 @@ __all__ = [
     "gates_of",
     "guarded",
     "init_host",
+    "is_on_accelerator",
     "layer_names",
     "limit_to_budget",
     "live_parameters",

@@ -18,7 +18,7 @@ import numpy as np
 from tamiyo_jax._digests import DIGESTS, check_digests
 from tamiyo_jax.errors import PersistenceError
 from tamiyo_jax.host._checkpoints import load_tree, save_tree, stored_shapes
-from tamiyo_jax.host._memory import MemoryCheckpoints
+from tamiyo_jax.host._memory import Held, MemoryCheckpoints
 from tamiyo_jax.host._placement import place_like
 from tamiyo_jax.host._shared import split_shared
 
@@ -50,10 +50,10 @@ class DiskCheckpoints(MemoryCheckpoints):
         directory.mkdir(parents=True, exist_ok=True)
         self._writer.start()
 
-    def save(self, name: str, train_state: object) -> None:
-        """Keep `train_state` under `name`, and have it written; drop what there is no room for."""
+    def put(self, name: str, held: Held) -> None:
+        """Keep a copy under `name`, and have it written; a spare is not, it is in memory alone."""
         before = self.names()
-        super().save(name, train_state)
+        super().put(name, held)
         numbers = {
             "state": _numbers(self.leaves(name)),
             "beside": jax.tree.map(np.array, self._beside()),
@@ -105,7 +105,7 @@ class DiskCheckpoints(MemoryCheckpoints):
         numbers: dict[str, Any] = found["state"]
         loaded = [_like(numbers.get(_place(i)), leaf) for i, leaf in enumerate(leaves)]
         state = place_like(join(structure.unflatten(loaded)), like)
-        super().save(name, state)
+        super().put(name, self.hold(state))
         return state, found["beside"]
 
     def problems(self) -> list[str]:

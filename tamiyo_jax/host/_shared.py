@@ -22,8 +22,7 @@ def split_shared(tree: Tree) -> tuple[Any, Callable[[Any], Tree]]:
 
     A tree without NNX modules is returned as it is, with the identity.
     """
-    nodes = jax.tree.leaves(tree, is_leaf=_is_module)
-    if not any(map(_is_module, nodes)):
+    if not _holds_module(tree):
         return tree, lambda plain: cast(Tree, plain)
     definition, plain = nnx.split(tree)
     return plain, lambda plain: cast(Tree, nnx.merge(definition, plain))
@@ -33,6 +32,18 @@ def map_shared(function: Callable[..., Any], tree: Tree, *rest: object) -> Tree:
     """`jax.tree.map` that leaves shared arrays shared."""
     plain, join = split_shared(tree)
     return join(jax.tree.map(function, plain, *(split_shared(other)[0] for other in rest)))
+
+
+def _holds_module(tree: object) -> bool:
+    found = False
+
+    def look(node: object) -> bool:
+        nonlocal found
+        found = found or _is_module(node)
+        return found  # the rest need not be looked into
+
+    jax.tree.leaves(tree, is_leaf=look)
+    return found
 
 
 def _is_module(node: object) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from tamiyo_jax.config import BreakerConfig, GuardConfig, RiskConfig
@@ -186,11 +186,11 @@ def to_json(state: RiskState) -> dict[str, Any]:
     """Plain dicts, lists, numbers and text; `from_json` is its inverse."""
     mode = state.conservative
     return {
-        "conservative": None if mode is None else asdict(mode),
+        "conservative": None if mode is None else _to_plain(mode),
         "pause_runs": state.pause_runs,
         "last_validation_loss": state.last_validation_loss,
         "last_brake_step": state.last_brake_step,
-        "ladder": asdict(state.ladder),
+        "ladder": _to_plain(state.ladder),
         "inference": _breaker_to_json(state.inference),
         "metadata": _breaker_to_json(state.metadata),
     }
@@ -208,6 +208,11 @@ def from_json(fields: Mapping[str, Any]) -> RiskState:
         inference=_breaker_from_json(fields["inference"]),
         metadata=_breaker_from_json(fields["metadata"]),
     )
+
+
+def _to_plain(values: ConservativeMode | Ladder) -> dict[str, Any]:
+    """The fields, which hold numbers and text; `asdict` would copy each at every step."""
+    return {each.name: getattr(values, each.name) for each in fields(values)}
 
 
 def _ladder_from_json(fields: Mapping[str, Any]) -> Ladder:

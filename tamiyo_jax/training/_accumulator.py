@@ -2,53 +2,114 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tamiyo_jax.host import Detector, Signals, StepMetrics, detect, new_detector, worst
 
-__all__ = ["Accumulated", "accumulate", "mean_of", "restart", "summarize"]
+__all__ = ["Accumulated", "Reading", "accumulate", "summarize"]
+
+ALARMING = 3
+"""Updates in a row far above their usual size, which an alarm is about."""
+
+SOUND_RISE = 0.2
+"""The largest sustained rise of the loss at which a state is sound."""
+
+FLAGS = 4
 
 
 class Accumulated(NamedTuple):
     """Measurements since the last decision, and the detector of the whole run; on the device.
 
     Attributes:
-      total: sums of the metrics of the steps that were applied, those of the newest interval
-        with one; of the signals the worst, of the refusals the newest and their number.
+      total: f32[N], one after another the figures of a `StepMetrics`: sums over the steps that
+        were applied, those of the newest interval with one; of the signals the worst, of the
+        refusals the newest and their number. A single array, since each costs time at each step.
       applied: f32[], how many steps that are.
       detector: what is usual for the run. It knows the loss of every step, which an optimiser
         knows only where the step passes it to ``update``.
     """
 
-    total: StepMetrics
+    total: jax.Array
     applied: jax.Array
     detector: Detector
 
 
+class Reading(NamedTuple):
+    """What is known of an interval after a step, on its way from the device.
+
+    Attributes:
+      numbers: f32[4 + N]: whether an alarm is due, whether the state is sound, how many steps
+        were applied, the multiplier, and the means as the figures of a `StepMetrics`.
+      structure: of the `StepMetrics`.
+      shapes: of its arrays.
+    """
+
+    numbers: jax.Array
+    structure: Any
+    shapes: tuple[tuple[int, ...], ...]
+
+    def flags(self) -> tuple[bool, bool]:
+        """Whether an alarm is due, and whether the state is sound; waits for the device.
+
+        An alarm: updates were far above their usual size three times in a row, or a loss that is
+        not finite was applied. Sound: nothing unusual since the last decision.
+        """
+        alarm, sound = np.asarray(self.numbers)[:2]
+        return bool(alarm), bool(sound)
+
+    def multiplier(self) -> float:
+        """Of the learning rate, after the newest step; waits for the device."""
+        return float(np.asarray(self.numbers)[3])
+
+    def is_finite(self) -> bool:
+        """Whether the steps that were applied are; waits for the device."""
+        numbers = np.asarray(self.numbers)
+        return not numbers[2] or bool(np.isfinite(numbers).all())
+
+    def mean(self) -> StepMetrics:
+        """The means, as numbers of the CPU; waits for the device.
+
+        They are over the steps that were applied; where none was, those of the last interval
+        with one: a refused step says nothing of the run.
+        """
+        numbers, start = np.asarray(self.numbers), FLAGS
+        figures: list[np.ndarray] = []
+        for shape in self.shapes:
+            end = start + math.prod(shape)
+            figures.append(numbers[start:end].reshape(shape))
+            start = end
+        return jax.tree.unflatten(self.structure, figures)
+
+
 def accumulate(
-    before: Accumulated | None, measured: StepMetrics, detector: Detector | None = None
-) -> Accumulated:
+    before: Accumulated | None,
+    measured: StepMetrics,
+    multiplier: jax.Array,
+    detector: Detector | None = None,
+    *,
+    restart: bool = False,
+) -> tuple[Accumulated, Reading]:
     """Add a step, or T steps with a leading axis T on every array, in buffers of its own.
 
-    The steps' own buffers may be donated to the next step. Where there is nothing before, the
-    run begins, or goes on from what `detector` has seen.
+    The steps' own buffers may be donated to the next step.
+
+    Args:
+      before: after the step before; None begins the run.
+      measured: of the step or of the steps.
+      multiplier: f32[], of the learning rate after them.
+      detector: of a run that goes on, where there is nothing before.
+      restart: first forget the interval before; its means stand until a step is applied.
     """
-    return _accumulate(before, measured, detector)
-
-
-def mean_of(accumulated: Accumulated) -> StepMetrics:
-    """The means over the steps that were applied, as NumPy arrays; waits for the device.
-
-    Where none was, those of the last interval with one: a refused step says nothing of the run.
-    """
-    total, applied = jax.device_get((accumulated.total, accumulated.applied))
-    mean = jax.tree.map(lambda figure: figure / max(applied, 1), total)
-    kept = {"signals": total.statistics.signals, "refusals": total.statistics.refusals}
-    return mean._replace(statistics=mean.statistics._replace(**kept))
+    after, numbers = _accumulate(before, measured, multiplier, detector, np.bool_(restart))
+    numbers.copy_to_host_async()
+    leaves, structure = jax.tree.flatten(measured)
+    stacked = int(jnp.ndim(measured.loss))
+    return after, Reading(numbers, structure, tuple(jnp.shape(leaf)[stacked:] for leaf in leaves))
 
 
 def summarize(steps: StepMetrics) -> StepMetrics:
@@ -64,38 +125,86 @@ def summarize(steps: StepMetrics) -> StepMetrics:
     return mean._replace(statistics=kept)
 
 
-@partial(jax.jit, donate_argnums=0)
-def restart(accumulated: Accumulated) -> Accumulated:
-    """Nothing added up, and the same detector; the means stand until a step is applied."""
-    total, applied, _ = accumulated
-    mean = jax.tree.map(lambda figure: figure / jnp.maximum(applied, 1), total)
-    statistics = total.statistics
-    kept = mean.statistics._replace(
-        signals=jax.tree.map(jnp.zeros_like, statistics.signals),
-        refusals=statistics.refusals._replace(refused=jnp.float32(0)),
-    )
-    return accumulated._replace(total=mean._replace(statistics=kept), applied=jnp.float32(0))
-
-
 @jax.jit
 def _accumulate(
-    before: Accumulated | None, measured: StepMetrics, detector: Detector | None
-) -> Accumulated:
+    before: Accumulated | None,
+    measured: StepMetrics,
+    multiplier: jax.Array,
+    detector: Detector | None,
+    restart: jax.Array,
+) -> tuple[Accumulated, jax.Array]:
     stacked = measured
     if not jnp.ndim(measured.loss):
         stacked = jax.tree.map(lambda figure: jnp.asarray(figure)[None], measured)
     stacked = jax.tree.map(lambda figure: jnp.asarray(figure, jnp.float32), stacked)
+    first = jax.tree.map(lambda figures: figures[0], stacked)
     if before is None:
-        first = jax.tree.map(lambda figures: figures[0], stacked)
         layers = first.statistics.gradient_norm.shape[0]
         seen = new_detector(layers) if detector is None else detector
-        start: Accumulated = restart(Accumulated(first, jnp.float32(1), seen))
+        carry = _Sum(_cleared(first), jnp.float32(0), seen)
     else:
-        start = before
-    return jax.lax.scan(_add, start, stacked)[0]
+        total = _unravel(before.total, first)
+        mean = _cleared(_mean(total, before.applied))
+        total = jax.tree.map(lambda new, old: jnp.where(restart, new, old), mean, total)
+        carry = _Sum(total, jnp.where(restart, 0, before.applied), before.detector)
+    if len(stacked.loss) == 1:
+        after = _add(carry, first)
+    else:
+        after, _ = jax.lax.scan(lambda carry, step: (_add(carry, step), None), carry, stacked)
+    mean = _ravel(_mean(after.total, after.applied))
+    numbers = jnp.concatenate([_flags(after), jnp.ravel(multiplier).astype(jnp.float32), mean])
+    return Accumulated(_ravel(after.total), after.applied, after.detector), numbers
 
 
-def _add(before: Accumulated, step: StepMetrics) -> tuple[Accumulated, None]:
+class _Sum(NamedTuple):
+    """`Accumulated`, with the figures by name."""
+
+    total: StepMetrics
+    applied: jax.Array
+    detector: Detector
+
+
+def _ravel(metrics: StepMetrics) -> jax.Array:
+    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(metrics)])
+
+
+def _unravel(numbers: jax.Array, like: StepMetrics) -> StepMetrics:
+    leaves, structure = jax.tree.flatten(like)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    parts = jnp.split(numbers, ends[:-1])
+    return structure.unflatten(
+        part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)
+    )
+
+
+def _mean(total: StepMetrics, applied: jax.Array) -> StepMetrics:
+    """The means over the steps that were applied; signals and refusals as they are."""
+    mean = jax.tree.map(lambda figure: figure / jnp.maximum(applied, 1), total)
+    kept = {"signals": total.statistics.signals, "refusals": total.statistics.refusals}
+    return mean._replace(statistics=mean.statistics._replace(**kept))
+
+
+def _cleared(mean: StepMetrics) -> StepMetrics:
+    """The means, without signals, and without refusals of the interval."""
+    statistics = mean.statistics._replace(
+        signals=jax.tree.map(jnp.zeros_like, mean.statistics.signals),
+        refusals=mean.statistics.refusals._replace(refused=jnp.float32(0)),
+    )
+    return mean._replace(statistics=statistics)
+
+
+def _flags(after: _Sum) -> jax.Array:
+    """f32[3], as in `Reading`."""
+    signals = after.total.statistics.signals
+    broken = (after.applied > 0) & ~jnp.isfinite(after.total.loss)
+    alarm = (signals.high_updates >= ALARMING) | broken
+    outliers = (signals.loss_outlier, signals.gradient_outlier, signals.update_outlier)
+    unusual = sum(outliers, signals.nonfinite + signals.high_updates)
+    sound = ~alarm & (unusual == 0) & (signals.sustained_rise <= SOUND_RISE)
+    return jnp.stack([alarm.astype(jnp.float32), sound.astype(jnp.float32), after.applied])
+
+
+def _add(before: _Sum, step: StepMetrics) -> _Sum:
     numbers = step.statistics
     updates = numbers.update_ratio * numbers.weight_norm
     weights = jnp.linalg.norm(numbers.weight_norm)
@@ -123,4 +232,4 @@ def _add(before: Accumulated, step: StepMetrics) -> tuple[Accumulated, None]:
         ),
     )
     applied = before.applied + jnp.where(refused, 0.0, 1.0)
-    return Accumulated(summed._replace(statistics=statistics), applied, detector), None
+    return _Sum(summed._replace(statistics=statistics), applied, detector)

@@ -8,17 +8,31 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal, Self, TypeVar
+from typing import Literal, NamedTuple, Self, TypeVar
 
 import jax
 
-from tamiyo_jax.contracts import Blueprint, Rollback
+from tamiyo_jax.contracts import Blueprint, Rollback, SystemStatePacket
 from tamiyo_jax.decision import Decision
 from tamiyo_jax.errors import TamiyoError
-from tamiyo_jax.host import DiskCheckpoints, HardwareMeter, Host, scale_of
-from tamiyo_jax.training._evaluation import Evaluate
+from tamiyo_jax.host import (
+    DiskCheckpoints,
+    HardwareMeter,
+    Held,
+    Host,
+    is_on_accelerator,
+)
+from tamiyo_jax.training._accumulator import Reading
+from tamiyo_jax.training._evaluation import Evaluate, Evaluation
+from tamiyo_jax.training._inputs import StateReader
 from tamiyo_jax.training._log_lines import describe_decision
-from tamiyo_jax.training._reporter import Boundary, Reporter, RunFacts
+from tamiyo_jax.training._reporter import (
+    Boundary,
+    Reporter,
+    RunFacts,
+    may_keep,
+    state_name,
+)
 from tamiyo_jax.training._resuming import (
     choose_directory,
     count_decisions,
@@ -26,14 +40,34 @@ from tamiyo_jax.training._resuming import (
     load_states,
 )
 from tamiyo_jax.training._settings import check_options, load_settings
-from tamiyo_jax.training._watch import Watch
+from tamiyo_jax.training._watch import SPACING, Due, Mark, Watch
 from tamiyo_jax.training._wiring import open_controller
 
 __all__ = ["Decider"]
 
 OPTIMIZER_ID = "optimizer"
 
+LATE_BELOW = 5
+"""Below so many steps from one decision to the next, each is made a step late.
+
+The device works on the next step meanwhile. A longer interval can wait for its own last step.
+"""
+
 State = TypeVar("State")
+
+
+class Pending(NamedTuple):
+    """A decision that is to be made, with copies of what it is about.
+
+    Attributes:
+      reading: the means of the interval, on their way from the device.
+      held: a copy of the state at its end; None where the last is too recent.
+      evaluation: of that state.
+    """
+
+    reading: Reading
+    held: Held | None
+    evaluation: Evaluation
 
 
 class Decider:
@@ -62,12 +96,19 @@ class Decider:
         self.undone_steps, self._layers = 0, len(layers)
         self.skips_data = self.escalated = self._closed = False
         self._watch = Watch(every)
+        self._read = StateReader()
         self._last: Decision | None = None
+        # A host with seeds is asked about where it stands, for its seeds change with the answer.
+        self._is_late = host is None and every < LATE_BELOW
+        self._pending: Pending | None = None
+        self._spare: tuple[str, Held, Mark] | None = None
+        self._held_at: int | None = None
+        self._is_on_cpu: bool | None = None
         config = load_settings(blueprint, candidates, seedless=host is None)
         self.directory = choose_directory(directory, resume)
         self._awaits_state = resume is not None
         self._kept = keep_states(
-            self.directory, self._watch.mark, on_disk=resumable or self._awaits_state
+            self.directory, lambda: self._watch.newest, on_disk=resumable or self._awaits_state
         )
         facts = RunFacts(
             run_id=run_id or self.directory.name,
@@ -126,6 +167,9 @@ class Decider:
                 "gradient that is not finite; restore(state) returns the newest kept state "
                 f"({newest})"
             )
+        pending, self._pending = self._pending, None
+        if not self._closed and pending is not None:
+            self._ask_at_the_end(pending)
         self._closed = True
         if isinstance(self._kept, DiskCheckpoints):
             self._log_unwritten(self._kept.close())
@@ -137,23 +181,77 @@ class Decider:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _decide(self, state: State) -> State:
-        """Ask the controller about a state, and return what its command makes of it."""
-        scale_of(state)
-        boundary = self._measure(state)
-        packet = self._reporter.packet(state, boundary)
+    def _after_step(self, state: State, due: Due, taken: int) -> State:
+        """Do what is due after a step or several, first what was left over from those before."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            state = self._conclude(pending, state)
+            if self.undone_steps:
+                return state
+        spare, self._spare = self._spare, None
+        if spare is not None and self._watch.sound:
+            name, held, mark = spare
+            self._kept.put_spare(name, held)
+            self._watch.remember(name, mark)
+        match due:
+            case Due.ALARM:
+                return self._conclude(self._begin(state), state)
+            case Due.DECISION if not self._is_late or taken > 1:
+                return self._conclude(self._begin(state), state)
+            case Due.DECISION:
+                self._pending = self._begin(state)
+            case Due.SPARE if not self._is_late and self._copies_cheaply(state):
+                mark = self._watch.mark()
+                self._spare = state_name(mark.steps), self._kept.hold(state), mark
+            case _:
+                pass
+        return state
+
+    def _begin(self, state: object) -> Pending:
+        """What a decision about a state needs of it, without waiting for the device."""
+        reading = self._watch.take()
+        started, steps = time.perf_counter(), self._watch.steps
+        held = None
+        if not self._is_late or self._held_at is None or steps - self._held_at >= SPACING:
+            self._held_at, held = steps, self._kept.hold(state)
+        evaluation = self._evaluate(state)
+        self._watch.leave_out(time.perf_counter() - started)
+        return Pending(reading, held, evaluation)
+
+    def _conclude(self, pending: Pending, state: State) -> State:
+        """Ask the controller about a state, and return what its command makes of the newest."""
+        boundary = self._measure(pending)
+        packet = self._reporter.packet(state, boundary, is_held=pending.held is not None)
         try:
-            decision = self.tamiyo.step(packet)
-            self._reporter.settle(state, boundary, decision)
+            decision = self._ask(packet, boundary, pending.held)
             after = self._applier(state, decision)
         except TamiyoError as error:
-            problem = f"{type(error).__name__}: {error}"
-            self._log(f"step {self._watch.steps}: goes on without Tamiyo: {problem}")
+            self._log_error(error)
             self._watch.resume(self._kept.names())
             return state
         self._note(decision)
         self._watch.resume(self._kept.names())
         return after
+
+    def _ask(self, packet: SystemStatePacket, boundary: Boundary, held: Held | None) -> Decision:
+        """The controller's decision; keeps the state of the boundary, if it may be kept."""
+        decision = self.tamiyo.step(packet)
+        if held is not None and may_keep(boundary, decision):
+            self._kept.put(state_name(boundary.global_step), held)
+        self._reporter.forget(decision)
+        return decision
+
+    def _ask_at_the_end(self, pending: Pending) -> None:
+        """Make the decision that is left over; there is no state any more to apply it to."""
+        boundary = self._measure(pending)
+        packet = self._reporter.packet(None, boundary, is_held=pending.held is not None)
+        try:
+            decision = self._ask(packet, boundary, pending.held)
+        except TamiyoError as error:
+            self._log_error(error)
+            return
+        for line in describe_decision(decision, self._last):
+            self._log(f"step {self._watch.steps}: not applied, the loop has ended: {line}")
 
     def _note(self, decision: Decision) -> None:
         """Log a decision, and keep where the data of the loop goes on."""
@@ -169,22 +267,35 @@ class Decider:
                 command.payload.checkpoint, skips_data=self.skips_data
             )
 
+    def _log_error(self, error: TamiyoError) -> None:
+        problem = f"{type(error).__name__}: {error}"
+        self._log(f"step {self._watch.steps}: goes on without Tamiyo: {problem}")
+
     def _log_unwritten(self, problems: list[str]) -> None:
         for problem in problems:
             self._log(f"step {self._watch.steps}: a kept state is in memory alone: {problem}")
 
-    def _measure(self, state: object) -> Boundary:
-        """The means since the last boundary, and the validation loss of the state."""
-        mean, metrics = self._watch.interval()
+    def _measure(self, pending: Pending) -> Boundary:
+        """The means of an interval, and the validation loss of the state at its end."""
+        mean, metrics = self._watch.read(pending.reading)
         self._boundaries += 1
-        loss, contributions, probe = jax.device_get(self._evaluate(state))
+        loss, contributions, probe = pending.evaluation
+        if jax.tree.leaves(pending.evaluation):
+            loss, contributions, probe = jax.device_get(pending.evaluation)
         return Boundary(
             number=self._boundaries,
-            global_step=self._watch.steps,
+            global_step=self._watch.newest.steps,
             mean=mean,
+            multiplier=pending.reading.multiplier(),
             validation_loss=None if loss is None else float(loss),
             validation_accuracy=None,
             contributions=contributions,
             probe=probe,
             metrics=metrics,
         )
+
+    def _copies_cheaply(self, state: object) -> bool:
+        """Whether copying a state takes little time beside a few steps: not off an accelerator."""
+        if self._is_on_cpu is None:
+            self._is_on_cpu = not any(map(is_on_accelerator, jax.tree.leaves(state)))
+        return self._is_on_cpu

@@ -3,20 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
+from jaxtyping import Array, Float32
 
 from tamiyo_jax.errors import ConfigurationError
-from tamiyo_jax.host import StepMetrics, all_statistics
+from tamiyo_jax.host import HostState, Statistics, StepMetrics, all_statistics, scale_of
 
-__all__ = ["count_steps", "read_steps", "split_model", "total_loss"]
+__all__ = ["StateReader", "count_steps", "read_steps", "split_model", "total_loss"]
 
 Params = Any
+
+
+class StateReader:
+    """Finds the statistics and the multiplier in the train states of a loop.
+
+    They are looked for in the first state, and in later ones of the same structure taken from
+    the same places.
+    """
+
+    def __init__(self) -> None:
+        self._structure: Any = None
+        self._places: list[int] = []
+        self._like: Any = None
+
+    def __call__(
+        self, state: object, *, measured: bool
+    ) -> tuple[Statistics | None, Float32[Array, ""]]:
+        """The newest statistics, as `host.all_statistics`; f32[], the multiplier.
+
+        Args:
+          state: after a step.
+          measured: the statistics are known otherwise, and not looked for; always the same.
+
+        Raises:
+          ConfigurationError: as `host.all_statistics` does, or they have an axis too many.
+          CommandRejectedError: the optimiser has no `tamiyo_scale`.
+        """
+        leaves, structure = jax.tree.flatten(state)
+        if self._places and structure == self._structure:
+            *numbers, multiplier = [leaves[place] for place in self._places]
+            return jax.tree.unflatten(self._like, numbers), multiplier
+        statistics = None if measured else all_statistics(state)
+        if statistics is not None and jnp.ndim(statistics.conflict):
+            raise _too_many_axes(statistics.conflict)
+        multiplier = scale_of(state.opt_state if isinstance(state, HostState) else state)
+        numbers, self._like = jax.tree.flatten(statistics)
+        places = [_places_of(array, leaves) for array in (*numbers, multiplier)]
+        certain = all(len(found) == 1 for found in places)
+        self._structure, self._places = structure, [found[0] for found in places if certain]
+        return statistics, multiplier
+
+
+def _places_of(array: jax.Array, leaves: list[Any]) -> list[int]:
+    return [place for place, leaf in enumerate(leaves) if leaf is array]
 
 
 def split_model(model: Any) -> tuple[Params, Callable[[Params], Any]]:  # noqa: ANN401
@@ -56,6 +101,8 @@ def total_loss(loss: Any) -> jax.Array:  # noqa: ANN401 - a number, an array, or
             return jnp.sum(jnp.stack(parts))
         case tuple() | list() if loss:
             return total_loss(loss[0])
+        case jax.Array() if loss.dtype == jnp.float32 and not loss.ndim:
+            return loss
         case float() | jax.Array() | np.ndarray() | np.floating() if _is_floating(loss):
             return jnp.mean(jnp.asarray(loss, jnp.float32))
         case _:
@@ -67,10 +114,15 @@ def total_loss(loss: Any) -> jax.Array:  # noqa: ANN401 - a number, an array, or
             )
 
 
-def read_steps(state: object, measured: Any) -> StepMetrics:  # noqa: ANN401
-    """The metrics of a step, or of T steps with a leading axis T on every array.
+def read_steps(
+    read: StateReader,
+    state: object,
+    measured: Any,  # noqa: ANN401
+) -> tuple[StepMetrics, jax.Array]:
+    """The metrics of a step, or of T steps with a leading axis T on every array; the multiplier.
 
     Args:
+      read: finds the numbers in the states of this loop.
       state: the train state after the step; holds a monitored optimiser.
       measured: the step's `StepMetrics`, those of T steps as `jax.lax.scan` stacks them, or the
         loss of a step as `total_loss` takes it.
@@ -78,8 +130,10 @@ def read_steps(state: object, measured: Any) -> StepMetrics:  # noqa: ANN401
     Raises:
       ConfigurationError: the loss is no number, the optimiser is not monitored, its statistics
         have an axis too many, or this is traced by ``jax.jit``.
+      CommandRejectedError: the optimiser has no `tamiyo_scale`.
     """
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, measured))):
+    numbers, multiplier = read(state, measured=isinstance(measured, StepMetrics))
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((numbers, measured))):
         raise ConfigurationError(
             "a Plug was called while JAX traced a function; call it outside jax.jit, after the "
             "jitted step. Of an epoch under jax.lax.scan return the steps' StepMetrics, and "
@@ -89,11 +143,8 @@ def read_steps(state: object, measured: Any) -> StepMetrics:  # noqa: ANN401
         steps = jnp.ndim(measured.statistics.conflict)
         if steps > 1 or jnp.ndim(measured.loss) != steps:
             raise _too_many_axes(measured.statistics.conflict)
-        return measured
-    numbers = all_statistics(state)
-    if jnp.ndim(numbers.conflict):
-        raise _too_many_axes(numbers.conflict)
-    return StepMetrics(total_loss(measured), {}, numbers)
+        return measured, multiplier
+    return StepMetrics(total_loss(measured), {}, cast(Statistics, numbers)), multiplier
 
 
 def count_steps(measured: StepMetrics) -> int:

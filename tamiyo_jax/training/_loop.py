@@ -36,6 +36,7 @@ from tamiyo_jax.host import (
     loss_of,
     operate,
     probe,
+    scale_of,
     seeds_of,
     train_step,
 )
@@ -332,6 +333,7 @@ def _boundary(state: LoopState, measured: Measured, metrics: Mapping[str, float]
         number=int(state.epochs),
         global_step=int(state.host.step),
         mean=measured.step,
+        multiplier=float(scale_of(state.host.opt_state)),
         validation_loss=float(measured.validation_loss),
         validation_accuracy=float(measured.validation_accuracy),
         contributions=measured.contributions,

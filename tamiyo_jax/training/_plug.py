@@ -25,9 +25,10 @@ from tamiyo_jax.errors import ConfigurationError
 from tamiyo_jax.host import Host, HostState, blueprint_of, layer_names, loss_of
 from tamiyo_jax.training._deciding import Decider
 from tamiyo_jax.training._evaluation import Evaluation, evaluate_growth, run_once
-from tamiyo_jax.training._inputs import read_steps, split_model
+from tamiyo_jax.training._inputs import count_steps, read_steps, split_model
 from tamiyo_jax.training._programs import Programs
 from tamiyo_jax.training._settings import check_options
+from tamiyo_jax.training._watch import Due
 
 __all__ = ["Plug"]
 
@@ -208,12 +209,14 @@ class Plug(Decider):
             raise ConfigurationError(
                 "this run is resumed; begin with state = tamiyo.restore(state)", field="resume"
             )
-        metrics = read_steps(state, measured)
+        metrics, multiplier = read_steps(self._read, state, measured)
         self.undone_steps, self.skips_data = 0, False
-        if self._watch.add(metrics):
-            return self._inside(self._decide(self._whole(state)))
-        ready = self._programs is not None and self._programs.ready
-        return self._inside(self._whole(state)) if ready else state
+        due = self._watch.add(metrics, multiplier)
+        if self._programs is None:
+            return self._after_step(state, due, count_steps(metrics))
+        if due in (Due.ALARM, Due.DECISION) or self._programs.ready:
+            return self._inside(self._after_step(self._whole(state), due, count_steps(metrics)))
+        return state
 
     def _whole(self, state: State) -> State:
         """The state with the seeds whose programs are not there yet."""

@@ -19,6 +19,7 @@ from tamiyo_jax.contracts import HardwareContext, Rollback, SystemStatePacket
 from tamiyo_jax.decision import Decision
 from tamiyo_jax.host import (
     DecisionLike,
+    Hardware,
     HardwareMeter,
     Host,
     HostState,
@@ -27,13 +28,22 @@ from tamiyo_jax.host import (
     limit_to_budget,
     live_parameters,
     packet_from,
-    scale_of,
     seed_state,
 )
 
 FIGURES = ("gradient_norm", "weight_norm", "update_ratio", "gradient_variance", "conflict")
+READING_S = 0.5
 
-__all__ = ["Boundary", "KeptStates", "Reporter", "RunFacts", "describe", "step_of"]
+__all__ = [
+    "Boundary",
+    "KeptStates",
+    "Reporter",
+    "RunFacts",
+    "describe",
+    "may_keep",
+    "state_name",
+    "step_of",
+]
 
 
 class KeptStates(Protocol):
@@ -91,6 +101,7 @@ class Boundary:
       number: boundaries so far, this one included.
       global_step: optimiser steps so far.
       mean: a step's metrics, averaged over the interval.
+      multiplier: of the learning rate.
       validation_loss: None where nothing validates.
       validation_accuracy: in [0, 1]; None where nothing validates.
       contributions: by slot id, validation loss without the seed minus with it.
@@ -101,6 +112,7 @@ class Boundary:
     number: int
     global_step: int
     mean: StepMetrics
+    multiplier: float
     validation_loss: float | None
     validation_accuracy: float | None
     contributions: Mapping[str, Any]
@@ -130,17 +142,29 @@ class Reporter:
         self._facts = facts
         self._kept = kept
         self._meter = meter
+        self._hardware: tuple[float, Hardware] | None = None
         self._clock = clock
 
-    def packet(self, state: Any, boundary: Boundary) -> SystemStatePacket:  # noqa: ANN401
+    def packet(
+        self,
+        state: Any,  # noqa: ANN401
+        boundary: Boundary,
+        *,
+        is_held: bool = True,
+    ) -> SystemStatePacket:
         """The packet of a boundary; it names its own state if that is finite, else the newest kept.
+
+        Args:
+          state: at the boundary; of one without seeds no array is read.
+          boundary: what was measured.
+          is_held: the state will be kept if the controller does not object.
 
         Raises:
           ConfigurationError: the statistics are of other layers.
         """
         started = time.perf_counter()
         facts = self._facts
-        names = self._names(boundary)
+        names = self._names(boundary, is_held=is_held)
         identity = SystemStatePacket(
             packet_id=f"{facts.run_id}-{boundary.number}",
             training_run_id=facts.run_id,
@@ -169,10 +193,9 @@ class Reporter:
         ]
         metrics = {f"restorable/{name}": float(step_of(name)) for name in names}
         metrics["live_parameters"] = float(self._count_live(state))
-        metrics |= {"lr_multiplier": float(scale_of(_optimizer_of(state)))} | dict(boundary.metrics)
-        hardware = None
-        if self._meter is not None:
-            hardware = self._meter.read()
+        metrics |= {"lr_multiplier": boundary.multiplier} | dict(boundary.metrics)
+        hardware = self._read_hardware()
+        if hardware is not None:
             metrics["hook_latency_ms"] = 1e3 * (time.perf_counter() - started)
         packet = packet_from(
             identity,
@@ -195,20 +218,33 @@ class Reporter:
           boundary: as it was reported.
           decision: the controller's; None without a controller.
         """
-        if self._kept is None:
-            return
-        objects = isinstance(decision, Decision) and not decision.restorable
-        if _is_finite(boundary) and not objects:
+        if self._kept is not None and may_keep(boundary, decision):
             self._kept.save(state_name(boundary.global_step), state)
+        self.forget(decision)
+
+    def forget(self, decision: DecisionLike | None) -> None:
+        """Forget the states that a decision rolls back."""
         payload = None if decision is None or decision.command is None else decision.command.payload
-        if isinstance(payload, Rollback) and decision is not None and not decision.shadow:
+        if self._kept is None or decision is None or decision.shadow:
+            return
+        if isinstance(payload, Rollback):
             self._kept.forget_after(payload.checkpoint)
 
-    def _names(self, boundary: Boundary) -> frozenset[str]:
+    def _names(self, boundary: Boundary, *, is_held: bool) -> frozenset[str]:
         if self._kept is None:
             return frozenset()
-        own = {state_name(boundary.global_step)} if _is_finite(boundary) else set[str]()
+        keeps = is_held and _is_finite(boundary)
+        own = {state_name(boundary.global_step)} if keeps else set[str]()
         return self._kept.names() | own
+
+    def _read_hardware(self) -> Hardware | None:
+        """A reading at most `READING_S` old, for one takes as long as a rule of the gate."""
+        if self._meter is None:
+            return None
+        now = time.monotonic()
+        if self._hardware is None or now - self._hardware[0] >= READING_S:
+            self._hardware = now, self._meter.read()
+        return self._hardware[1]
 
     def _count_live(self, state: object) -> int:
         return live_parameters(state) if isinstance(state, HostState) else self._facts.parameters
@@ -223,8 +259,10 @@ class Reporter:
         )
 
 
-def _optimizer_of(state: object) -> object:
-    return state.opt_state if isinstance(state, HostState) else state
+def may_keep(boundary: Boundary, decision: DecisionLike | None) -> bool:
+    """Whether the state of a boundary is finite, and the controller does not object to it."""
+    objects = isinstance(decision, Decision) and not decision.restorable
+    return _is_finite(boundary) and not objects
 
 
 def _is_finite(boundary: Boundary) -> bool:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
 from typing import Any, NamedTuple, cast
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from tamiyo_jax.host import Detector, LateReader, StepMetrics
-from tamiyo_jax.training._accumulator import Accumulated, accumulate, mean_of, restart
+from tamiyo_jax.host import Detector, StepMetrics
+from tamiyo_jax.training._accumulator import Accumulated, Reading, accumulate
 from tamiyo_jax.training._inputs import count_steps
 from tamiyo_jax.training._pace import Pace, end_interval, wait
 
-__all__ = ["Mark", "Watch"]
+__all__ = ["CALM", "SPACING", "Due", "Mark", "Watch"]
 
-LOOK = 10
-"""Steps from one look for an alarm to the next."""
+SPACING = 10
+"""Steps from one state that is kept to the next, at least."""
 
-ALARMING = 3
-"""Updates in a row far above their usual size, which an alarm is about."""
+CALM = 10
+"""Steps after a decision on an alarm that led to nothing, until the next alarm is heeded."""
 
 _END = object()
 
@@ -40,6 +39,15 @@ class Mark(NamedTuple):
     steps: int
 
 
+class Due(Enum):
+    """What a step calls for."""
+
+    NOTHING = 0
+    SPARE = 1  # a state that may be kept, without a decision
+    DECISION = 2  # the interval has ended
+    ALARM = 3  # a decision at once
+
+
 class Watch:
     """Counts and adds up steps, and knows what goes with each kept state.
 
@@ -49,54 +57,79 @@ class Watch:
     Attributes:
       steps: so far, also those that were rolled back.
       position: batches read so far, without those that a rollback reads again.
+      sound: nothing was unusual from the last decision up to the step before this one.
     """
 
     def __init__(self, every: int) -> None:
         self._every = every
-        self.steps = self._asked = self.position = 0
+        self.steps = self._asked = self.position = self._deaf_until = 0
+        self.sound = False
         self._accumulated: Accumulated | None = None
         self._before: Detector | None = None
+        self._newest: Mark | None = None
         self._marks: dict[str, Mark] = {}
-        self._alarm = LateReader[jax.Array]()
+        self._reading: Reading | None = None
+        self._restarts = False
         self._pace, self._resumed = Pace(), time.perf_counter()
 
-    def add(self, metrics: StepMetrics) -> bool:
-        """Add a step, or several; whether it is time to decide.
+    def add(self, metrics: StepMetrics, multiplier: jax.Array) -> Due:
+        """Add a step, or several, and say what is due.
 
-        That is after `every` steps, or as soon as an alarm is seen: every `LOOK` steps the
-        signals of `LOOK` steps before are read, without waiting for the device.
+        The flags of the step before are read, never those of a step that was just dispatched, so
+        the device always has a step to work on.
         """
         before, taken = self.steps, count_steps(metrics)
         self.steps += taken
         self.position += taken
-        self._accumulated = accumulate(self._accumulated, metrics, self._before)
+        late = None if self._restarts else self._reading
+        self._accumulated, self._reading = accumulate(
+            self._accumulated, metrics, multiplier, self._before, restart=self._restarts
+        )
+        self._restarts = False
+        if self._every == 1:
+            return Due.DECISION
+        alarm, self.sound = (False, False) if late is None else late.flags()
         if self.steps // self._every != before // self._every:
-            return True
-        if self._every <= LOOK or self.steps // LOOK == before // LOOK:
-            return False
-        alarmed = self._alarm(_is_alarming(self._accumulated))
-        return alarmed is not None and bool(alarmed)
+            return Due.DECISION
+        if alarm and self.steps > self._deaf_until:
+            self._deaf_until = self.steps + CALM
+            return Due.ALARM
+        return Due.SPARE if self.steps // SPACING != before // SPACING else Due.NOTHING
 
-    def interval(self) -> tuple[StepMetrics, dict[str, float]]:
-        """The means since the last interval, and its pace; waits for the device."""
-        accumulated = cast(Accumulated, self._accumulated)  # there has been a step
-        mean = mean_of(accumulated)
-        self._accumulated = restart(accumulated)
-        self._alarm = LateReader[jax.Array]()
-        steps, self._asked = self.steps - self._asked, self.steps
+    def take(self) -> Reading:
+        """End an interval, whose means are on their way; waits for nothing."""
+        self._newest, self._restarts = self.mark(), True
+        return cast(Reading, self._reading)  # there has been a step
+
+    def read(self, reading: Reading) -> tuple[StepMetrics, dict[str, float]]:
+        """The means of the interval that was taken, and its pace; waits for the device."""
+        mean = reading.mean()
+        steps, self._asked = self.newest.steps - self._asked, self.newest.steps
         seconds = time.perf_counter() - self._resumed
         self._pace, metrics = end_interval(self._pace, seconds, steps)
         return mean, metrics
 
+    @property
+    def newest(self) -> Mark:
+        """What goes with the state at the end of the last interval that was taken."""
+        return cast(Mark, self._newest)
+
+    def leave_out(self, seconds: float) -> None:
+        """Count these seconds of the interval for nothing: they went into its own decision."""
+        self._resumed += seconds
+
     def resume(self, names: frozenset[str]) -> None:
-        """Go on after a decision, with these states kept."""
-        if self._accumulated is not None:
-            mark = self.mark()
-            self._marks = {name: self._marks.get(name, mark) for name in names}
+        """Go on after a decision on the last interval that was taken, with these states kept."""
+        if self._newest is not None:
+            self._marks = {name: self._marks.get(name, self._newest) for name in names}
         self._resumed = time.perf_counter()
 
+    def remember(self, name: str, mark: Mark) -> None:
+        """Another state is kept, which has this mark."""
+        self._marks[name] = mark
+
     def mark(self) -> Mark:
-        """What goes with the state after the last interval."""
+        """What goes with the state after the newest step."""
         accumulated = cast(Accumulated, self._accumulated)
         return Mark(accumulated.detector, self.position, self.steps)
 
@@ -113,6 +146,7 @@ class Watch:
         self.position = self.position if skips_data else mark.position
         if self._accumulated is not None:
             self._accumulated = self._accumulated._replace(detector=mark.detector)
+        self._restarts, self._deaf_until = True, 0
         return undone
 
     def batches(self, read: Callable[[int], Iterable[Any]]) -> Iterator[Any]:
@@ -131,14 +165,4 @@ class Watch:
 
     def is_finite(self) -> bool:
         """Whether the steps since the last interval that were applied are."""
-        if self._accumulated is None:
-            return True
-        total, applied = jax.device_get((self._accumulated.total, self._accumulated.applied))
-        return not applied or all(np.isfinite(figure).all() for figure in jax.tree.leaves(total))
-
-
-@jax.jit
-def _is_alarming(accumulated: Accumulated) -> jax.Array:
-    """bool[]: something that a decision is needed for at once."""
-    high = accumulated.total.statistics.signals.high_updates
-    return (high >= ALARMING) | ~jnp.isfinite(accumulated.total.loss)
+        return self._restarts or self._reading is None or self._reading.is_finite()

@@ -81,15 +81,15 @@ def test_a_refused_batch_is_reported_and_nothing_is_rolled_back(tmp_path: Path):
 def test_where_every_step_was_refused_the_loss_before_stands(tmp_path: Path):
     with plug(tmp_path, [], 2) as tamiyo:
         train(tamiyo, 8, broken=(4, 5))
-        losses = [step.packet.training_loss for step in read_history(tamiyo.directory / "tamiyo")]
+    losses = [step.packet.training_loss for step in read_history(tamiyo.directory / "tamiyo")]
     assert losses[2] == losses[1]
     assert losses[3] != losses[1]
 
 
 @pytest.mark.parametrize("times", [30, 100])
-@pytest.mark.parametrize(("every", "late"), [(1, 3), (10, 10), (50, 20)])
+@pytest.mark.parametrize("every", [1, 10, 50])
 def test_a_learning_rate_that_jumps_is_undone_and_then_braked_by_as_much(
-    tmp_path: Path, times: float, every: int, late: int
+    tmp_path: Path, times: float, every: int
 ):
     lines: list[str] = []
     rates = np.where(np.arange(300) < 100, 1, times).astype(np.float32)
@@ -99,7 +99,7 @@ def test_a_learning_rate_that_jumps_is_undone_and_then_braked_by_as_much(
         rolled = [line for line in lines if "ROLLBACK (update_outlier)" in line]
         commands = [step.command for step in read_history(tamiyo.directory / "tamiyo")]
     assert len(rolled) == 2
-    assert int(rolled[0].split()[1][:-1]) <= 100 + late
+    assert int(rolled[0].split()[1][:-1]) == 104
     braked = [one for one in commands if one is not None and "lr_delta" in one.annotations]
     assert len(braked) == 1
     assert 0.5 < float(host.scale_of(state)) * times < 2.5
@@ -138,9 +138,9 @@ def test_batches_are_read_again_from_the_state_that_a_rollback_returns_to(tmp_pa
             state = tamiyo(state, loss)
             if tamiyo.undone_steps:
                 place[len(seen)] = tamiyo.undone_steps
-    assert place == {110: 10, 120: 10}
+    assert place == {104: 4, 108: 4}
     assert asked == [0, 100, 100]
-    assert seen == [*range(110), *range(100, 110), *range(100, 150)]
+    assert seen == [*range(104), *range(100, 104), *range(100, 162)]
 
 
 def test_a_loader_that_stalls_is_reported_and_nothing_is_done(tmp_path: Path):
@@ -157,7 +157,7 @@ def test_a_loader_that_stalls_is_reported_and_nothing_is_done(tmp_path: Path):
             state = tamiyo(state, loss)
         history = read_history(tamiyo.directory / "tamiyo")
     (line,) = [line for line in lines if "loader_stall" in line]
-    assert line.startswith("step 32: loader_stall: loader_ratio")
+    assert line.startswith("step 31: loader_stall: loader_ratio")
     assert {step.command for step in history} == {None}
 
 

@@ -98,13 +98,14 @@ def test_a_fault_after_resuming_is_rolled_back_to_a_state_from_before(tmp_path: 
         train(first, start(), 45)
     with plug(tmp_path, lines, resume=first.directory) as second:
         state = second.restore(start())
-        for index in range(45, 50):
+        for index in range(45, 47):
             params, opt_state, key, counter = state
             state, _ = train_step((params, opt_state, key, counter), XS[index])
             state = second(state, jnp.float32(jnp.nan))
-    assert lines == ["step 50: ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite"]
+    said = "ROLLBACK (nonfinite_loss): a loss in the packet is NaN or infinite"
+    assert lines == [f"step 47: {said}"]
     assert int(state[3]) == 45
-    assert second.undone_steps == 5
+    assert second.undone_steps == 2
 
 
 def test_only_the_states_that_are_kept_stay_on_disk(tmp_path: Path):
