@@ -11,15 +11,18 @@ import numpy as np
 
 from tamiyo_jax.host import Detector, Signals, StepMetrics, detect, new_detector, worst
 
-__all__ = ["Accumulated", "Reading", "accumulate", "summarize"]
+__all__ = ["Accumulated", "Flags", "Reading", "accumulate", "summarize"]
 
 ALARMING = 3
 """Updates in a row far above their usual size, which an alarm is about."""
 
-SOUND_RISE = 0.2
-"""The largest sustained rise of the loss at which a state is sound."""
+SOUND_RISE, SOUND_Z = 0.2, 3.0
+"""A sustained rise of the loss above both leaves a state unsound; rules ask for twice as much."""
 
-FLAGS = 4
+CALM_GRADIENTS = 3
+"""The most steps in a row with a high gradient that are calm; rules ask for more."""
+
+BEFORE_MEANS = 5
 
 
 class Accumulated(NamedTuple):
@@ -39,12 +42,27 @@ class Accumulated(NamedTuple):
     detector: Detector
 
 
+class Flags(NamedTuple):
+    """What is known of an interval without a controller.
+
+    Attributes:
+      alarm: updates were far above their usual size three times in a row, or a loss that is not
+        finite was applied.
+      sound: no alarm, no outlier and no sustained rise: the state may be kept.
+      calm: sound, nothing was refused, and gradients were high for three steps at most.
+    """
+
+    alarm: bool
+    sound: bool
+    calm: bool
+
+
 class Reading(NamedTuple):
     """What is known of an interval after a step, on its way from the device.
 
     Attributes:
-      numbers: f32[4 + N]: whether an alarm is due, whether the state is sound, how many steps
-        were applied, the multiplier, and the means as the figures of a `StepMetrics`.
+      numbers: f32[5 + N]: the flags, how many steps were applied, the multiplier, and the means as
+        the figures of a `StepMetrics`.
       structure: of the `StepMetrics`.
       shapes: of its arrays.
     """
@@ -53,23 +71,18 @@ class Reading(NamedTuple):
     structure: Any
     shapes: tuple[tuple[int, ...], ...]
 
-    def flags(self) -> tuple[bool, bool]:
-        """Whether an alarm is due, and whether the state is sound; waits for the device.
-
-        An alarm: updates were far above their usual size three times in a row, or a loss that is
-        not finite was applied. Sound: nothing unusual since the last decision.
-        """
-        alarm, sound = np.asarray(self.numbers)[:2]
-        return bool(alarm), bool(sound)
+    def flags(self) -> Flags:
+        """What is known without a controller; waits for the device."""
+        return Flags(*np.asarray(self.numbers)[:3].astype(bool).tolist())
 
     def multiplier(self) -> float:
         """Of the learning rate, after the newest step; waits for the device."""
-        return float(np.asarray(self.numbers)[3])
+        return float(np.asarray(self.numbers)[4])
 
     def is_finite(self) -> bool:
         """Whether the steps that were applied are; waits for the device."""
         numbers = np.asarray(self.numbers)
-        return not numbers[2] or bool(np.isfinite(numbers).all())
+        return not numbers[3] or bool(np.isfinite(numbers).all())
 
     def mean(self) -> StepMetrics:
         """The means, as numbers of the CPU; waits for the device.
@@ -77,7 +90,7 @@ class Reading(NamedTuple):
         They are over the steps that were applied; where none was, those of the last interval
         with one: a refused step says nothing of the run.
         """
-        numbers, start = np.asarray(self.numbers), FLAGS
+        numbers, start = np.asarray(self.numbers), BEFORE_MEANS
         figures: list[np.ndarray] = []
         for shape in self.shapes:
             end = start + math.prod(shape)
@@ -194,14 +207,17 @@ def _cleared(mean: StepMetrics) -> StepMetrics:
 
 
 def _flags(after: _Sum) -> jax.Array:
-    """f32[3], as in `Reading`."""
+    """f32[4]: the flags, and how many steps were applied."""
     signals = after.total.statistics.signals
     broken = (after.applied > 0) & ~jnp.isfinite(after.total.loss)
     alarm = (signals.high_updates >= ALARMING) | broken
     outliers = (signals.loss_outlier, signals.gradient_outlier, signals.update_outlier)
     unusual = sum(outliers, signals.nonfinite + signals.high_updates)
-    sound = ~alarm & (unusual == 0) & (signals.sustained_rise <= SOUND_RISE)
-    return jnp.stack([alarm.astype(jnp.float32), sound.astype(jnp.float32), after.applied])
+    rises = (signals.sustained_rise > SOUND_RISE) & (signals.sustained_z > SOUND_Z)
+    sound = ~alarm & (unusual == 0) & ~rises
+    refused = after.total.statistics.refusals.refused > 0
+    calm = sound & ~refused & (signals.high_gradients <= CALM_GRADIENTS)
+    return jnp.stack([*(flag.astype(jnp.float32) for flag in (alarm, sound, calm)), after.applied])
 
 
 def _add(before: _Sum, step: StepMetrics) -> _Sum:

@@ -56,16 +56,27 @@ The device works on the next step meanwhile. A longer interval can wait for its 
 State = TypeVar("State")
 
 
+GROUP_STEPS = 10
+"""Calm steps whose packets are decided on together, for the first decision warms the caches."""
+
+CALM_PACE = 3.0
+"""The largest ratio of a step's time, or of a wait for a batch, to what is usual that is calm."""
+
+
 class Pending(NamedTuple):
     """A decision that is to be made, with copies of what it is about.
 
     Attributes:
       reading: the means of the interval, on their way from the device.
+      mark: of the state at its end.
+      pace: of the interval.
       held: a copy of the state at its end; None where the last is too recent.
       evaluation: of that state.
     """
 
     reading: Reading
+    mark: Mark
+    pace: dict[str, float]
     held: Held | None
     evaluation: Evaluation
 
@@ -80,6 +91,7 @@ class Decider:
         *,
         layers: tuple[str, ...],
         evaluate: Evaluate,
+        validates: bool,
         mode: Literal["act", "shadow", "guard"],
         every: int,
         log: Callable[[str], object],
@@ -97,18 +109,21 @@ class Decider:
         self.skips_data = self.escalated = self._closed = False
         self._watch = Watch(every)
         self._read = StateReader()
+        config = load_settings(blueprint, candidates, seedless=host is None)
         self._last: Decision | None = None
         # A host with seeds is asked about where it stands, for its seeds change with the answer.
         self._is_late = host is None and every < LATE_BELOW
-        self._pending: Pending | None = None
+        relative = config.risk.detection == "relative"
+        groups = mode == "guard" and relative and not validates
+        self._group = GROUP_STEPS // every if groups else 1
+        self._pending: list[Pending] = []
         self._spare: tuple[str, Held, Mark] | None = None
         self._held_at: int | None = None
         self._is_on_cpu: bool | None = None
-        config = load_settings(blueprint, candidates, seedless=host is None)
         self.directory = choose_directory(directory, resume)
         self._awaits_state = resume is not None
         self._kept = keep_states(
-            self.directory, lambda: self._watch.newest, on_disk=resumable or self._awaits_state
+            self.directory, lambda: self._concluding, on_disk=resumable or self._awaits_state
         )
         facts = RunFacts(
             run_id=run_id or self.directory.name,
@@ -167,9 +182,9 @@ class Decider:
                 "gradient that is not finite; restore(state) returns the newest kept state "
                 f"({newest})"
             )
-        pending, self._pending = self._pending, None
-        if not self._closed and pending is not None:
-            self._ask_at_the_end(pending)
+        pending, self._pending = self._pending, []
+        for each in () if self._closed else pending:
+            self._ask_at_the_end(each)
         self._closed = True
         if isinstance(self._kept, DiskCheckpoints):
             self._log_unwritten(self._kept.close())
@@ -183,9 +198,8 @@ class Decider:
 
     def _after_step(self, state: State, due: Due, taken: int) -> State:
         """Do what is due after a step or several, first what was left over from those before."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            state = self._conclude(pending, state)
+        if self._pending and (due is Due.ALARM or self._is_group_due()):
+            state = self._conclude_all(state)
             if self.undone_steps:
                 return state
         spare, self._spare = self._spare, None
@@ -194,12 +208,11 @@ class Decider:
             self._kept.put_spare(name, held)
             self._watch.remember(name, mark)
         match due:
-            case Due.ALARM:
-                return self._conclude(self._begin(state), state)
-            case Due.DECISION if not self._is_late or taken > 1:
-                return self._conclude(self._begin(state), state)
-            case Due.DECISION:
-                self._pending = self._begin(state)
+            case Due.DECISION if self._is_late and taken == 1:
+                self._pending.append(self._begin(state, waits=False))
+            case Due.ALARM | Due.DECISION:
+                self._pending.append(self._begin(state, waits=True))
+                state = self._conclude_all(state)
             case Due.SPARE if not self._is_late and self._copies_cheaply(state):
                 mark = self._watch.mark()
                 self._spare = state_name(mark.steps), self._kept.hold(state), mark
@@ -207,37 +220,62 @@ class Decider:
                 pass
         return state
 
-    def _begin(self, state: object) -> Pending:
-        """What a decision about a state needs of it, without waiting for the device."""
-        reading = self._watch.take()
-        started, steps = time.perf_counter(), self._watch.steps
+    def _is_group_due(self) -> bool:
+        """Whether as many calm steps wait as are decided on together, or the newest is not calm."""
+        newest = self._pending[-1]
+        is_calm = newest.reading.flags().calm and max(newest.pace.values(), default=0) <= CALM_PACE
+        return not is_calm or len(self._pending) >= self._group
+
+    def _begin(self, state: object, *, waits: bool) -> Pending:
+        """What a decision about a state needs of it.
+
+        Args:
+          state: after the newest step.
+          waits: for the device, so that the time of the interval is known.
+        """
+        reading, mark = self._watch.take()
+        if waits:
+            reading.flags()
+        pace = self._watch.pace()
+        started = time.perf_counter()
         held = None
-        if not self._is_late or self._held_at is None or steps - self._held_at >= SPACING:
-            self._held_at, held = steps, self._kept.hold(state)
+        if waits or self._held_at is None or mark.steps - self._held_at >= SPACING:
+            self._held_at, held = mark.steps, self._kept.hold(state)
         evaluation = self._evaluate(state)
         self._watch.leave_out(time.perf_counter() - started)
-        return Pending(reading, held, evaluation)
+        return Pending(reading, mark, pace, held, evaluation)
+
+    def _conclude_all(self, state: State) -> State:
+        """Make the decisions that wait, up to one that rolls back."""
+        started = time.perf_counter()
+        pending, self._pending = self._pending, []
+        for each in pending:
+            state = self._conclude(each, state)
+            if self.undone_steps:
+                break
+        self._watch.leave_out(time.perf_counter() - started)
+        return state
 
     def _conclude(self, pending: Pending, state: State) -> State:
         """Ask the controller about a state, and return what its command makes of the newest."""
         boundary = self._measure(pending)
         packet = self._reporter.packet(state, boundary, is_held=pending.held is not None)
         try:
-            decision = self._ask(packet, boundary, pending.held)
+            decision = self._ask(packet, boundary, pending)
             after = self._applier(state, decision)
         except TamiyoError as error:
             self._log_error(error)
-            self._watch.resume(self._kept.names())
+            self._watch.keep(self._kept.names(), pending.mark)
             return state
         self._note(decision)
-        self._watch.resume(self._kept.names())
+        self._watch.keep(self._kept.names(), pending.mark)
         return after
 
-    def _ask(self, packet: SystemStatePacket, boundary: Boundary, held: Held | None) -> Decision:
+    def _ask(self, packet: SystemStatePacket, boundary: Boundary, pending: Pending) -> Decision:
         """The controller's decision; keeps the state of the boundary, if it may be kept."""
-        decision = self.tamiyo.step(packet)
-        if held is not None and may_keep(boundary, decision):
-            self._kept.put(state_name(boundary.global_step), held)
+        decision, self._concluding = self.tamiyo.step(packet), pending.mark
+        if pending.held is not None and may_keep(boundary, decision):
+            self._kept.put(state_name(boundary.global_step), pending.held)
         self._reporter.forget(decision)
         return decision
 
@@ -246,7 +284,7 @@ class Decider:
         boundary = self._measure(pending)
         packet = self._reporter.packet(None, boundary, is_held=pending.held is not None)
         try:
-            decision = self._ask(packet, boundary, pending.held)
+            decision = self._ask(packet, boundary, pending)
         except TamiyoError as error:
             self._log_error(error)
             return
@@ -277,21 +315,21 @@ class Decider:
 
     def _measure(self, pending: Pending) -> Boundary:
         """The means of an interval, and the validation loss of the state at its end."""
-        mean, metrics = self._watch.read(pending.reading)
+        mean = pending.reading.mean()
         self._boundaries += 1
         loss, contributions, probe = pending.evaluation
         if jax.tree.leaves(pending.evaluation):
             loss, contributions, probe = jax.device_get(pending.evaluation)
         return Boundary(
             number=self._boundaries,
-            global_step=self._watch.newest.steps,
+            global_step=pending.mark.steps,
             mean=mean,
             multiplier=pending.reading.multiplier(),
             validation_loss=None if loss is None else float(loss),
             validation_accuracy=None,
             contributions=contributions,
             probe=probe,
-            metrics=metrics,
+            metrics=pending.pace,
         )
 
     def _copies_cheaply(self, state: object) -> bool:

@@ -12,6 +12,7 @@ __all__ = ["Pace", "end_interval", "wait"]
 
 WINDOW = 64  # intervals that the median is of
 FEWEST = 3  # intervals, before one can be unusual
+LEAST = 0.01  # seconds, the shortest step that a wait is compared with: a scheduler's are shorter
 
 
 class Pace(NamedTuple):
@@ -39,11 +40,14 @@ def end_interval(pace: Pace, seconds: float, steps: int) -> tuple[Pace, dict[str
     Returns:
       The pace for the next interval; the metrics ``latency_ratio``, a step's time over the
       median of the intervals before, and ``loader_ratio``, the longest wait for a batch over the
-      same; none in the first intervals, of which one compiles.
+      same, but over 10 ms at least; none in the first intervals, of which one compiles.
     """
     own = max(0.0, seconds - pace.waited) / steps
     after = Pace((*pace.step_seconds, own)[-WINDOW:])
     usual = median(pace.step_seconds) if len(pace.step_seconds) >= FEWEST else 0.0
     if usual <= 0:
         return after, {}
-    return after, {"latency_ratio": own / usual, "loader_ratio": pace.longest_wait / usual}
+    return after, {
+        "latency_ratio": own / usual,
+        "loader_ratio": pace.longest_wait / max(usual, LEAST),
+    }

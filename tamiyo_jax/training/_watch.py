@@ -66,7 +66,6 @@ class Watch:
         self.sound = False
         self._accumulated: Accumulated | None = None
         self._before: Detector | None = None
-        self._newest: Mark | None = None
         self._marks: dict[str, Mark] = {}
         self._reading: Reading | None = None
         self._restarts = False
@@ -88,7 +87,7 @@ class Watch:
         self._restarts = False
         if self._every == 1:
             return Due.DECISION
-        alarm, self.sound = (False, False) if late is None else late.flags()
+        alarm, self.sound, _ = (False, False, False) if late is None else late.flags()
         if self.steps // self._every != before // self._every:
             return Due.DECISION
         if alarm and self.steps > self._deaf_until:
@@ -96,33 +95,26 @@ class Watch:
             return Due.ALARM
         return Due.SPARE if self.steps // SPACING != before // SPACING else Due.NOTHING
 
-    def take(self) -> Reading:
-        """End an interval, whose means are on their way; waits for nothing."""
-        self._newest, self._restarts = self.mark(), True
-        return cast(Reading, self._reading)  # there has been a step
+    def take(self) -> tuple[Reading, Mark]:
+        """End an interval: its means, which are on their way, and what goes with its last state."""
+        self._restarts = True
+        return cast(Reading, self._reading), self.mark()  # there has been a step
 
-    def read(self, reading: Reading) -> tuple[StepMetrics, dict[str, float]]:
-        """The means of the interval that was taken, and its pace; waits for the device."""
-        mean = reading.mean()
-        steps, self._asked = self.newest.steps - self._asked, self.newest.steps
-        seconds = time.perf_counter() - self._resumed
+    def pace(self) -> dict[str, float]:
+        """The pace of the interval that ends now, and begin the next."""
+        steps, self._asked = self.steps - self._asked, self.steps
+        now = time.perf_counter()
+        seconds, self._resumed = now - self._resumed, now
         self._pace, metrics = end_interval(self._pace, seconds, steps)
-        return mean, metrics
-
-    @property
-    def newest(self) -> Mark:
-        """What goes with the state at the end of the last interval that was taken."""
-        return cast(Mark, self._newest)
+        return metrics
 
     def leave_out(self, seconds: float) -> None:
-        """Count these seconds of the interval for nothing: they went into its own decision."""
+        """Count these seconds for nothing: they went into a decision."""
         self._resumed += seconds
 
-    def resume(self, names: frozenset[str]) -> None:
-        """Go on after a decision on the last interval that was taken, with these states kept."""
-        if self._newest is not None:
-            self._marks = {name: self._marks.get(name, self._newest) for name in names}
-        self._resumed = time.perf_counter()
+    def keep(self, names: frozenset[str], mark: Mark) -> None:
+        """These states are kept now; those that are new have this mark."""
+        self._marks = {name: self._marks.get(name, mark) for name in names}
 
     def remember(self, name: str, mark: Mark) -> None:
         """Another state is kept, which has this mark."""
@@ -146,7 +138,7 @@ class Watch:
         self.position = self.position if skips_data else mark.position
         if self._accumulated is not None:
             self._accumulated = self._accumulated._replace(detector=mark.detector)
-        self._restarts, self._deaf_until = True, 0
+        self._restarts, self._deaf_until, self._asked = True, 0, self.steps
         return undone
 
     def batches(self, read: Callable[[int], Iterable[Any]]) -> Iterator[Any]:

@@ -157,7 +157,7 @@ def test_a_loader_that_stalls_is_reported_and_nothing_is_done(tmp_path: Path):
             state = tamiyo(state, loss)
         history = read_history(tamiyo.directory / "tamiyo")
     (line,) = [line for line in lines if "loader_stall" in line]
-    assert line.startswith("step 31: loader_stall: loader_ratio")
+    assert line.startswith("step 33: loader_stall: loader_ratio")
     assert {step.command for step in history} == {None}
 
 
