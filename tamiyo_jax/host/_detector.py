@@ -49,6 +49,9 @@ TAIL_Z = 3.0  # a loss above it lies in the tail, whether or not it is an outlie
 SHORT_TAIL, LONG_TAIL = 0.03, 0.05  # shares of steps; a run of PPO lies above both
 TAIL_RATE = 1 - 0.5 ** (1 / 300)  # of the moving share, whose half-life is 300 steps
 LOSS_RISE = math.log(1.25)
+HIGH_Z = 4.0  # of the loss and of the gradient, with a rise of the loss above x 2
+HIGH_RISE = math.log(2.0)
+HIGH_LOSSES = 3  # in a row, before they are refused: a single one is often noise
 GRADIENT_Z = 12.0
 GRADIENT_RISE = math.log(1000.0)  # a smaller one that does not move the loss is often harmless
 UPDATE_RISE = math.log(16.0)  # over the run's highest level: no warm-up or restart does that
@@ -70,6 +73,8 @@ class Signals(NamedTuple):
     Attributes:
       loss_z: f32[], see the module; 0 without a loss and in the first steps, like all z.
       loss_rise: f32[], about log(loss / its median).
+      high_losses: i32[], steps in a row, up to this one, with a loss of more than ×2 and a z above
+        4 of both loss and gradient.
       gradient_z: f32[], of the global gradient norm.
       gradient_rise: f32[].
       layer_gradient_z: f32[], the largest of any layer.
@@ -83,7 +88,8 @@ class Signals(NamedTuple):
         be refused are left out.
       steps_without_progress: i32[], since that lowest median last fell by 1 %.
       nonfinite: bool[], the loss, the gradient or the update is NaN or infinite.
-      loss_outlier: bool[], the loss is far above what is usual, alone or with the gradient.
+      loss_outlier: bool[], the loss is far above what is usual, alone or with the gradient, or it
+        is the third high one in a row.
       gradient_outlier: bool[], the gradient alone is.
       update_outlier: bool[], the update is: it rose by more than ×16, or it is the third high
         one in a row.
@@ -91,6 +97,7 @@ class Signals(NamedTuple):
 
     loss_z: Float32[Array, ""]
     loss_rise: Float32[Array, ""]
+    high_losses: Int32[Array, ""]
     gradient_z: Float32[Array, ""]
     gradient_rise: Float32[Array, ""]
     layer_gradient_z: Float32[Array, ""]
@@ -122,6 +129,7 @@ class Detector(NamedTuple):
       lowest_loss: f32[], the lowest median of the last `RECENT` losses.
       highest_update: f32[], the highest median of the window of update ratios.
       high_gradients: i32[].
+      high_losses: i32[].
       high_updates: i32[].
       steps_without_progress: i32[].
       tail_share: f32[], moving share of steps with a loss_z above 3 that are no outliers.
@@ -133,6 +141,7 @@ class Detector(NamedTuple):
     lowest_loss: Float32[Array, ""]
     highest_update: Float32[Array, ""]
     high_gradients: Int32[Array, ""]
+    high_losses: Int32[Array, ""]
     high_updates: Int32[Array, ""]
     steps_without_progress: Int32[Array, ""]
     tail_share: Float32[Array, ""]
@@ -148,6 +157,7 @@ def new_detector(layers: int) -> Detector:
         lowest_loss=jnp.float32(0),
         highest_update=jnp.float32(0),
         high_gradients=jnp.int32(0),
+        high_losses=jnp.int32(0),
         high_updates=jnp.int32(0),
         steps_without_progress=jnp.int32(0),
         tail_share=jnp.float32(0),
@@ -161,6 +171,7 @@ def no_signals() -> Signals:
     return Signals(
         loss_z=zero,
         loss_rise=zero,
+        high_losses=count,
         gradient_z=zero,
         gradient_rise=zero,
         layer_gradient_z=zero,
@@ -217,12 +228,16 @@ def detect(
     alone = z[LOSS] > LOSS_Z
     is_short, is_long = detector.tail_share < SHORT_TAIL, detector.tail_share > LONG_TAIL
     spiked = jnp.where(is_long, alone & both, alone | (both & is_short)) & (rise[LOSS] > LOSS_RISE)
+    is_high = (z[LOSS] > HIGH_Z) & (z[GRADIENT] > HIGH_Z) & (rise[LOSS] > HIGH_RISE)
+    high_losses = jnp.where(is_high, detector.high_losses + 1, 0)
+    spiked |= (high_losses >= HIGH_LOSSES) & ~is_long
     in_tail = (z[LOSS] > TAIL_Z) & ~spiked
     tail_share = (1 - TAIL_RATE) * detector.tail_share + jnp.where(in_tail, TAIL_RATE, 0)
     finite = jnp.isfinite(gradient_norm) & jnp.isfinite(update_ratio)
     signals = Signals(
         loss_z=z[LOSS],
         loss_rise=rise[LOSS],
+        high_losses=high_losses,
         gradient_z=z[GRADIENT],
         gradient_rise=rise[GRADIENT],
         layer_gradient_z=jnp.max(z[FIRST_LAYER:], initial=0),
@@ -255,6 +270,7 @@ def detect(
         lowest_loss=lowest,
         highest_update=highest,
         high_gradients=high,
+        high_losses=high_losses,
         high_updates=high_updates,
         steps_without_progress=since,
         tail_share=tail_share,
