@@ -49,8 +49,8 @@ TAIL_Z = 3.0  # a loss above it lies in the tail, whether or not it is an outlie
 SHORT_TAIL, LONG_TAIL = 0.03, 0.05  # shares of steps; a run of PPO lies above both
 TAIL_RATE = 1 - 0.5 ** (1 / 300)  # of the moving share, whose half-life is 300 steps
 LOSS_RISE = math.log(1.25)
-HIGH_Z = 4.0  # of the loss and of the gradient, with a rise of the loss above x 1.5
-HIGH_RISE = math.log(1.5)
+HIGH_Z = 4.0  # of the loss and of the gradient, with a rise of the loss above x 4
+HIGH_RISE = math.log(4.0)
 HIGH_LOSSES = 3  # in a row, before they are refused: a single one is often noise
 GRADIENT_Z = 12.0
 GRADIENT_RISE = math.log(1000.0)  # a smaller one that does not move the loss is often harmless
@@ -73,7 +73,7 @@ class Signals(NamedTuple):
     Attributes:
       loss_z: f32[], see the module; 0 without a loss and in the first steps, like all z.
       loss_rise: f32[], about log(loss / its median).
-      high_losses: i32[], steps in a row, up to this one, with a loss of more than ×1.5 and a z above
+      high_losses: i32[], steps in a row, up to this one, with a loss of more than ×4 and a z above
         4 of both loss and gradient.
       gradient_z: f32[], of the global gradient norm.
       gradient_rise: f32[].
