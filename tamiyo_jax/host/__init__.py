@@ -4,7 +4,7 @@ from tamiyo_jax.host._apply import Checkpointer, CommandApplier, DecisionLike
 from tamiyo_jax.host._blueprint_of import blueprint_of
 from tamiyo_jax.host._budget import limit_to_budget, live_parameters
 from tamiyo_jax.host._checkpoints import HostCheckpoints, load_tree, save_tree
-from tamiyo_jax.host._detector import Detector, Signals, detect, new_detector, worst
+from tamiyo_jax.host._detector import Detector, detect, new_detector
 from tamiyo_jax.host._disk import DiskCheckpoints
 from tamiyo_jax.host._hardware import Hardware, HardwareMeter
 from tamiyo_jax.host._memory import Held, MemoryCheckpoints, is_on_accelerator
@@ -31,6 +31,7 @@ from tamiyo_jax.host._scale import LIMITS, scale_by, scale_of, tamiyo_scale
 from tamiyo_jax.host._seed_library import FAMILIES, SeedBank, seed_bank
 from tamiyo_jax.host._seeding import banks_of, operate
 from tamiyo_jax.host._several import all_statistics
+from tamiyo_jax.host._signals import Signals, worst
 from tamiyo_jax.host._training import (
     Host,
     HostState,

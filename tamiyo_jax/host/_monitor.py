@@ -16,9 +16,10 @@ import optax
 from jaxtyping import Array, Bool, Float32, Int32
 
 from tamiyo_jax.errors import ConfigurationError
-from tamiyo_jax.host._detector import Detector, Signals, detect, new_detector, no_signals
+from tamiyo_jax.host._detector import Detector, detect, new_detector
 from tamiyo_jax.host._measuring import Measured, divide, layers_of, measure, sample
 from tamiyo_jax.host._naming import select_trained
+from tamiyo_jax.host._signals import Signals, no_signals
 
 __all__ = [
     "MonitorState",

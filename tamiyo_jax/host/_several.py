@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from tamiyo_jax.errors import ConfigurationError
-from tamiyo_jax.host._detector import worst
 from tamiyo_jax.host._monitor import MonitorState, Statistics, statistics
+from tamiyo_jax.host._signals import worst
 
 __all__ = ["all_statistics"]
 
