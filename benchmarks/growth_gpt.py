@@ -1,4 +1,4 @@
-"""A character-level GPT of 8 blocks: grown from 2 by way of 4, and large from the start.
+"""A character-level GPT of 8 blocks: grown from 2, and large from the start.
 
     python benchmarks/growth_gpt.py --plot docs/growing_gpt.png
 
@@ -68,8 +68,8 @@ class Plan(NamedTuple):
 
 PLANS = {
     "large": Plan((Stage(8, 1500),)),
-    "grown": Plan((Stage(2, 1250), Stage(4, 500), Stage(8, 305))),
-    "stacked": Plan((Stage(2, 1250), Stage(4, 500), Stage(8, 305)), share=1.0),
+    "grown": Plan((Stage(2, 2450), Stage(8, 240))),
+    "stacked": Plan((Stage(2, 2450), Stage(8, 240)), share=1.0),
     "small": Plan((Stage(2, 3330),)),
     "large, less": Plan((Stage(8, 900),)),
 }
