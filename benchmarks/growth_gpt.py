@@ -85,7 +85,7 @@ class Outcome:
       seconds: of training and compiling.
       cpu_seconds: the same of the processor, which other work on the machine changes little.
       bytes: of parameters and optimiser state, the mean over the steps.
-      curve: FLOPs so far and validation loss, every so many steps.
+      curve: FLOPs so far and validation loss, every so many steps and at the end.
       jump: largest change of the validation loss by growing.
       stall: by how much a growth delayed the step after it, at most, in such steps.
     """
@@ -324,6 +324,8 @@ def train(seed: int, name: str) -> Outcome:
         if ahead is not None:
             programs = ahead.result()
     seconds, cpu_seconds = clock.read()
+    if done % MEASURE_EVERY:
+        curve.append((flops, found))
     return Outcome(
         seed=seed,
         plan=name,
