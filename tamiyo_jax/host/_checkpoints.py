@@ -15,6 +15,7 @@ from jax.tree_util import DictKey
 from orbax.checkpoint import v1 as ocp
 
 from tamiyo_jax._digests import DIGESTS, check_digests, make_damage_error, saving
+from tamiyo_jax._orbax import run_to_end
 from tamiyo_jax.errors import CheckpointMismatchError, PersistenceError
 from tamiyo_jax.host._placement import place_like
 from tamiyo_jax.host._retention import Retention
@@ -33,7 +34,7 @@ def save_tree(path: str | os.PathLike[str], tree: object) -> None:
       PersistenceError: the directory exists, or cannot be written.
     """
     with saving(Path(path).absolute()) as directory:
-        ocp.save(str(directory), tree)
+        run_to_end(ocp.save, str(directory), tree)
 
 
 def load_tree(path: str | os.PathLike[str], like: Tree, host: Host | None = None) -> Tree:
@@ -59,13 +60,13 @@ def load_tree(path: str | os.PathLike[str], like: Tree, host: Host | None = None
         raise PersistenceError(f"there is no checkpoint at {source}", path=str(source))
     check_digests(source)
     try:
-        stored = _shapes(ocp.metadata(str(source)).metadata)
+        stored = _shapes(run_to_end(ocp.metadata, str(source)).metadata)
         grow_node = like if host is None else _fit_stored_seeds(like, stored, host)
         template = jax.tree.map(
             lambda leaf: leaf if leaf is str else np.empty(leaf.shape, leaf.dtype), grow_node
         )
         _check_equal(source, stored, _shapes(template))
-        loaded = ocp.load(str(source), template)
+        loaded = run_to_end(ocp.load, str(source), template)
     except (OSError, ValueError) as error:
         raise make_damage_error(source, error) from error
     placed = place_like(loaded, like)
@@ -74,7 +75,7 @@ def load_tree(path: str | os.PathLike[str], like: Tree, host: Host | None = None
 
 def stored_shapes(path: str | os.PathLike[str]) -> dict[str, str]:
     """Dtype and shape of every array that `save_tree` wrote, by its path; unchecked."""
-    return _shapes(ocp.metadata(str(Path(path).absolute())).metadata)
+    return _shapes(run_to_end(ocp.metadata, str(Path(path).absolute())).metadata)
 
 
 def _shapes(tree: object) -> dict[str, str]:

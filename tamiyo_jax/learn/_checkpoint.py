@@ -12,11 +12,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from tamiyo_jax._digests import write_digests
+from tamiyo_jax._orbax import run_to_end
 from tamiyo_jax.errors import ConfigurationError
 from tamiyo_jax.graph import schema_digest
 from tamiyo_jax.policy import Params, params_to_bytes
 
-__all__ = ["CARD", "PARAMS", "save_policy"]
+__all__ = ["CARD", "PARAMS", "read_params", "save_policy", "write_params"]
 
 PARAMS = "params.safetensors"
 CARD = "card.json"
@@ -47,10 +48,30 @@ def save_policy(directory: Path, params: Params, facts: Mapping[str, object]) ->
     payload = params_to_bytes(params)
     digest = hashlib.sha256(payload).hexdigest()
     (directory / PARAMS).write_bytes(payload)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((directory / ORBAX).absolute(), jax.tree.map(np.asarray, dict(params)))
+    write_params(directory / ORBAX, params)
     (directory / ORBAX / "commit_success.txt").unlink(missing_ok=True)  # names its maker's path
     card = {**facts, "sha256": digest, "schema": schema_digest()}
     (directory / CARD).write_text(json.dumps(card, indent=1, sort_keys=True), encoding="utf-8")
     write_digests(directory)
     return digest
+
+
+def write_params(directory: Path, params: Params) -> None:
+    """Write parameters to a new directory, with Orbax."""
+
+    def save() -> None:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(directory.absolute(), jax.tree.map(np.asarray, dict(params)))
+
+    run_to_end(save)
+
+
+def read_params(directory: Path, like: Params) -> Params:
+    """Read what `write_params` wrote, in the shapes and dtypes of `like`."""
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(like))
+
+    def restore() -> Params:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(directory.absolute(), target)
+
+    return run_to_end(restore)

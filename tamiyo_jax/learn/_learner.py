@@ -18,12 +18,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from tamiyo_jax.config import PolicyConfig
 from tamiyo_jax.errors import ConfigurationError
 from tamiyo_jax.graph import build, init_normalizer
 from tamiyo_jax.learn._branching import Prices, Setting, branch, targets_of
+from tamiyo_jax.learn._checkpoint import read_params, write_params
 from tamiyo_jax.learn._contest import CHUNK, follow_network, follow_rules
 from tamiyo_jax.learn._environment import HostEnv
 from tamiyo_jax.learn._fitting import Examples, FitSettings, Targets, fit, fit_loss
@@ -143,9 +143,8 @@ def learn(
         kept = directory / f"params-{number}"
         if not kept.exists():
             found = _fit(env, params, examples, settings, seed, number, on_update)
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(kept.absolute(), jax.tree.map(np.asarray, dict(found)))
-        params = _restore(kept, params)
+            write_params(kept, found)
+        params = read_params(kept, params)
     return hesitate(params, settings.margin)
 
 
@@ -244,12 +243,6 @@ def _read(env: HostEnv, where: Path) -> Examples:
     with np.load(where) as arrays:
         leaves = [arrays[f"arr_{index}"] for index in range(len(arrays.files))]
     return jax.tree.unflatten(jax.tree.structure(shape), leaves)
-
-
-def _restore(directory: Path, params: Params) -> Params:
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(params))
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(directory.absolute(), target)
 
 
 def _fit(

@@ -17,6 +17,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp  # pyright: ignore[reportMissingTypeStubs]
 
 from tamiyo_jax._digests import check_digests, make_damage_error, saving
+from tamiyo_jax._orbax import run_to_end
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.controller import TamiyoState, state_from_json, state_to_json
 from tamiyo_jax.errors import CheckpointMismatchError, PersistenceError
@@ -53,7 +54,7 @@ def save_checkpoint(
         "configuration": config.model_dump(mode="json"),
     }
     with saving(Path(path).absolute()) as directory:
-        ocp.save(str(directory), tree, custom_metadata=metadata)
+        run_to_end(ocp.save, str(directory), tree, custom_metadata=metadata)
 
 
 def load_checkpoint(
@@ -99,7 +100,7 @@ def load_checkpoint(
 
 def _read_metadata(source: Path) -> tuple[Mapping[str, object], dict[str, str]]:
     """The custom metadata of a checkpoint, and the shapes of its parameters."""
-    described = ocp.metadata(str(source))
+    described = run_to_end(ocp.metadata, str(source))
     said = cast(Mapping[str, object], described.custom_metadata or {})
     tree = cast(Mapping[str, object], described.metadata)
     return said, _shapes(tree["params"])
@@ -112,7 +113,7 @@ def _read_tree(source: Path, params: Params) -> tuple[str, Params]:
         return np.empty(leaf.shape, leaf.dtype)
 
     template = cast(Params, jax.tree.map(blank, params))
-    tree: Any = ocp.load(str(source), {"state": str, "params": template})
+    tree: Any = run_to_end(ocp.load, str(source), {"state": str, "params": template})
     return tree["state"], tree["params"]
 
 

@@ -314,7 +314,10 @@ def test_ctrl_c_says_how_to_continue_and_a_resumed_run_keeps_its_steps(tmp_path:
         assert child.poll() is None
         time.sleep(0.1)
     child.send_signal(signal.SIGINT)
-    _, stderr = child.communicate(timeout=120)
+    try:
+        _, stderr = child.communicate(timeout=120)
+    finally:
+        child.kill()
     assert "--resume" in assert_one_line(child.returncode, stderr)
     resumed = run_command_slowly([*command, "--resume", "--json"])
     assert resumed.returncode == 0, resumed.stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,3 +126,36 @@ def test_a_checkpoint_that_was_not_saved_to_its_end_is_not_listed(tmp_path):
     checkpoints.save("b", state)
     (tmp_path / "b" / "DIGESTS.json").unlink()
     assert checkpoints.names() == {"a"}
+
+
+_INTERRUPTED_SAVES = """
+import signal, sys
+from pathlib import Path
+import numpy as np
+from tamiyo_jax.host import load_tree, save_tree
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+tree = {"weights": np.ones((50, 50)), "text": "x"}
+save_tree(Path(sys.argv[1]) / "first", tree)
+interrupted = 0
+for number in range(40):
+    path = Path(sys.argv[1]) / str(number)
+    signal.setitimer(signal.ITIMER_REAL, 0.001 * (number + 1))
+    try:
+        save_tree(path, tree)
+    except KeyboardInterrupt:
+        interrupted += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    if path.exists():
+        load_tree(path, {"weights": tree["weights"], "text": str})
+print(interrupted)
+"""
+
+
+def test_a_process_interrupted_while_it_saves_exits_and_leaves_no_half_checkpoint(tmp_path):
+    command = [sys.executable, "-c", _INTERRUPTED_SAVES, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
+    assert done.stderr == ""
