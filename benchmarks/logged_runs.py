@@ -3,9 +3,9 @@
     python benchmarks/logged_runs.py DIRECTORY --runs 60
     tamiyo-jax train --from-journals DIRECTORY --output POLICY
 
-Each run trains a small host of `tamiyo_jax.learn` on a task of its own, for 60 epochs: the packets
-of its states go to a controller, whose decisions are carried out. Every run has a directory of its
-own, and all share ``blueprints.db``.
+Each run trains a small host of `tamiyo_jax.learn`, a perceptron, on a task of its own, for 60
+epochs: the packets of its states go to a controller, whose decisions are carried out. Every run has
+a directory of its own, and all share ``blueprints.db``.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from tamiyo_jax.policy import Action
 from tamiyo_jax.service import Tamiyo
 
 EPOCHS = 60
+FIRST = next(iter(TRAINING.values())).architecture
+FAMILIES = [family for family in TRAINING.values() if family.architecture == FIRST]
 # Decisions must not depend on how busy the machine is.
 PATIENT = TamiyoConfig(deadlines=DeadlineConfig(inference_ms=600_000.0, metadata_ms=600_000.0))
 
@@ -56,7 +58,7 @@ def log_run(
     library: SqliteBlueprintLibrary,
 ) -> None:
     """Train one host under the heuristic, with its journal in `directory`."""
-    family = list(TRAINING.values())[run % len(TRAINING)]
+    family = FAMILIES[run % len(FAMILIES)]
     task = draw(family, run)
     state = step["initial"](jax.random.PRNGKey(run), task)
     action = EnvAction(np.int32(Action.WAIT), np.int32(-1), np.int32(-1), np.float32(0))
@@ -82,7 +84,7 @@ def main() -> None:
     arguments = parser.parse_args()
     root: Path = arguments.directory
     root.mkdir(parents=True)
-    env = HostEnv(replace(next(iter(TRAINING.values())).architecture, epochs=EPOCHS))
+    env = HostEnv(replace(FIRST, epochs=EPOCHS))
     library = SqliteBlueprintLibrary(root / "blueprints.db")
     for blueprint in (env.network.blueprint, *env.network.candidates):
         library.put(blueprint)

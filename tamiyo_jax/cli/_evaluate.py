@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +14,13 @@ from tamiyo_jax.cli._output import Json, print_json, print_table, problems
 from tamiyo_jax.config import PolicyConfig
 
 if TYPE_CHECKING:
-    from tamiyo_jax.learn import Family
+    from tamiyo_jax.learn import Family, Outcome
+    from tamiyo_jax.policy import Params
 
 __all__ = ["evaluate", "headroom"]
+
+BESIDE = ("never act", "heuristic, tuned")
+"""Rivals that further policies are compared with."""
 
 
 def evaluate(
@@ -50,6 +55,18 @@ def evaluate(
             help="Rivals that were chosen before; where there is no such file, it is written.",
         ),
     ] = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="A further policy, such as of another training seed, more than once for more: "
+            "its row says what it saves against never acting and the tuned heuristic.",
+        ),
+    ] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write what was found into the card of --policy.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the candidates.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -61,8 +78,11 @@ def evaluate(
     from tamiyo_jax.inference import shipped_params
     from tamiyo_jax.policy import load_params
 
+    if card and policy is None:
+        raise typer.BadParameter("--card needs --policy, the directory whose card is written")
     config = PolicyConfig.small()
     params = shipped_params() if policy is None else load_params(policy / learn.PARAMS, config)
+    others = {path.name: load_params(path / learn.PARAMS, config) for path in also or ()}
     chosen = [learn.find_family(name) for name in families or learn.HELD_OUT]
     if rivals_file is not None and rivals_file.exists():
         rivals = learn.rivals_from_json(rivals_file.read_text(encoding="utf-8"))
@@ -75,15 +95,44 @@ def evaluate(
         )
     if rivals_file is not None:
         rivals_file.write_text(json.dumps(_plain(rivals), indent=1), encoding="utf-8")
-    found: dict[str, Any] = {"rivals": _plain(rivals), "families": {}}
+    found: dict[str, Any] = {"rivals": _plain(rivals), "families": {}, "also": {}}
     for family in chosen:
         problems.print(f"playing {family.name}")
-        rows = learn.summarise(learn.evaluate(params, rivals, family, tasks=tasks))
-        found["families"][family.name] = rows
+        outcomes = learn.evaluate(params, rivals, family, tasks=tasks)
+        rows = found["families"][family.name] = learn.summarise(outcomes)
         if not as_json:
             print_table(_contest_table(family, rows))
+        if others:
+            more = found["also"][family.name] = _further(others, outcomes, family, tasks)
+            if not as_json:
+                print_table(_further_table(family, more))
+    if card and policy is not None:
+        learn.add_to_card(policy, {"name": policy.name, "evaluation": found})
     if as_json:
         print_json(found)
+
+
+def _further(
+    others: dict[str, Params], outcomes: Mapping[str, Outcome], family: Family, tasks: int
+) -> dict[str, Any]:
+    """Rows of further policies by name, and what all policies save with an interval over them."""
+    from tamiyo_jax import learn
+
+    rows: dict[str, Any] = {}
+    saved = {name: [_mean_saved(outcomes, name)] for name in BESIDE}
+    for name, params in others.items():
+        outcome = learn.evaluate_policy(params, family, tasks=tasks)
+        rows[name] = learn.summarise_policy(outcome, outcomes)
+        for rival in BESIDE:
+            saved[rival].append(rows[name]["loss_saved"][rival]["mean"])
+    over_all = {rival: learn.interval_over_seeds(means)._asdict() for rival, means in saved.items()}
+    return {"policies": rows, "all": over_all}
+
+
+def _mean_saved(outcomes: Mapping[str, Outcome], rival: str) -> float:
+    from tamiyo_jax import learn
+
+    return learn.compare(outcomes[rival].loss, outcomes[learn.LEARNED].loss).mean
 
 
 def headroom(
@@ -153,8 +202,21 @@ def _contest_table(family: Family, rows: list[dict[str, Any]]) -> Table:
             f"{row['compute']:.1f}",
             f"{row['live']:.2f}",
             f"{row['interventions']:.1f}",
-            ""
-            if saved is None
-            else f"{saved['mean']:+.3f} [{saved['low']:+.3f}, {saved['high']:+.3f}]",
+            "" if saved is None else _interval(saved),
         )
     return table
+
+
+def _further_table(family: Family, found: dict[str, Any]) -> Table:
+    table = Table(title=f"{family.name}: loss that further policies save; all with that of above")
+    for name in ("policy", "accuracy", "loss", *(f"over {rival}" for rival in BESIDE)):
+        table.add_column(name, justify="left" if name == "policy" else "right")
+    for name, row in found["policies"].items():
+        saved = [_interval(row["loss_saved"][rival]) for rival in BESIDE]
+        table.add_row(name, f"{100 * row['accuracy']:.1f} %", f"{row['loss']:.3f}", *saved)
+    table.add_row("all", "", "", *(_interval(found["all"][rival]) for rival in BESIDE))
+    return table
+
+
+def _interval(found: dict[str, float]) -> str:
+    return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"

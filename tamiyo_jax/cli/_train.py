@@ -24,6 +24,12 @@ __all__ = ["train"]
 UNSEEN = 6
 """Every so manieth run is kept for the comparison and not learned from."""
 IMITATION_UPDATES = 1500
+LIMITS = (
+    "Trained on perceptrons and one-dimensional convolutions of 200 to 1,100 parameters, with two "
+    "slots and four candidates, in runs of 24 epochs; nothing larger was in its lessons.",
+    "One decision per epoch. The risk gate was not between it and the runs that it learned from.",
+)
+"""Of a policy that was trained in the environment; part of its card."""
 
 
 def train(
@@ -50,6 +56,14 @@ def train(
             min=1e-6,
             help="Of journals: prefer logged decisions that went well, by exp(advantage / "
             "temperature); without it all are imitated alike.",
+        ),
+    ] = None,
+    plans: Annotated[
+        int | None,
+        typer.Option(
+            min=5,
+            help="Choose the teacher's plans anew, among so many; by default those are taken that "
+            "`--plans 48` chose before.",
         ),
     ] = None,
     lessons: Annotated[
@@ -90,7 +104,7 @@ def train(
         fitted = updates or IMITATION_UPDATES
         _imitate(output, from_journals, library, temperature, fitted, seed)
         return
-    given = {"lessons": lessons, "runs": runs, "branching": branching}
+    given = {"plans": plans, "lessons": lessons, "runs": runs, "branching": branching}
     given |= {"chunks": chunks, "states": states, "updates": updates}
     known = {name: number for name, number in given.items() if number is not None}
     _branch(output, known, work or output.with_name(f"{output.name}.work"), tensorboard, seed)
@@ -112,6 +126,8 @@ def _branch(
         "seed": seed,
         **asdict(settings),
         "seconds": round(time.monotonic() - began),
+        "families": list(learn.TRAINING),
+        "limits": LIMITS,
     }
     digest = learn.save_policy(output, params, facts)
     print_lines(f"{output / 'params.safetensors'}  sha256 {digest}")
@@ -148,7 +164,7 @@ def _imitate(
 
 
 class _Steps:
-    """A bar for each part of the work, on stderr."""
+    """A bar for each part of the work, on stderr; lines where that is not a terminal."""
 
     def __init__(self) -> None:
         columns = (
@@ -162,6 +178,8 @@ class _Steps:
         self._bars: dict[str, Any] = {}
 
     def __enter__(self) -> Callable[[str, int, int], None]:
+        if not problems.is_terminal:
+            return lambda name, done, total: problems.print(f"{name}: {done} of {total}")
         self._progress.start()
 
         def advance(name: str, done: int, total: int) -> None:

@@ -11,7 +11,7 @@ from tamiyo_jax.policy import Params, load_params
 
 __all__ = ["SHIPPED", "SHIPPED_VERSION", "fits_shipped", "shipped_params"]
 
-SHIPPED_VERSION = "learned-1"
+SHIPPED_VERSION = "learned-2"
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / SHIPPED_VERSION
 """The directory with ``params.safetensors``, ``orbax/`` and ``card.json``."""
 

@@ -2,7 +2,7 @@
 
 from tamiyo_jax.learn._architecture import Architecture, Batch
 from tamiyo_jax.learn._branching import Branches, Prices, Setting, branch, targets_of
-from tamiyo_jax.learn._checkpoint import PARAMS, save_policy
+from tamiyo_jax.learn._checkpoint import PARAMS, add_to_card, save_policy
 from tamiyo_jax.learn._cloning import Agreement, agreement, clone
 from tamiyo_jax.learn._contest import Outcome, contest, follow_network, follow_rules
 from tamiyo_jax.learn._dataset import Dataset, dataset, select_runs
@@ -15,8 +15,11 @@ from tamiyo_jax.learn._evaluation import (
     compare,
     contenders,
     evaluate,
+    evaluate_policy,
+    interval_over_seeds,
     rivals_from_json,
     summarise,
+    summarise_policy,
 )
 from tamiyo_jax.learn._fitting import FitSettings, Targets, fit, fit_loss
 from tamiyo_jax.learn._imitation import imitation_targets
@@ -76,6 +79,7 @@ __all__ = [
     "Setting",
     "Targets",
     "TaskData",
+    "add_to_card",
     "agreement",
     "begin",
     "bins_of",
@@ -91,6 +95,7 @@ __all__ = [
     "draw_many",
     "drawn_schedules",
     "evaluate",
+    "evaluate_policy",
     "find_family",
     "fit",
     "fit_loss",
@@ -100,6 +105,7 @@ __all__ = [
     "hesitate",
     "heuristic_rules",
     "imitation_targets",
+    "interval_over_seeds",
     "learn",
     "lessons",
     "measure_reliability",
@@ -114,5 +120,6 @@ __all__ = [
     "save_policy",
     "select_runs",
     "summarise",
+    "summarise_policy",
     "targets_of",
 ]

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tamiyo_jax._digests import write_digests
+from tamiyo_jax._digests import check_digests, write_digests
 from tamiyo_jax._orbax import run_to_end
 from tamiyo_jax.errors import ConfigurationError
 from tamiyo_jax.graph import schema_digest
 from tamiyo_jax.policy import Params, params_to_bytes
 
-__all__ = ["CARD", "PARAMS", "read_params", "save_policy", "write_params"]
+__all__ = ["CARD", "PARAMS", "add_to_card", "read_params", "save_policy", "write_params"]
 
 PARAMS = "params.safetensors"
 CARD = "card.json"
@@ -50,10 +50,25 @@ def save_policy(directory: Path, params: Params, facts: Mapping[str, object]) ->
     (directory / PARAMS).write_bytes(payload)
     write_params(directory / ORBAX, params)
     (directory / ORBAX / "commit_success.txt").unlink(missing_ok=True)  # names its maker's path
-    card = {**facts, "sha256": digest, "schema": schema_digest()}
-    (directory / CARD).write_text(json.dumps(card, indent=1, sort_keys=True), encoding="utf-8")
-    write_digests(directory)
+    _write_card(directory, {**facts, "sha256": digest, "schema": schema_digest()})
     return digest
+
+
+def add_to_card(directory: Path, facts: Mapping[str, object]) -> None:
+    """Add facts to the card of a policy that `save_policy` wrote, and renew the digests.
+
+    Raises:
+      PersistenceError: the files are not those of the digests.
+    """
+    check_digests(directory)
+    card = json.loads((directory / CARD).read_text(encoding="utf-8"))
+    _write_card(directory, {**card, **facts})
+
+
+def _write_card(directory: Path, card: Mapping[str, object]) -> None:
+    text = json.dumps(card, indent=1, sort_keys=True) + "\n"
+    (directory / CARD).write_text(text, encoding="utf-8")
+    write_digests(directory)
 
 
 def write_params(directory: Path, params: Params) -> None:

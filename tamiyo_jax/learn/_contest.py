@@ -17,6 +17,7 @@ from tamiyo_jax.learn._tasks import TaskData
 from tamiyo_jax.policy import Params, init_params
 
 __all__ = [
+    "CHUNK",
     "Outcome",
     "contest",
     "follow_network",
@@ -26,7 +27,7 @@ __all__ = [
     "play_tasks",
 ]
 
-CHUNK = 128
+CHUNK = 64
 """Runs of one call: what they hold at once bounds the memory."""
 
 
@@ -86,13 +87,14 @@ def play_many(
     tasks: TaskData,
     forced: EnvAction,
     epochs: int,
+    chunk: int = CHUNK,
 ) -> Run:
     """`play` for any number of runs, in chunks of one size, so that one program serves all."""
     given = (pilots, runs, tasks, forced)
     count = len(jax.tree.leaves(pilots)[0])
     parts: list[Run] = []
-    for start in range(0, count, CHUNK):
-        rows = np.minimum(np.arange(start, start + CHUNK), count - 1)  # the last fills the chunk
+    for start in range(0, count, chunk):
+        rows = np.minimum(np.arange(start, start + chunk), count - 1)  # the last fills the chunk
         part = play(env, params, *jax.tree.map(lambda x, rows=rows: x[rows], given), epochs)
         parts.append(jax.tree.map(lambda x, n=count - start: np.asarray(x[:n]), part))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
@@ -105,19 +107,25 @@ def undecided(count: int) -> EnvAction:
 
 
 def play_tasks(
-    env: HostEnv, params: Params, pilots: Pilot, keys: jax.Array, tasks: TaskData, epochs: int
+    env: HostEnv,
+    params: Params,
+    pilots: Pilot,
+    keys: jax.Array,
+    tasks: TaskData,
+    epochs: int,
+    chunk: int = CHUNK,
 ) -> Run:
     """Runs from their start, for so many epochs; all with a leading axis B."""
     count = len(keys)
     parts = [
         begin(env, *jax.tree.map(lambda x, rows=rows: x[rows], (pilots, keys, tasks)))
         for rows in (
-            np.minimum(np.arange(start, start + CHUNK), count - 1)
-            for start in range(0, count, CHUNK)
+            np.minimum(np.arange(start, start + chunk), count - 1)
+            for start in range(0, count, chunk)
         )
     ]
     runs = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)
-    return play_many(env, params, pilots, runs, tasks, undecided(count), epochs)
+    return play_many(env, params, pilots, runs, tasks, undecided(count), epochs, chunk)
 
 
 def contest(
@@ -126,6 +134,8 @@ def contest(
     pilots: Mapping[str, Pilot],
     keys: jax.Array,
     tasks: TaskData,
+    *,
+    chunk: int = CHUNK,
 ) -> dict[str, Outcome]:
     """Let each contender train each of T tasks, with the same keys.
 
@@ -135,6 +145,7 @@ def contest(
       pilots: the contenders, by name.
       keys: of the runs, [T].
       tasks: with a leading axis T.
+      chunk: runs at once.
 
     Returns:
       The outcomes of each contender, arrays over the tasks.
@@ -150,6 +161,7 @@ def contest(
         keys[task],
         jax.tree.map(lambda x: x[task], tasks),
         env.epochs,
+        chunk,
     )
     found = outcome_of(env, runs)
     return {

@@ -32,6 +32,7 @@ from tamiyo_jax.graph import (
     init_normalizer,
     layout_for,
 )
+from tamiyo_jax.learn._grounds import common_layout
 from tamiyo_jax.library import BlueprintLibrary, find_in
 from tamiyo_jax.policy import ACTIONS, Action, Legality
 from tamiyo_jax.replay import read_history
@@ -128,7 +129,7 @@ def dataset(
     }
     graph = config.graph.model_copy(update={name: max(cap, 1) for name, cap in caps.items()})
     actives = {one.blueprint.blueprint_id: one.blueprint for one in logged}
-    layout = _common_layout([layout_for(one, graph) for one in actives.values()])
+    layout = common_layout([layout_for(one, graph) for one in actives.values()])
     encoders = {name: encode_blueprint(one, layout, config=graph) for name, one in actives.items()}
     names = list(dict.fromkeys(one.run for one in logged))
     graphs: list[GraphsTuple] = []
@@ -186,17 +187,6 @@ def _packet(one: _Logged) -> Any:  # noqa: ANN401
 def _loss(one: _Logged) -> float:
     loss = _packet(one).validation_loss
     return math.nan if loss is None else loss
-
-
-def _common_layout(layouts: Sequence[GraphLayout]) -> GraphLayout:
-    nodes: dict[str, int] = {}
-    edges: dict[str, int] = {}
-    for layout in dict.fromkeys(layouts):
-        for name, capacity in layout.node_capacities:
-            nodes[name] = max(nodes.get(name, 0), capacity)
-        for key, capacity in layout.edge_capacities:
-            edges[key] = max(edges.get(key, 0), capacity)
-    return GraphLayout.of(nodes, edges)
 
 
 def _normalise(layout: GraphLayout, raws: Sequence[RawGraph], rate: float) -> GraphsTuple:

@@ -123,20 +123,26 @@ class HostEnv:
     Args:
       architecture: of the hosts; equal ones share what they compile.
       rent: prices of the reward.
+      layout: of the graphs; by default the smallest. The network's answers do not depend on it.
     """
 
-    def __init__(self, architecture: Architecture, rent: Rent | None = None) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        rent: Rent | None = None,
+        layout: GraphLayout | None = None,
+    ) -> None:
         self.network = network_for(architecture)
         self.rent = rent or Rent()
         self.slots = tuple(sorted(self.network.slot_depths))
         self.graph_config = GraphConfig(
             max_seeds=len(self.slots), max_blueprints=1 + len(self.network.candidates)
         )
-        self.layout: GraphLayout = layout_for(self.network.blueprint, self.graph_config)
+        self.layout: GraphLayout = layout or layout_for(self.network.blueprint, self.graph_config)
         self.observer = Observer(self.network, self.layout, self.graph_config)
         ids = [one.blueprint_id for one in self.network.candidates]
-        order = sorted(ids)  # in which `SlotState.blueprint` counts
-        self._places = np.array([order.index(one) for one in ids], np.int32)
+        # `SlotState.blueprint` counts in the order of the ids.
+        self._places = np.array([sorted(ids).index(one) for one in ids], np.int32)
         shapes = jax.eval_shape(self.network.host.init_seeds, jax.random.PRNGKey(0))
         self._sizes = {
             name: np.array([_size(shapes[name][GROWN][one]) for one in ids], np.float32)
@@ -151,8 +157,8 @@ class HostEnv:
         return hash(self._identity)
 
     @property
-    def _identity(self) -> tuple[Architecture, Rent]:
-        return self.network.architecture, self.rent
+    def _identity(self) -> tuple[Architecture, Rent, GraphLayout]:
+        return self.network.architecture, self.rent, self.layout
 
     @property
     def epochs(self) -> int:
@@ -168,7 +174,7 @@ class HostEnv:
         seeds, tx = network.host.init_seeds(key), network.host.seed_optimizer
         slots = {name: Slot(dormant(), seeds[name], tx.init(seeds[name])) for name in self.slots}
         host = host._replace(opt_state=opt_state, slots=slots)
-        nothing = jax.eval_shape(lambda h: self._train(h, task), host)[1]
+        nothing = jax.eval_shape(self._train, host, task)[1]
         return EnvState(
             host=host,
             epochs=jnp.int32(0),
@@ -203,14 +209,13 @@ class HostEnv:
           and nothing more. The reward is the fall of the test loss less the rent.
         """
         del key
-        before = state.measured.test_loss
         acted = state._replace(
             host=self._act(state.host, action),
             interventions=state.interventions + (action.action != Action.WAIT),
         )
         observation, after = self._epoch(acted, task)
         grown = (after.live - self.bare) / self.bare
-        reward = before - after.measured.test_loss - self.rent.per_epoch * grown
+        reward = state.measured.test_loss - after.measured.test_loss - self.rent.per_epoch * grown
         reward = reward - self.rent.per_action * (action.action != Action.WAIT)
         return observation, after, reward, after.epochs >= self.epochs, {}
 
@@ -222,8 +227,8 @@ class HostEnv:
         """What may be chosen, as `policy.legality` says it of the packet of this state."""
         stages = jnp.stack([state.host.slots[name].state.stage for name in self.slots])
         seeds = jnp.asarray(_TAKES)[:, stages]
-        actions = jnp.any(seeds, axis=1)
-        actions = actions.at[jnp.array([Action.PAUSE, Action.WAIT, Action.OPTIMIZER])].set(True)
+        always = jnp.array([Action.PAUSE, Action.WAIT, Action.OPTIMIZER])
+        actions = jnp.any(seeds, axis=1).at[always].set(True)
         for action, opens in _BREAKS.items():
             actions = actions.at[action].set(state.host.breaker_open != opens)
         blueprints = jnp.arange(self.graph_config.max_blueprints) > 0
@@ -243,8 +248,7 @@ class HostEnv:
         slots = {
             name: self._move(host, row, action, fresh[name]) for row, name in enumerate(self.slots)
         }
-        turned = action.action == Action.OPTIMIZER
-        factor = jnp.where(turned, 1 + action.lr_delta, jnp.float32(1))
+        factor = jnp.where(action.action == Action.OPTIMIZER, 1 + action.lr_delta, jnp.float32(1))
         breaker = host.breaker_open
         for wanted, opens in _BREAKS.items():
             breaker = jnp.where(action.action == wanted, opens, breaker)
@@ -259,8 +263,8 @@ class HostEnv:
         """A slot after an action on it or on another; an open breaker lets CULL alone through."""
         slot = host.slots[self.slots[row]]
         following = jnp.asarray(_LEADS_TO)[action.action, slot.state.stage]
-        allowed = ~host.breaker_open | (action.action == Action.CULL)
-        moves = (action.seed == row) & (following >= 0) & allowed
+        moves = (action.seed == row) & (following >= 0)
+        moves = moves & (~host.breaker_open | (action.action == Action.CULL))
         germinates = moves & (action.action == Action.GERMINATE)
         slot = jax.tree.map(lambda new, old: jnp.where(germinates, new, old), fresh, slot)
         state = enter(slot.state, jnp.where(moves, following, slot.state.stage))

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from tamiyo_jax.config import HeuristicConfig
-from tamiyo_jax.learn._contest import Outcome, contest, follow_network, follow_rules
+from tamiyo_jax.learn._contest import CHUNK, Outcome, contest, follow_network, follow_rules
 from tamiyo_jax.learn._environment import HostEnv
 from tamiyo_jax.learn._playing import Pilot
 from tamiyo_jax.learn._rules import heuristic_rules, no_rules
@@ -37,14 +37,19 @@ __all__ = [
     "compare",
     "contenders",
     "evaluate",
+    "evaluate_policy",
+    "interval_over_seeds",
     "rivals_from_json",
     "summarise",
+    "summarise_policy",
 ]
 
 LEARNED = "learned"
 FIRST_SEED = 100_000
 """Seeds of tasks of the table start here: no choice was made on these."""
 RESAMPLES = 4000
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5 % points of Student's t for 2 to 10 values; more values are treated as 10."""
 
 
 class Rivals(NamedTuple):
@@ -96,7 +101,7 @@ def choose_rivals(
       seed: draws the schedules and the heuristic's numbers.
       tasks: of each family.
       candidates: growth schedules, and settings of the heuristic, that are drawn.
-      families: all of `TRAINING` by default; of one architecture.
+      families: all of `TRAINING` by default; their runs are of one length.
       on_rivals: called with the name of what is chosen next.
     """
     generator = np.random.default_rng(seed)
@@ -150,10 +155,26 @@ def evaluate(
       first: seed of the first task; the others count up from it.
     """
     env = HostEnv(family.architecture)
+    return _contest(env, params, family, contenders(rivals, env.epochs), tasks, first)
+
+
+def evaluate_policy(
+    params: Params, family: Family, *, tasks: int, first: int = FIRST_SEED
+) -> Outcome:
+    """The outcomes of a policy alone, on the tasks that `evaluate` plays; see there."""
+    env = HostEnv(family.architecture)
+    alone = {LEARNED: follow_network(env.epochs)}
+    return _contest(env, params, family, alone, tasks, first)[LEARNED]
+
+
+def _contest(
+    env: HostEnv, params: Params, family: Family, pilots: dict[str, Pilot], tasks: int, first: int
+) -> dict[str, Outcome]:
     seeds = [first + index for index in range(tasks)]
     keys = jax.vmap(jax.random.PRNGKey)(np.array(seeds, np.uint32))
+    chunk = min(CHUNK, tasks)  # a policy alone, and policies in a row, share one program
     drawn = draw_many([family] * tasks, seeds)
-    return contest(env, params, contenders(rivals, env.epochs), keys, drawn)
+    return contest(env, params, pilots, keys, drawn, chunk=chunk)
 
 
 def compare(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> Interval:
@@ -174,11 +195,7 @@ def summarise(outcomes: Mapping[str, Outcome]) -> list[dict[str, object]]:
     return [
         {
             "contender": name,
-            "accuracy": float(one.accuracy.mean()),
-            "loss": float(one.loss.mean()),
-            "compute": float(one.compute.mean()),
-            "live": float(one.live.mean()),
-            "interventions": float(one.interventions.mean()),
+            **_means(one),
             "loss_saved": None if one is ours else compare(one.loss, ours.loss)._asdict(),
             "accuracy_gained": None
             if one is ours
@@ -186,3 +203,36 @@ def summarise(outcomes: Mapping[str, Outcome]) -> list[dict[str, object]]:
         }
         for name, one in outcomes.items()
     ]
+
+
+def summarise_policy(outcome: Outcome, outcomes: Mapping[str, Outcome]) -> dict[str, object]:
+    """A further policy's row as JSON: means, and the loss that it saves against each rival."""
+    saved = {
+        name: compare(rival.loss, outcome.loss)._asdict()
+        for name, rival in outcomes.items()
+        if name != LEARNED
+    }
+    return {**_means(outcome), "loss_saved": saved}
+
+
+def _means(one: Outcome) -> dict[str, float]:
+    return {
+        "accuracy": float(one.accuracy.mean()),
+        "loss": float(one.loss.mean()),
+        "compute": float(one.compute.mean()),
+        "live": float(one.live.mean()),
+        "interventions": float(one.interventions.mean()),
+    }
+
+
+def interval_over_seeds(means: Sequence[float]) -> Interval:
+    """The mean of what policies of several training seeds reached, with Student's 95 % interval.
+
+    The tasks are the same for all, so this is how far training seeds differ, not tasks.
+    """
+    values = np.asarray(means, np.float64)
+    quantile = STUDENT[min(len(values) - 2, len(STUDENT) - 1)]
+    error = quantile * values.std(ddof=1) / np.sqrt(len(values))
+    return Interval(
+        float(values.mean()), float(values.mean() - error), float(values.mean() + error)
+    )

@@ -27,6 +27,7 @@ from tamiyo_jax.learn._checkpoint import read_params, write_params
 from tamiyo_jax.learn._contest import CHUNK, follow_network, follow_rules
 from tamiyo_jax.learn._environment import HostEnv
 from tamiyo_jax.learn._fitting import Examples, FitSettings, Targets, fit, fit_loss
+from tamiyo_jax.learn._grounds import Ground, grounds_of
 from tamiyo_jax.learn._playing import stack
 from tamiyo_jax.learn._tasks import TRAINING, Family
 from tamiyo_jax.learn._teaching import Plan, choose_plans, drawn_plans, lessons
@@ -34,6 +35,9 @@ from tamiyo_jax.learn._tuning import Schedule, rules_of
 from tamiyo_jax.policy import Action, Legality, Params, init_params
 
 __all__ = ["LearnSettings", "hesitate", "learn"]
+
+OWN_RUNS = 0.75
+"""Share of the runs of a round of lessons, after the first, in which the network decides."""
 
 OWN_SHARE = 4
 """How many times as many branches go on by the network as by the teacher's growth."""
@@ -43,6 +47,9 @@ PLAIN = (Plan(), Plan(blueprint=2), Plan(blueprint=4), Plan(blueprint=3))
 
 PRICES = Prices()
 
+PLANS = Path(__file__).with_name("plans.json")
+"""The plans of the training families, chosen with 48 `plans` and the default `plan_tasks`."""
+
 Progress = Callable[[str, int, int], object]
 
 
@@ -51,10 +58,11 @@ class LearnSettings:
     """How to learn.
 
     Attributes:
-      plans: from which the teacher's are chosen, family by family; at least 5.
+      plans: from which the teacher's are chosen, family by family, with the seed 0; at least 5.
+        0 takes those that were chosen before, which are in ``plans.json`` of this package.
       plan_tasks: of each family, to choose on.
       lessons: rounds of lessons.
-      runs: with the teacher, in each of them.
+      runs: in each of them, over all families.
       branching: rounds of branching.
       chunks: of states in each of them; the states of a chunk are of one epoch.
       states: in a chunk.
@@ -67,14 +75,14 @@ class LearnSettings:
       prices: of returns.
     """
 
-    plans: int = 32
-    plan_tasks: int = 8
+    plans: int = 0
+    plan_tasks: int = 6
     lessons: int = 3
-    runs: int = 256
+    runs: int = 384
     branching: int = 0
     chunks: int = 8
     states: int = 64
-    updates: int = 700
+    updates: int = 1000
     weight_decay: float = 1e-2
     temperature: float = 0.05
     weight: float = 4.0
@@ -108,44 +116,57 @@ def learn(
       seed: of everything. The same seed and settings give the same parameters, bit for bit, on
         one machine.
       directory: for plans, examples and checkpoints; made if it is not there.
-      families: to learn on, of one architecture.
+      families: to learn on; their runs are of one length.
       on_progress: called with what goes on, how much of it is done, and how much there is.
       on_update: called with the number of the fit, the updates done in it and the mean loss.
 
     Raises:
-      ConfigurationError: the directory holds the work of another seed or of other settings.
+      ConfigurationError: the directory holds the work of another seed or of other settings, or
+        no plans were chosen before for one of the families.
     """
     _claim(directory, settings, seed, families)
     tell = on_progress or (lambda *_: None)
-    env = HostEnv(families[0].architecture)
+    grounds = grounds_of(families)
+    env = grounds[0].env
     params = init_params(PolicyConfig.small(), jax.random.key(seed))
-    plans = _plans(env, params, families, settings, seed, directory, tell)
+    plans = _plans(grounds, params, settings, directory, tell)
     examples: list[Examples] = []
     for number in range(settings.lessons + settings.branching):
         if number < settings.lessons:
-            name, total = f"lessons {number + 1}", -(-settings.runs // CHUNK)
+            name, parts = f"lessons {number + 1}", _shares(grounds, settings.runs)
         else:
-            name, total = f"branching {number - settings.lessons + 1}", settings.chunks
-        for part in range(total):
-            tell(name, part, total)
+            branches = [(None, settings.states)] * settings.chunks
+            name, parts = f"branching {number - settings.lessons + 1}", branches
+        for part, (ground, runs) in enumerate(parts):
+            tell(name, part, len(parts))
             where = directory / f"examples-{number}-{part}.npz"
             if not where.exists():
                 generator = np.random.default_rng([seed, 1 + number, part])
-                if number < settings.lessons:
-                    own = number / (number + 1)
-                    runs = min(CHUNK, settings.runs - CHUNK * part)
-                    made = lessons(env, params, families, plans, generator, runs=runs, own=own)
+                if ground is None:
+                    made = _branch(grounds, params, plans, generator, settings)
                 else:
-                    made = _branch(env, params, families, plans, generator, settings)
+                    own = OWN_RUNS if number else 0.0
+                    made = lessons(*ground, params, plans, generator, runs=runs, own=own)
                 _write(where, made)
             examples.append(_read(env, where))
-        tell(name, total, total)
+        tell(name, len(parts), len(parts))
         kept = directory / f"params-{number}"
         if not kept.exists():
             found = _fit(env, params, examples, settings, seed, number, on_update)
             write_params(kept, found)
         params = read_params(kept, params)
     return hesitate(params, settings.margin)
+
+
+def _shares(grounds: Sequence[Ground], runs: int) -> list[tuple[Ground, int]]:
+    """Parts of at most `CHUNK` runs of one ground, by the number of its families."""
+    total, parts = sum(len(one.families) for one in grounds), list[tuple[Ground, int]]()
+    for ground in grounds:
+        left = max(1, round(runs * len(ground.families) / total))
+        while left > 0:
+            parts.append((ground, min(CHUNK, left)))
+            left -= CHUNK
+    return parts
 
 
 def _claim(directory: Path, settings: LearnSettings, seed: int, families: Sequence[Family]) -> None:
@@ -169,46 +190,55 @@ def _claim(directory: Path, settings: LearnSettings, seed: int, families: Sequen
 
 
 def _plans(
-    env: HostEnv,
+    grounds: Sequence[Ground],
     params: Params,
-    families: Sequence[Family],
     settings: LearnSettings,
-    seed: int,
     directory: Path,
     tell: Progress,
 ) -> dict[str, Plan]:
-    path = directory / "plans.json"
+    names = [family.name for ground in grounds for family in ground.families]
+    path = directory / PLANS.name if settings.plans else PLANS
     if not path.exists():
-        drawn = [*PLAIN, *drawn_plans(np.random.default_rng(seed), settings.plans - len(PLAIN))]
+        drawn = [*PLAIN, *drawn_plans(np.random.default_rng(0), settings.plans - len(PLAIN))]
         done: list[str] = []
 
         def count(name: str) -> None:
             done.append(name)
-            tell("choosing plans", len(done), len(families))
+            tell("choosing plans", len(done), len(names))
 
-        tell("choosing plans", 0, len(families))
-        found = choose_plans(
-            env,
-            params,
-            families,
-            drawn,
-            tasks=settings.plan_tasks,
-            prices=settings.prices,
-            on_family=count,
+        tell("choosing plans", 0, len(names))
+        found: dict[str, Plan] = {}
+        for ground in grounds:
+            found |= choose_plans(
+                *ground,
+                params,
+                drawn,
+                tasks=settings.plan_tasks,
+                prices=settings.prices,
+                on_family=count,
+            )
+        asked = {name: plan._asdict() for name, plan in found.items()}
+        path.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
+    plans = {name: Plan(**row) for name, row in json.loads(path.read_text("utf-8")).items()}
+    missing = sorted(set(names) - set(plans))
+    if missing:
+        raise ConfigurationError(
+            f"no plans were chosen before for {', '.join(missing)}; choose some, with --plans 48",
+            field="plans",
         )
-        path.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    return {name: Plan(*row) for name, row in json.loads(path.read_text("utf-8")).items()}
+    return plans
 
 
 def _branch(
-    env: HostEnv,
+    grounds: Sequence[Ground],
     params: Params,
-    families: Sequence[Family],
     plans: Mapping[str, Plan],
     generator: np.random.Generator,
     settings: LearnSettings,
 ) -> Examples:
-    """Branches from states of the network, which mostly goes on by itself."""
+    """Branches from states of the network on one ground, which mostly goes on by itself."""
+    share = np.array([len(ground.families) for ground in grounds], np.float64)
+    env, families = grounds[int(generator.choice(len(grounds), p=share / share.sum()))]
     epochs = env.epochs
     behaviours = [follow_network(epochs, chance=chance) for chance in (0.0, 0.1, 0.2)]
     growing = [

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from tamiyo_jax.config import HeuristicConfig
 from tamiyo_jax.contracts import SeedStage
-from tamiyo_jax.host import scale_of
+from tamiyo_jax.host import LIMITS, scale_of
 from tamiyo_jax.learn._environment import EnvAction, EnvState, HostEnv
 from tamiyo_jax.policy import Action
 
@@ -40,7 +40,8 @@ class Rules(NamedTuple):
       rising_epochs: i32[].
       brake: f32[].
       rates: f32[epochs], the multiplier of the learning rate after each epoch; 0 leaves it to
-        the brake.
+        the brake. Each time that the brake is taken, the plan is scaled down for good.
+      tolerance: f32[], how far off the planned multiplier the rate may be, relatively.
       only: i32[], row of the only blueprint to germinate; 0 gives all their turns.
       random: bool[], choose among what is legal by chance instead.
     """
@@ -58,6 +59,7 @@ class Rules(NamedTuple):
     rising_epochs: jax.Array
     brake: jax.Array
     rates: jax.Array
+    tolerance: jax.Array
     only: jax.Array
     random: jax.Array
 
@@ -78,6 +80,7 @@ class Memory(NamedTuple):
       entry_loss: f32[K], NaN where there is none.
       harm: i32[K].
       grown: i32[K], row of the blueprint that each slot grows or grew.
+      braked: f32[], what the brake has scaled the plan of the learning rate down to.
     """
 
     loss: jax.Array
@@ -92,11 +95,12 @@ class Memory(NamedTuple):
     entry_loss: jax.Array
     harm: jax.Array
     grown: jax.Array
+    braked: jax.Array
 
 
 def heuristic_rules(config: HeuristicConfig, epochs: int) -> Rules:
     """The heuristic's own numbers, for runs of so many epochs."""
-    own = ("rates", "only", "random")
+    own = ("rates", "tolerance", "only", "random")
     numbers = {name: getattr(config, name) for name in Rules._fields if name not in own}
     arrays = {
         name: jnp.float32(value) if isinstance(value, float) else jnp.int32(value)
@@ -105,6 +109,7 @@ def heuristic_rules(config: HeuristicConfig, epochs: int) -> Rules:
     return Rules(
         **arrays,
         rates=jnp.zeros(epochs, jnp.float32),
+        tolerance=jnp.float32(0.02),
         only=jnp.int32(0),
         random=jnp.bool_(False),
     )
@@ -137,6 +142,7 @@ def new_memory(env: HostEnv) -> Memory:
         entry_loss=jnp.full(slots, jnp.nan, jnp.float32),
         harm=jnp.zeros(slots, jnp.int32),
         grown=jnp.zeros(slots, jnp.int32),
+        braked=jnp.float32(1),
     )
 
 
@@ -168,8 +174,11 @@ def rule_action(
     braking = memory.rises >= rules.rising_epochs
     choices.append((braking, Action.OPTIMIZER, no_seed, none))
     planned = rules.rates[jnp.minimum(epoch, len(rules.rates) - 1)]
+    brakes_plan = braking & (planned > 0)
+    braked = memory.braked * jnp.where(brakes_plan, 1 - rules.brake, 1.0)
+    planned = jnp.where(planned > 0, jnp.clip(planned * braked, *LIMITS), 0.0)
     now = scale_of(state.host.opt_state)
-    off = (planned > 0) & (jnp.abs(planned / now - 1) > 0.02)
+    off = (planned > 0) & (jnp.abs(planned / now - 1) > rules.tolerance)
     choices.append((off, Action.OPTIMIZER, no_seed, none))
     dormant = stages == SeedStage.DORMANT
     blueprint, offered = _next_blueprint(rules, memory)
@@ -191,7 +200,8 @@ def rule_action(
             lambda new, old, wanted=wanted: jnp.where(wanted, new, old), chosen, found
         )
     turned = found.action == Action.OPTIMIZER
-    delta = jnp.where(braking, -rules.brake, jnp.clip(planned / now - 1, -0.9, 1.0))
+    to_plan = jnp.clip(planned / now - 1, -0.9, 1.0)
+    delta = jnp.where(braking & (planned == 0), -rules.brake, to_plan)
     found = found._replace(lr_delta=jnp.where(turned, delta, jnp.float32(0)))
     germinates = found.action == Action.GERMINATE
     here = jnp.arange(len(env.slots)) == found.seed
@@ -199,6 +209,7 @@ def rule_action(
     found = jax.tree.map(lambda a, b: jnp.where(rules.random, a, b), chance, found)
     return memory._replace(
         rises=jnp.where(turned, 0, memory.rises),
+        braked=jnp.where(turned, braked, memory.braked),
         grown=jnp.where(germinates & here, found.blueprint, memory.grown),
     ), found
 

@@ -7,8 +7,7 @@ while learning; `HELD_OUT` families are for the final table alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -16,22 +15,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from tamiyo_jax.errors import ConfigurationError
+from tamiyo_jax.learn import _data
 from tamiyo_jax.learn._architecture import Architecture, Batch
+from tamiyo_jax.learn._data import CLASSES, INPUTS, Make
 
 __all__ = ["HELD_OUT", "TRAINING", "Family", "TaskData", "draw", "draw_many", "find_family"]
 
-INPUTS = 16
-CLASSES = 10
 VALIDATION, TEST = 128, 512
 HIGH_RATE_SHARE = 0.2
 
 NARROW = Architecture("narrow", INPUTS, (6, 6), CLASSES, examples=192, batch_size=16, epochs=24)
+SHORT = Architecture(
+    "short", 24, (6, 6), CLASSES, examples=192, batch_size=16, epochs=24, convolution=True
+)
+LONG = Architecture(
+    "long", 36, (4, 6, 8), CLASSES, examples=256, batch_size=32, epochs=24, convolution=True
+)
 CURVES = Architecture(
     "curves", 40, (8, 8, 8), CLASSES, examples=768, batch_size=32, epochs=30, convolution=True
 )
-
-Examples = tuple[np.ndarray, np.ndarray]
-Make = Callable[[np.random.Generator, int], Examples]
 
 
 class TaskData(NamedTuple):
@@ -59,6 +61,8 @@ class Family(NamedTuple):
       make: ``(generator, count) -> (inputs f32[count, D], labels i32[count])``.
       noise: largest share of training and validation labels that are drawn at random.
       rates: least and greatest learning rate, uniform in its logarithm.
+      distinct: least and greatest share of the training examples that are distinct; the others
+        are copies of these, so that an epoch sees them more than once.
     """
 
     name: str
@@ -66,165 +70,39 @@ class Family(NamedTuple):
     make: Make
     noise: float
     rates: tuple[float, float]
-
-
-def _lift(generator: np.random.Generator, points: np.ndarray) -> np.ndarray:
-    """Points f64[n, d] in 16 dimensions, by a random linear map with a little noise."""
-    lifted = points @ generator.normal(size=(points.shape[1], INPUTS))
-    return lifted + 0.05 * generator.normal(size=lifted.shape)
-
-
-def _digits(generator: np.random.Generator, count: int) -> Examples:
-    images, labels = _scans()
-    kept = generator.permutation(CLASSES)[: generator.integers(6, CLASSES + 1)]
-    rows = generator.permutation(np.flatnonzero(np.isin(labels, kept)))[:count]
-    return images[rows], labels[rows]
-
-
-@cache
-def _scans() -> Examples:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ConfigurationError(
-            "the digits come with scikit-learn, which is not installed; install tamiyo_jax[demo]",
-            extra="demo",
-        ) from error
-    pixels, labels = load_digits(return_X_y=True)
-    pooled = pixels.reshape(-1, 4, 2, 4, 2).mean(axis=(2, 4)).reshape(-1, INPUTS)
-    return pooled / 8 - 1, labels
-
-
-def _moons(generator: np.random.Generator, count: int) -> Examples:
-    labels = generator.integers(0, 2, count)
-    angle = np.pi * generator.random(count)
-    points = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    points = np.where(labels[:, None] == 1, np.array([1.0, 0.5]) - points, points)
-    return _lift(generator, points + 0.12 * generator.normal(size=points.shape)), labels
-
-
-def _spirals(generator: np.random.Generator, count: int) -> Examples:
-    arms = int(generator.integers(2, 5))
-    labels = generator.integers(0, arms, count)
-    radius = np.sqrt(generator.random(count))
-    angle = 5.0 * radius + 2 * np.pi * labels / arms
-    points = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return _lift(generator, 1.5 * points + 0.05 * generator.normal(size=points.shape)), labels
-
-
-def _teacher(generator: np.random.Generator, count: int) -> Examples:
-    hidden, classes = int(generator.integers(8, 25)), int(generator.integers(3, 7))
-    inputs = generator.normal(size=(count, INPUTS))
-    first = generator.normal(size=(INPUTS, hidden)) / 2
-    second = generator.normal(size=(hidden, classes))
-    return inputs, np.argmax(np.tanh(inputs @ first) @ second, axis=1)
-
-
-def _images(generator: np.random.Generator, count: int) -> Examples:
-    """Images of 4×4: a row, a column, a diagonal, a square or a cross, anywhere."""
-    labels = generator.integers(0, 5, count)
-    images = np.zeros((count, 4, 4))
-    for image, label in zip(images, labels, strict=True):
-        y, x = generator.integers(0, 4, 2)
-        if label in (0, 4):
-            image[y, :] = 1
-        if label in (1, 4):
-            image[:, x] = 1
-        if label == 2:
-            image[np.arange(4), (np.arange(4) + x) % 4] = 1
-        if label == 3:
-            image[np.ix_([y, (y + 1) % 4], [x, (x + 1) % 4])] = 1
-    flat = images.reshape(count, INPUTS)
-    return 2 * flat - 1 + 0.4 * generator.normal(size=flat.shape), labels
-
-
-def _sequences(generator: np.random.Generator, count: int) -> Examples:
-    """Sixteen points of a sine, a square, a sawtooth, a pulse or a chirp of any phase."""
-    labels = generator.integers(0, 5, count)
-    phase = generator.random((count, 1))
-    cycles = generator.uniform(1.0, 2.0, (count, 1))
-    time = cycles * np.linspace(0, 1, INPUTS)[None, :] + phase
-    part = time % 1.0
-    shapes = np.stack(
-        [
-            np.sin(2 * np.pi * time),
-            np.where(part < 0.5, 1.0, -1.0),
-            2 * part - 1,
-            np.where(part < 0.15, 2.0, -0.3),
-            np.sin(2 * np.pi * time**2),
-        ]
-    )
-    chosen = shapes[labels, np.arange(count)]
-    return 1.2 * chosen + 0.2 * generator.normal(size=chosen.shape), labels
-
-
-def _rings(generator: np.random.Generator, count: int) -> Examples:
-    """Held out: which of four shells around the origin of three dimensions a point lies in."""
-    labels = generator.integers(0, 4, count)
-    direction = generator.normal(size=(count, 3))
-    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-    radius = 0.4 + 0.5 * labels + 0.08 * generator.normal(size=count)
-    return _lift(generator, radius[:, None] * direction), labels
-
-
-def _board(generator: np.random.Generator, count: int) -> Examples:
-    """Held out: the colours of a board of 3×3 fields, in three colours."""
-    points = generator.uniform(0, 3, (count, 2))
-    fields = np.floor(points).astype(np.int64)
-    return _lift(generator, points - 1.5), (fields[:, 0] + fields[:, 1]) % 3
-
-
-def _parity(generator: np.random.Generator, count: int) -> Examples:
-    """Held out: the parity of three of sixteen signs."""
-    signs = generator.choice([-1.0, 1.0], (count, INPUTS))
-    labels = (np.prod(signs[:, generator.permutation(INPUTS)[:3]], axis=1) > 0).astype(np.int64)
-    return signs + 0.3 * generator.normal(size=signs.shape), labels
-
-
-def _mnist1d(generator: np.random.Generator, count: int) -> Examples:
-    """Held out: MNIST-1D (Greydanus and Kobak 2020, arXiv:2011.14439)."""
-    inputs, labels = _curves()
-    rows = generator.permutation(len(labels))[:count]
-    return inputs[rows], labels[rows]
-
-
-@cache
-def _curves() -> Examples:
-    try:
-        from mnist1d.data import get_dataset_args, make_dataset
-    except ImportError as error:
-        raise ConfigurationError(
-            "MNIST-1D comes with the package mnist1d, which is not installed; pip install mnist1d",
-            extra="dev",
-        ) from error
-    drawn = make_dataset(get_dataset_args())
-    inputs = np.concatenate([drawn["x"], drawn["x_test"]])
-    return inputs, np.concatenate([drawn["y"], drawn["y_test"]])
+    distinct: tuple[float, float] = (1.0, 1.0)
 
 
 RATES = (4e-3, 3e-2)
+ALL, FEW = (1.0, 1.0), (0.15, 0.6)
 
 TRAINING: Mapping[str, Family] = {
-    name: Family(name, NARROW, make, noise, RATES)
-    for name, make, noise in (
-        ("digits", _digits, 0.1),
-        ("moons", _moons, 0.1),
-        ("spirals", _spirals, 0.05),
-        ("teacher", _teacher, 0.1),
-        ("images", _images, 0.1),
-        ("sequences", _sequences, 0.1),
+    name: Family(name, architecture, make, noise, RATES, distinct)
+    for name, architecture, make, noise, distinct in (
+        ("digits", NARROW, _data.digits, 0.1, ALL),
+        ("moons", NARROW, _data.moons, 0.1, ALL),
+        ("spirals", NARROW, _data.spirals, 0.05, ALL),
+        ("teacher", NARROW, _data.teacher, 0.1, ALL),
+        ("images", NARROW, _data.images, 0.1, ALL),
+        ("sequences", NARROW, _data.sequences, 0.1, ALL),
+        ("clusters", NARROW, _data.clusters, 0.4, FEW),
+        ("faint", NARROW, _data.faint, 0.0, FEW),
+        ("tones", SHORT, _data.tones, 0.1, ALL),
+        ("motifs", SHORT, _data.short_motifs, 0.1, ALL),
+        ("few-motifs", SHORT, _data.short_motifs, 0.3, FEW),
+        ("long-motifs", LONG, _data.long_motifs, 0.1, (0.3, 1.0)),
     )
 }
 """Families to learn on."""
 
 HELD_OUT: Mapping[str, Family] = {
-    "mnist1d": Family("mnist1d", CURVES, _mnist1d, 0.0, RATES),
+    "mnist1d": Family("mnist1d", CURVES, _data.mnist1d, 0.0, RATES),
     **{
         name: Family(name, NARROW, make, noise, RATES)
         for name, make, noise in (
-            ("rings", _rings, 0.05),
-            ("board", _board, 0.05),
-            ("parity", _parity, 0.05),
+            ("rings", _data.rings, 0.05),
+            ("board", _data.board, 0.05),
+            ("parity", _data.parity, 0.05),
         )
     },
 }
@@ -264,6 +142,10 @@ def draw(family: Family, seed: int) -> TaskData:
     rate = np.exp(generator.uniform(*np.log(family.rates)))
     if generator.random() < HIGH_RATE_SHARE:
         rate *= 20
+    if family.distinct != ALL:
+        share = generator.uniform(*family.distinct)
+        rows = np.arange(count) % max(1, round(share * count))
+        inputs[:count], labels[:count] = inputs[rows], labels[rows]
     parts = (slice(0, count), slice(count, seen), slice(seen, None))
     train, validation, test = (
         Batch(jnp.asarray(inputs[part], jnp.float32), jnp.asarray(labels[part])) for part in parts

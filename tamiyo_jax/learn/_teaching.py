@@ -19,12 +19,19 @@ import numpy as np
 
 from tamiyo_jax.host import LIMITS
 from tamiyo_jax.learn._branching import FLOOR, Prices
-from tamiyo_jax.learn._contest import follow_rules, outcome_of, play_many, play_tasks, undecided
+from tamiyo_jax.learn._contest import (
+    Outcome,
+    follow_rules,
+    outcome_of,
+    play_many,
+    play_tasks,
+    undecided,
+)
 from tamiyo_jax.learn._environment import EnvAction, HostEnv
 from tamiyo_jax.learn._fitting import Examples, Targets
 from tamiyo_jax.learn._imitation import RISK_HORIZON, rise_classes
 from tamiyo_jax.learn._playing import Pilot, Run, see, stack
-from tamiyo_jax.learn._rules import Rules, rule_action
+from tamiyo_jax.learn._rules import NEVER, Rules, rule_action
 from tamiyo_jax.learn._tasks import Family, TaskData, draw_many
 from tamiyo_jax.learn._tuning import Schedule, rules_of
 from tamiyo_jax.policy import NUM_ACTIONS, Action, Params
@@ -33,6 +40,12 @@ __all__ = ["Plan", "choose_plans", "drawn_plans", "lessons", "teacher_pilots"]
 
 FAR_OFF = 2.0
 """A learning rate that is off by less than this factor is left as it is at first."""
+TOLERANCE = 0.12
+"""The teacher does not correct a rate that is off its plan by less, relatively."""
+ERROR_WEIGHT = 0.5
+"""Of the logarithm of the test error beside that of the test loss, when plans are chosen."""
+FINALISTS = 8
+"""Plans of a family that are played on more tasks, after all were played on some."""
 
 
 class Plan(NamedTuple):
@@ -44,6 +57,9 @@ class Plan(NamedTuple):
       decay: factor on it at each epoch after that.
       blueprint: row of the candidate to grow; 0 for none.
       train_epochs: that a seed trains before it blends.
+      brake: how much the rate, and the plan of it, is lowered by once the validation loss has
+        risen; see `Rules`.
+      rising_epochs: how often in a row it must have risen for that.
     """
 
     rate: float = 0.012
@@ -51,17 +67,21 @@ class Plan(NamedTuple):
     decay: float = 0.8
     blueprint: int = 0
     train_epochs: int = 0
+    brake: float = 0.5
+    rising_epochs: int = NEVER
 
 
 def drawn_plans(generator: np.random.Generator, count: int) -> list[Plan]:
     """Plans by chance."""
     return [
         Plan(
-            rate=float(generator.choice([0.006, 0.012, 0.024, 0.048])),
-            hold=float(generator.choice([0.25, 0.4, 0.55, 0.7])),
-            decay=float(generator.choice([0.75, 0.85, 1.0])),
+            rate=float(generator.choice([0.003, 0.006, 0.012, 0.024, 0.048])),
+            hold=float(generator.choice([0.1, 0.25, 0.4, 0.55, 0.7])),
+            decay=float(generator.choice([0.6, 0.75, 0.85, 1.0])),
             blueprint=int(generator.integers(0, 5)),
             train_epochs=int(generator.choice([0, 2])),
+            brake=float(generator.choice([0.4, 0.7])),
+            rising_epochs=int(generator.choice([1, 2, 3, NEVER, NEVER])),
         )
         for _ in range(count)
     ]
@@ -74,7 +94,12 @@ def teacher_rules(plan: Plan, epochs: int, learning_rate: float) -> Rules:
     start = off if max(off, 1 / off) > FAR_OFF else 1.0
     age = np.maximum(np.arange(epochs) - round(plan.hold * epochs), 0)
     rates = np.clip(start * plan.decay**age, *LIMITS)
-    return rules_of(growing, epochs)._replace(rates=jnp.asarray(rates, jnp.float32))
+    return rules_of(growing, epochs)._replace(
+        rates=jnp.asarray(rates, jnp.float32),
+        tolerance=jnp.float32(TOLERANCE),
+        brake=jnp.float32(plan.brake),
+        rising_epochs=jnp.int32(plan.rising_epochs),
+    )
 
 
 def teacher_pilots(plans: Sequence[Plan], epochs: int, tasks: TaskData) -> Pilot:
@@ -90,46 +115,72 @@ def teacher_pilots(plans: Sequence[Plan], epochs: int, tasks: TaskData) -> Pilot
 
 def choose_plans(
     env: HostEnv,
-    params: Params,
     families: Sequence[Family],
+    params: Params,
     plans: Sequence[Plan],
     *,
     tasks: int,
     prices: Prices,
     on_family: Callable[[str], object] | None = None,
 ) -> dict[str, Plan]:
-    """The plan of each family: the best mean over its tasks of the log of the loss and the prices.
+    """The plan of each family: the best mean over its tasks of `_score`.
+
+    All plans are played on some tasks of the family; the best of them on as many others as all
+    together had, and the best of these is taken.
 
     Args:
       env: of the families' architecture.
-      params: of any network; none is followed.
       families: training families.
+      params: of any network; none is followed.
       plans: to choose from.
-      tasks: of each family, from the seed 0.
+      tasks: of each family, from the seed 0, that all plans are played on.
       prices: of size and decisions.
       on_family: called with the name of each family when it is done.
     """
-    keys = jax.vmap(jax.random.PRNGKey)(np.arange(tasks))
-    which, task = np.repeat(np.arange(len(plans)), tasks), np.tile(np.arange(tasks), len(plans))
     found: dict[str, Plan] = {}
+    some = min(FINALISTS, len(plans))
+    more = len(plans) * tasks // some
     for family in families:
-        drawn = draw_many([family] * tasks, list(range(tasks)))
-        drawn = jax.tree.map(lambda x: np.asarray(x)[task], drawn)
-        pilots = teacher_pilots([plans[int(row)] for row in which], env.epochs, drawn)
-        ended = outcome_of(env, play_tasks(env, params, pilots, keys[task], drawn, env.epochs))
-        cost = prices.size * (ended.live - 1) + prices.decision * ended.interventions
-        loss = np.nan_to_num(ended.loss, nan=9.0, posinf=9.0)
-        scores = (np.log(loss + FLOOR) + cost).reshape(len(plans), tasks).mean(axis=1)
-        found[family.name] = plans[int(np.argmin(scores))]
+        first = _play_plans(env, params, family, plans, range(tasks), prices)
+        best = [plans[int(row)] for row in np.argsort(first, kind="stable")[:some]]
+        final = _play_plans(env, params, family, best, range(tasks, tasks + more), prices)
+        found[family.name] = best[int(np.argmin(final))]
         if on_family is not None:
             on_family(family.name)
     return found
 
 
-def lessons(
+def _play_plans(
     env: HostEnv,
     params: Params,
+    family: Family,
+    plans: Sequence[Plan],
+    seeds: range,
+    prices: Prices,
+) -> np.ndarray:
+    """f32[P]: the mean score of each plan on tasks of the family."""
+    tasks = len(seeds)
+    keys = jax.vmap(jax.random.PRNGKey)(np.arange(seeds.start, seeds.stop))
+    which, task = np.repeat(np.arange(len(plans)), tasks), np.tile(np.arange(tasks), len(plans))
+    drawn = draw_many([family] * tasks, list(seeds))
+    drawn = jax.tree.map(lambda x: np.asarray(x)[task], drawn)
+    pilots = teacher_pilots([plans[int(row)] for row in which], env.epochs, drawn)
+    ended = outcome_of(env, play_tasks(env, params, pilots, keys[task], drawn, env.epochs))
+    return _score(ended, prices).reshape(len(plans), tasks).mean(axis=1)
+
+
+def _score(ended: Outcome, prices: Prices) -> np.ndarray:
+    """f32[T]: the logarithms of test loss and test error, and the prices; smaller is better."""
+    loss = np.log(np.nan_to_num(ended.loss, nan=9.0, posinf=9.0) + FLOOR)
+    error = np.log(1 - ended.accuracy + FLOOR)
+    cost = prices.size * (ended.live - 1) + prices.decision * ended.interventions
+    return loss + ERROR_WEIGHT * error + cost
+
+
+def lessons(
+    env: HostEnv,
     families: Sequence[Family],
+    params: Params,
     plans: Mapping[str, Plan],
     generator: np.random.Generator,
     *,
@@ -140,8 +191,8 @@ def lessons(
 
     Args:
       env: of the families' architecture.
-      params: of the network.
       families: training families, drawn alike.
+      params: of the network.
       plans: of the families.
       generator: draws tasks, keys and who decides.
       runs: how many.

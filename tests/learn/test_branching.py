@@ -27,14 +27,17 @@ from tamiyo_jax.learn import (
     contest,
     draw_many,
     evaluate,
+    evaluate_policy,
     follow_network,
     follow_rules,
     hesitate,
+    interval_over_seeds,
     learn,
     measure_reliability,
     no_rules,
     rules_of,
     summarise,
+    summarise_policy,
     targets_of,
 )
 from tamiyo_jax.learn._playing import stack
@@ -177,13 +180,23 @@ def test_learning_twice_gives_the_same_parameters_and_goes_on_from_what_is_there
 
 def test_the_table_compares_the_policy_with_every_rival_on_the_same_tasks() -> None:
     rivals = Rivals(Schedule(rate=2.0), GROWING, HeuristicConfig(), 1)
-    rows = summarise(evaluate(hesitate(network(), 1e3), rivals, FAMILY, tasks=4))
+    outcomes = evaluate(hesitate(network(), 1e3), rivals, FAMILY, tasks=4)
+    rows = summarise(outcomes)
     by_name = {row["contender"]: row for row in rows}
     assert len(by_name) == 8
     assert by_name[LEARNED]["loss"] == by_name["never act"]["loss"]
     saved = by_name["never act"]["loss_saved"]
     assert saved == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert json.dumps(rows)
+    further = summarise_policy(evaluate_policy(hesitate(network(), 1e3), FAMILY, tasks=4), outcomes)
+    assert further["loss"] == by_name[LEARNED]["loss"]
+    assert further["loss_saved"]["random"] == by_name["random"]["loss_saved"]
+
+
+def test_the_interval_over_seeds_is_that_of_student() -> None:
+    """For 1 to 5: mean 3, deviation sqrt(2.5), t(0.975, 4) = 2.776."""
+    found = interval_over_seeds([1.0, 2.0, 3.0, 4.0, 5.0])
+    np.testing.assert_allclose(found, (3.0, 3 - 1.963, 3 + 1.963), rtol=1e-3)
 
 
 def test_an_interval_is_paired_and_holds_the_mean() -> None:
