@@ -22,7 +22,10 @@ def column(rows: Sequence[Row], plan: str, field: str) -> np.ndarray:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A table in Markdown: each network, its ratios to the large one of the same seed."""
+    """A table in Markdown: each network, its ratios to the large one of the same seed.
+
+    Of a seed without a large network, nothing is said of the ratios.
+    """
     lines = [
         "| | loss | loss, × large | FLOPs, × | seconds, × | CPU, × | memory, × | jump | stall |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -40,7 +43,12 @@ def table(rows: Sequence[Row]) -> str:
 
 def ratio(rows: Sequence[Row], plan: str, field: str) -> str:
     """Geometric mean of a field's ratio to the large network's, and its interval."""
-    logs = np.log(column(rows, plan, field) / column(rows, "large", field))
+    large = {row["seed"]: row[field] for row in rows if row["plan"] == "large"}
+    own = {row["seed"]: row[field] for row in rows if row["plan"] == plan}
+    seeds = sorted(own.keys() & large.keys())
+    if not seeds:
+        return ""
+    logs = np.log([own[seed] / large[seed] for seed in seeds])
     mean, half = interval(logs)
     low, middle, high = np.exp([mean - half, mean, mean + half])
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"

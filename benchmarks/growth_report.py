@@ -42,27 +42,36 @@ def column(rows: Sequence[Row], study: str, variant: str, field: str) -> np.ndar
 
 def table(rows: Sequence[Row]) -> Table:
     """Each network, and the grown one against the others."""
-    found = Table("", "test accuracy, %", "live parameters", "training, s", box=box.MARKDOWN)
+    found = Table(
+        "",
+        "test accuracy, %",
+        "live parameters",
+        "training, s",
+        "with programs compiled, s",
+        box=box.MARKDOWN,
+    )
     for study in dict.fromkeys(row["study"] for row in rows):
         for variant in COLOURS:
-            accuracy, parameters, seconds = (
+            accuracy, parameters, seconds, compiled = (
                 interval(column(rows, study, variant, field))
-                for field in ("accuracy", "parameters", "seconds")
+                for field in ("accuracy", "parameters", "seconds", "compiled_seconds")
             )
             found.add_row(
                 f"{study}: {variant}",
                 f"{100 * accuracy[0]:.1f} ± {100 * accuracy[1]:.1f}",
                 f"{parameters[0]:,.0f} ± {parameters[1]:,.0f}",
                 f"{seconds[0]:.1f} ± {seconds[1]:.1f}",
+                f"{compiled[0]:.1f} ± {compiled[1]:.1f}",
             )
         for one, other in PAIRS:
             gain, half = interval(
                 column(rows, study, one, "accuracy") - column(rows, study, other, "accuracy")
             )
+            fields = ("parameters", "seconds", "compiled_seconds")
             found.add_row(
                 f"{study}: {one} against {other}",
-                f"{100 * gain:+.1f} ± {100 * half:.1f}",
-                *(ratio(rows, study, one, other, field) for field in ("parameters", "seconds")),
+                f"{100 * gain:+.2f} ± {100 * half:.2f}",
+                *(ratio(rows, study, one, other, field) for field in fields),
             )
     return found
 

@@ -30,8 +30,8 @@ def growth() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         yield importlib.import_module("growth")
-        for name in ("growth", "growth_report", "mnist1d_task"):
-            del sys.modules[name]
+        for name in ("growth", "growth_gpt_report", "growth_report", "mnist1d_task"):
+            sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,8 @@ def test_a_seed_gives_three_networks_and_they_a_table_and_a_plot(growth, tmp_pat
     assert sorted(row["variant"] for row in rows) == ["big", "grown", "small"]
     assert all(0 < row["accuracy"] < 1 and row["seconds"] > 0 for row in rows)
     assert all(len(row["validation"]) == 2 for row in rows)
+    for row in rows:
+        assert (row["compiled_seconds"] == row["seconds"]) == (row["variant"] != "grown")
     sizes = {row["variant"]: row["parameters"] for row in rows}
     assert sizes["small"] == sizes["grown"] < sizes["big"]  # nothing grows in two epochs
     growth.plot(str(tmp_path / "plot.png"), rows)
@@ -132,6 +134,7 @@ def test_the_table_holds_means_intervals_and_the_gain_of_each_seed(growth) -> No
         {
             "study": "s", "seed": seed, "variant": variant, "accuracy": accuracy,
             "parameters": 100 if variant == "small" else 200, "seconds": 1.0 + seed,
+            "compiled_seconds": 2.0 if variant == "big" else 1.0,
         }
         for variant, found in accuracies.items()
         for seed, accuracy in enumerate(found)
@@ -144,10 +147,29 @@ def test_the_table_holds_means_intervals_and_the_gain_of_each_seed(growth) -> No
     ]
     found = {row[0]: row[1:] for row in rows}
     # Student's t of four degrees of freedom: 2.776 × 1.581 / √5 = 1.96
-    assert found["s: small"] == ["82.0 ± 2.0", "100 ± 0", "3.0 ± 2.0"]
+    assert found["s: small"] == ["82.0 ± 2.0", "100 ± 0", "3.0 ± 2.0", "1.0 ± 0.0"]
     assert found["s: grown against small"] == [
-        "+10.0 ± 0.0",
+        "+10.00 ± 0.00",
         "× 2.00 (2.00 to 2.00)",
         "× 1.00 (1.00 to 1.00)",
+        "× 1.00 (1.00 to 1.00)",
     ]
-    assert found["s: grown against big"][0] == "+1.0 ± 2.0"
+    against_big = found["s: grown against big"]
+    assert against_big[0] == "+1.00 ± 1.96"
+    assert against_big[3] == "× 0.50 (0.50 to 0.50)"
+
+
+def test_the_gpts_table_compares_with_the_large_network_of_the_same_seed(growth) -> None:
+    report = importlib.import_module("growth_gpt_report")
+    fields = ("flops", "seconds", "cpu_seconds", "bytes", "jump", "stall")
+
+    def row(seed: int, plan: str, loss: float) -> dict[str, object]:
+        return {"seed": seed, "plan": plan, "loss": loss, **dict.fromkeys(fields, 2.0)}
+
+    rows = [row(1, "large", 4.0), row(0, "large", 2.0), row(0, "small", 3.0), row(1, "small", 6.0)]
+    rows += [row(2, "small", 60.0)]  # there is no large network of this seed
+    cells = [cell.strip() for cell in report.table(rows).splitlines()[-1].split("|")]
+    # Student's t of two degrees of freedom: 4.303 × 32.08 / √3 = 79.69
+    assert cells[1:4] == ["small", "23.0000 ± 79.6862", "1.500 (1.500 to 1.500)"]
+    alone = [cell.strip() for cell in report.table(rows[-1:]).splitlines()[-1].split("|")]
+    assert alone[3:8] == [""] * 5
