@@ -17,7 +17,7 @@ from tamiyo_jax.config import PolicyConfig, TamiyoConfig
 from tamiyo_jax.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from tamiyo_jax.learn import Agreement, Dataset
+    from tamiyo_jax.learn import Agreement, Dataset, LearnSettings
 
 __all__ = ["train"]
 
@@ -71,6 +71,9 @@ def train(
     ] = None,
     runs: Annotated[int | None, typer.Option(min=1, help="Runs in each round of lessons.")] = None,
     branching: Annotated[int | None, typer.Option(min=0, help="Rounds of branching.")] = None,
+    ppo: Annotated[
+        int | None, typer.Option(min=0, help="Rounds of proximal policy optimisation.")
+    ] = None,
     chunks: Annotated[
         int | None, typer.Option(min=1, help="Chunks of states to branch from, in each round.")
     ] = None,
@@ -93,8 +96,8 @@ def train(
 ) -> None:
     """Train a policy of the small widths, and write it with its card.
 
-    By default it learns from a teacher on the training families of tasks, and by branching
-    where --branching asks for it. With --from-journals it imitates logged runs; every sixth
+    By default it learns from a teacher on the training families of tasks; --branching and --ppo
+    ask for rounds of these after it. With --from-journals it imitates logged runs; every sixth
     is left out, and the policy's choices there are compared with those on record.
     Example: tamiyo-jax train --output policy
     """
@@ -104,7 +107,7 @@ def train(
         fitted = updates or IMITATION_UPDATES
         _imitate(output, from_journals, library, temperature, fitted, seed)
         return
-    given = {"plans": plans, "lessons": lessons, "runs": runs, "branching": branching}
+    given = {"plans": plans, "lessons": lessons, "runs": runs, "branching": branching, "ppo": ppo}
     given |= {"chunks": chunks, "states": states, "updates": updates}
     known = {name: number for name, number in given.items() if number is not None}
     _branch(output, known, work or output.with_name(f"{output.name}.work"), tensorboard, seed)
@@ -122,7 +125,7 @@ def _branch(
     with _curves(tensorboard, settings.updates) as draw, _Steps() as advance:
         params = learn.learn(settings, seed, work, on_progress=advance, on_update=draw)
     facts = {
-        "learner": "lessons and branching" if settings.branching else "lessons",
+        "learner": _name_learner(settings),
         "seed": seed,
         **asdict(settings),
         "seconds": round(time.monotonic() - began),
@@ -131,6 +134,11 @@ def _branch(
     }
     digest = learn.save_policy(output, params, facts)
     print_lines(f"{output / 'params.safetensors'}  sha256 {digest}")
+
+
+def _name_learner(settings: LearnSettings) -> str:
+    rounds = {"branching": settings.branching, "policy optimisation": settings.ppo}
+    return ", ".join(["lessons", *(name for name, count in rounds.items() if count)])
 
 
 def _imitate(

@@ -26,6 +26,7 @@ from tamiyo_jax.learn._imitation import imitation_targets
 from tamiyo_jax.learn._learner import LearnSettings, hesitate, learn
 from tamiyo_jax.learn._observation import packet_of
 from tamiyo_jax.learn._playing import Pilot, Run, begin, play
+from tamiyo_jax.learn._ppo import PpoSettings, improve
 from tamiyo_jax.learn._reliability import Bin, Reliability, bins_of, measure_reliability
 from tamiyo_jax.learn._rules import Rules, heuristic_rules, new_memory, no_rules, rule_action
 from tamiyo_jax.learn._tasks import (
@@ -69,6 +70,7 @@ __all__ = [
     "Outcome",
     "Pilot",
     "Plan",
+    "PpoSettings",
     "Prices",
     "Reliability",
     "Rent",
@@ -105,6 +107,7 @@ __all__ = [
     "hesitate",
     "heuristic_rules",
     "imitation_targets",
+    "improve",
     "interval_over_seeds",
     "learn",
     "lessons",

@@ -19,7 +19,17 @@ import optax
 from tamiyo_jax.graph import GraphLayout, GraphsTuple
 from tamiyo_jax.policy import Legality, Params, PolicyOutputs, apply
 
-__all__ = ["Examples", "FitSettings", "Loss", "Targets", "fit", "fit_loss", "outputs_of"]
+__all__ = [
+    "CLIP",
+    "Examples",
+    "FitSettings",
+    "Loss",
+    "Targets",
+    "fit",
+    "fit_loss",
+    "outputs_of",
+    "side_losses",
+]
 
 BLEND_WEIGHT = 0.05
 VALUE_WEIGHT = 0.1
@@ -102,13 +112,17 @@ def fit_loss(params: Params, layout: GraphLayout, examples: Examples) -> jax.Arr
     losses += _masked_cross_entropy(_real(outputs.blueprint_scores), offered, targets.blueprint)
     losses += targets.turns * jnp.square(outputs.param_delta - targets.lr_delta)
     losses += VALUE_WEIGHT * jnp.square(outputs.value - targets.value)
-    risk = optax.softmax_cross_entropy_with_integer_labels(outputs.risk_logits, targets.risk)
-    losses += RISK_WEIGHT * risk
-    schedule = jnp.square(outputs.schedule_params - jnp.array([WHOLE_BLEND], jnp.float32))
-    method = jnp.full(len(losses), LINEAR, jnp.int32)
-    blend = optax.softmax_cross_entropy_with_integer_labels(outputs.blending_logits, method)
-    losses += BLEND_WEIGHT * (blend + jnp.sum(schedule, axis=-1))
+    losses += side_losses(outputs, targets.risk)
     return jnp.sum(targets.weight * losses) / jnp.maximum(jnp.sum(targets.weight), 1e-6)
+
+
+def side_losses(outputs: PolicyOutputs, risk: jax.Array) -> jax.Array:
+    """f32[T]: what the risk (its class, i32[T]) and the blend add, whatever is learned."""
+    risks = optax.softmax_cross_entropy_with_integer_labels(outputs.risk_logits, risk)
+    schedule = jnp.square(outputs.schedule_params - jnp.array([WHOLE_BLEND], jnp.float32))
+    method = jnp.full(len(risk), LINEAR, jnp.int32)
+    blend = optax.softmax_cross_entropy_with_integer_labels(outputs.blending_logits, method)
+    return RISK_WEIGHT * risks + BLEND_WEIGHT * (blend + jnp.sum(schedule, axis=-1))
 
 
 def _real(scores: jax.typing.ArrayLike) -> jax.Array:

@@ -1,10 +1,11 @@
-"""The learner: a teacher's lessons, then branching, in rounds that are on disk between them.
+"""The learner: lessons, branching and policy optimisation, in rounds that are on disk between them.
 
 Lessons come first: the teacher's plans are chosen, and the network is fitted to what the teacher
 would do in states of the teacher and, from the second round on, of the network itself. Rounds of
 branching follow. They start from states of the network, go on mostly by the network, and show it
 what each action is worth to it in the end. Each fit goes on from the network of the one before,
-with the examples of all rounds so far.
+with the examples of all rounds so far. In rounds of proximal policy optimisation the network then
+learns from its own runs alone.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tamiyo_jax.learn._environment import HostEnv
 from tamiyo_jax.learn._fitting import Examples, FitSettings, Targets, fit, fit_loss
 from tamiyo_jax.learn._grounds import Ground, grounds_of
 from tamiyo_jax.learn._playing import stack
+from tamiyo_jax.learn._ppo import PpoSettings, improve
 from tamiyo_jax.learn._tasks import TRAINING, Family
 from tamiyo_jax.learn._teaching import Plan, choose_plans, drawn_plans, lessons
 from tamiyo_jax.learn._tuning import Schedule, rules_of
@@ -47,6 +49,8 @@ PLAIN = (Plan(), Plan(blueprint=2), Plan(blueprint=4), Plan(blueprint=3))
 
 PRICES = Prices()
 
+PPO = PpoSettings()
+
 PLANS = Path(__file__).with_name("plans.json")
 """The plans of the training families, chosen with 48 `plans` and the default `plan_tasks`."""
 
@@ -64,7 +68,8 @@ class LearnSettings:
       lessons: rounds of lessons.
       runs: in each of them, over all families.
       branching: rounds of branching.
-      chunks: of states in each of them; the states of a chunk are of one epoch.
+      ppo: rounds of proximal policy optimisation, of 40 iterations each.
+      chunks: of states in each round of branching; the states of a chunk are of one epoch.
       states: in a chunk.
       updates: optimiser steps of each fit.
       weight_decay: of each fit.
@@ -80,6 +85,7 @@ class LearnSettings:
     lessons: int = 3
     runs: int = 384
     branching: int = 0
+    ppo: int = 0
     chunks: int = 8
     states: int = 64
     updates: int = 1000
@@ -131,7 +137,8 @@ def learn(
     params = init_params(PolicyConfig.small(), jax.random.key(seed))
     plans = _plans(grounds, params, settings, directory, tell)
     examples: list[Examples] = []
-    for number in range(settings.lessons + settings.branching):
+    taught = settings.lessons + settings.branching
+    for number in range(taught):
         if number < settings.lessons:
             name, parts = f"lessons {number + 1}", _shares(grounds, settings.runs)
         else:
@@ -155,6 +162,11 @@ def learn(
             found = _fit(env, params, examples, settings, seed, number, on_update)
             write_params(kept, found)
         params = read_params(kept, params)
+    for number in range(1, 1 + settings.ppo):
+        kept = directory / f"ppo-{taught}-{number}"
+        generator = np.random.default_rng([seed, 1 + taught, number])
+        show = partial(tell, f"policy optimisation {number}")
+        params = _optimise(grounds, params, settings.prices, generator, kept, show)
     return hesitate(params, settings.margin)
 
 
@@ -174,7 +186,7 @@ def _claim(directory: Path, settings: LearnSettings, seed: int, families: Sequen
     directory.mkdir(parents=True, exist_ok=True)
     names = [family.name for family in families]
     facts = json.loads(json.dumps({"seed": seed, "families": names, **asdict(settings)}))
-    for name in ("branching", "margin"):  # more rounds go on from fewer
+    for name in ("branching", "ppo", "margin"):  # more rounds go on from fewer
         del facts[name]
     path = directory / "settings.json"
     if not path.exists():
@@ -258,6 +270,29 @@ def _branch(
     targets = targets_of(made, settings.temperature)
     weighted = targets._replace(weight=targets.weight * settings.weight)
     return made.graphs, made.legality, weighted
+
+
+def _optimise(
+    grounds: Sequence[Ground],
+    params: Params,
+    prices: Prices,
+    generator: np.random.Generator,
+    kept: Path,
+    tell: Callable[[int, int], object],
+) -> Params:
+    tell(0, PPO.iterations)
+    if not kept.exists():
+        found = improve(
+            grounds,
+            params,
+            generator,
+            PPO,
+            prices=prices,
+            on_iteration=lambda done, _: tell(done, PPO.iterations),
+        )
+        write_params(kept, found)
+    tell(PPO.iterations, PPO.iterations)
+    return read_params(kept, params)
 
 
 def _write(where: Path, examples: Examples) -> None:

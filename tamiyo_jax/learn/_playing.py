@@ -20,7 +20,7 @@ from tamiyo_jax.learn._rules import Memory, Rules, new_memory, rule_action, wait
 from tamiyo_jax.learn._tasks import TaskData
 from tamiyo_jax.policy import NUM_ACTIONS, Action, Legality, Params, apply, select
 
-__all__ = ["Options", "Pilot", "Run", "begin", "options_of", "play", "see", "stack"]
+__all__ = ["Options", "Pilot", "Run", "begin", "look", "options_of", "play", "see", "stack"]
 
 RATE_CHANGES = (-0.7, -0.3, 1.0)
 """Relative changes of the learning rate that are tried and explored."""
@@ -137,7 +137,7 @@ def _advance(
 ) -> Run:
     began = run.state.epochs > 0  # before its first epoch there is nothing to decide upon
     memory, by_rule = rule_action(env, pilot.rules, run.memory, run.state)
-    normalizer, graph, legality = _see(env, run.normalizer, run.state)
+    normalizer, graph, legality = look(env, run.normalizer, run.state)
     by_network = _network_action(env, params, graph, legality)
     by_chance, explores = _explore(env, run.state, pilot.chance)
     action = _either(pilot.learned, by_network, by_rule)
@@ -163,7 +163,7 @@ def _either(first: jax.Array, one: EnvAction, other: EnvAction) -> EnvAction:
     return EnvAction(*(jnp.where(first, a, b) for a, b in zip(one, other, strict=True)))
 
 
-def _see(
+def look(
     env: HostEnv, normalizer: Normalizer, state: EnvState
 ) -> tuple[Normalizer, GraphsTuple, Legality]:
     rate = env.graph_config.normalizer_rate
@@ -176,7 +176,7 @@ def see(env: HostEnv, runs: Run) -> tuple[GraphsTuple, Legality]:
     """What the network would be shown of B runs, and what is legal there."""
 
     def one(run: Run) -> tuple[GraphsTuple, Legality]:
-        return _see(env, run.normalizer, run.state)[1:]
+        return look(env, run.normalizer, run.state)[1:]
 
     return jax.vmap(one)(runs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -17,10 +18,12 @@ from tamiyo_jax.learn import (
     LEARNED,
     HostEnv,
     LearnSettings,
+    PpoSettings,
     Prices,
     Rivals,
     Schedule,
     Setting,
+    _learner,
     bins_of,
     branch,
     compare,
@@ -152,7 +155,7 @@ TEACHING = LearnSettings(
 
 @pytest.mark.slow
 def test_learning_twice_gives_the_same_parameters_and_goes_on_from_what_is_there(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[tuple[str, int, int]] = []
     first = learn(
@@ -176,6 +179,18 @@ def test_learning_twice_gives_the_same_parameters_and_goes_on_from_what_is_there
     assert max(jax.tree.leaves(moved)) > 0
     with pytest.raises(ConfigurationError, match="another seed"):
         learn(TEACHING, 4, tmp_path / "b", families=[FAMILY])
+    few = PpoSettings(iterations=2, tasks=2, group=2, passes=1, batch_size=8)
+    monkeypatch.setattr(_learner, "PPO", few)
+    said.clear()
+    further = replace(TEACHING, ppo=1)
+    optimised = learn(
+        further, 3, tmp_path / "a", families=[FAMILY], on_progress=lambda *x: said.append(x)
+    )
+    assert said[-1] == ("policy optimisation 1", 2, 2)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), first, optimised)
+    assert max(jax.tree.leaves(moved)) > 0
+    from_disk = learn(further, 3, tmp_path / "a", families=[FAMILY])
+    jax.tree.map(np.testing.assert_array_equal, optimised, from_disk)
 
 
 def test_the_table_compares_the_policy_with_every_rival_on_the_same_tasks() -> None:
