@@ -62,17 +62,20 @@ def matrix(
     found: dict[str, Tree] = {}
     for name, others in rivals.items():
         rows = {rival: summarize(runs, sound, at) for rival, runs in others.items()}
-        for every in chosen:
+        plugged = {f"Plug, every {every}": (every, False) for every in chosen}
+        plugged[f"clip(1) and Plug, every {max(chosen)}"] = max(chosen), True
+        for protection, (every, clips) in plugged.items():
             late = at if name == STALL else None
+            case = cases.get(name, cases["none"])
             runs = [
-                train(loop, cases.get(name, cases["none"]), seed, every=every, late_from=late)
+                train(loop, case, seed, every=every, late_from=late, clips=clips)
                 for seed in range(seeds)
             ]
             figures = [Figures(run.interventions(), run.loss) for run in runs]
-            rows[f"Plug, every {every}"] = summarize(figures, sound, at)
+            rows[protection] = summarize(figures, sound, at)
             if name == STALL:
                 reported = [sum("loader_stall" in line for _, line in run.said) for run in runs]
-                rows[f"Plug, every {every}"]["reported"] = reported
+                rows[protection]["reported"] = reported
         found[name] = rows
         print(f"\n{loop}, {name}", flush=True)
         for protection, row in rows.items():

@@ -56,14 +56,16 @@ class Run(NamedTuple):
 
 
 @cache
-def step_of(loop_name: str, guarded: bool) -> Callable[..., tuple[Tree, jax.Array, jax.Array]]:
+def step_of(
+    loop_name: str, guarded: bool, clips: bool
+) -> Callable[..., tuple[Tree, jax.Array, jax.Array]]:
     """The step of a loop, of two jitted programs that are compiled once: gradient and update.
 
     In one program XLA may compute the gradient itself otherwise where it is also measured: in
     the small GPT the last bits then differ, under `host.monitor` too.
     """
     loop = LOOPS[loop_name]
-    tx = optimizer_of(loop_name, guarded)
+    tx = optimizer_of(loop_name, guarded, clips)
 
     @jax.jit
     def grade(params: Tree, extra: Tree, row: jax.Array, key: jax.Array) -> Tree:
@@ -97,9 +99,13 @@ def step_of(loop_name: str, guarded: bool) -> Callable[..., tuple[Tree, jax.Arra
     return step
 
 
-def optimizer_of(loop_name: str, guarded: bool) -> optax.GradientTransformationExtraArgs:
-    """Adam, and what Tamiyo needs."""
-    chain = optax.chain(optax.adam(LOOPS[loop_name].rate), scale_by_given(), host.tamiyo_scale())
+def optimizer_of(
+    loop_name: str, guarded: bool, clips: bool
+) -> optax.GradientTransformationExtraArgs:
+    """Adam, behind clipping to a norm of 1 or not, and what Tamiyo needs."""
+    adam = optax.adam(LOOPS[loop_name].rate)
+    clipped = optax.chain(optax.clip_by_global_norm(1.0), adam) if clips else adam
+    chain = optax.chain(clipped, scale_by_given(), host.tamiyo_scale())
     return host.guarded(chain) if guarded else optax.with_extra_args_support(chain)
 
 
@@ -111,6 +117,7 @@ def train(
     every: int | None,
     late_from: int | None = None,
     early: int | None = None,
+    clips: bool = False,
 ) -> Run:
     """A run over the steps of the fault.
 
@@ -121,14 +128,15 @@ def train(
       every: as for `Plug`; None trains plainly, without a guard.
       late_from: the step from which ten batches are late.
       early: also keep the state after so many steps.
+      clips: whether the loop clips its gradients to a norm of 1, with or without a guard.
     """
     loop = LOOPS[loop_name]
     rows = np.stack([np.asarray(part, np.float32) for part in fault], 1)
     first, data = jax.random.split(jax.random.key(seed))
     params, extra = jax.jit(loop.init)(first)
     keys = list(jax.random.split(data, len(rows)))
-    state = (params, extra, optimizer_of(loop_name, every is not None).init(params))
-    step = step_of(loop_name, every is not None)
+    state = (params, extra, optimizer_of(loop_name, every is not None, clips).init(params))
+    step = step_of(loop_name, every is not None, clips)
     said: list[tuple[int, str]] = []
     refused: list[jax.Array] = []
     kept, undone, taken = None, 0, 0
