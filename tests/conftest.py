@@ -44,6 +44,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+MOST_MAPS = 25_000
+"""Mappings of memory that a test process may have between two files.
+
+Each compiled program takes dozens, and XLA crashes at the limit of the kernel, which is 65,530
+(vm.max_map_count).
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """Forget the compiled programs of the files before, once there are many."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
+
+
 class Compilations:
     """The compilations seen so far, by the name of the compiled function."""
 
