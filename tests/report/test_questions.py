@@ -94,11 +94,11 @@ def test_the_page_says_that_the_disk_is_full_since_when_and_how_to_go_on(run: Pa
 
 def test_the_page_says_what_the_nan_was_what_was_done_and_where_to_look(run: Path) -> None:
     text = read_page(run)
-    assert "The training loss was NaN or infinite at step 155." in text
+    assert "The training loss was NaN or infinite at step 154." in text
     assert "Tamiyo answered: ROLLBACK to step-00000150." in text
-    assert "All losses have been finite again since step 160." in text
-    assert "Something in steps 151 to 155 broke it." in text
-    assert "Look at the batches of steps 151 to 155" in text
+    assert "All losses have been finite again since step 155." in text
+    assert "Something in steps 151 to 154 broke it." in text
+    assert "Look at the batches of steps 151 to 154" in text
 
 
 def test_the_page_says_what_grew(run: Path) -> None:
