@@ -27,6 +27,7 @@ __all__ = [
     "Targets",
     "fit",
     "fit_loss",
+    "mask",
     "outputs_of",
     "side_losses",
 ]
@@ -90,12 +91,16 @@ def outputs_of(params: Params, layout: GraphLayout, graphs: GraphsTuple) -> Poli
     return jax.vmap(partial(apply, params, layout))(graphs)
 
 
+def mask(scores: jax.typing.ArrayLike, legal: jax.typing.ArrayLike) -> jax.Array:
+    """The scores, so low where they are not legal that the softmax is 0 there."""
+    return jnp.where(legal, scores, jnp.float32(-1e9))
+
+
 def _masked_cross_entropy(
     logits: jax.typing.ArrayLike, legal: jax.typing.ArrayLike, target: jax.Array
 ) -> jax.Array:
     """f32[T]: −Σ target · log softmax of the legal logits; 0 where the target is zero."""
-    masked = jnp.where(legal, logits, jnp.float32(-1e9))
-    logs = jax.nn.log_softmax(masked, axis=-1)
+    logs = jax.nn.log_softmax(mask(logits, legal), axis=-1)
     return -jnp.sum(jnp.where(target > 0, target * logs, 0), axis=-1)
 
 

@@ -1,10 +1,7 @@
 """Proximal policy optimisation of the policy's network, in the environment.
 
-A decision is drawn as the network's outputs say: an action from the softmax of its legal logits,
-the seed and the blueprint that it takes from those of their scores, and a change of the learning
-rate from a normal distribution around the one that it answers. Runs are played to their end and
-nothing is discounted, because growth costs at first and pays late. Schulman et al. 2017,
-"Proximal policy optimization algorithms".
+Runs are played to their end, and nothing is discounted, because growth costs at first and pays
+late. Schulman et al. 2017, "Proximal policy optimization algorithms".
 """
 
 from __future__ import annotations
@@ -20,14 +17,15 @@ import optax
 
 from tamiyo_jax.graph import GraphLayout, GraphsTuple, init_normalizer
 from tamiyo_jax.learn._branching import FLOOR, Prices
+from tamiyo_jax.learn._drawing import draw_action, log_probability
 from tamiyo_jax.learn._environment import EnvAction, EnvState, HostEnv
-from tamiyo_jax.learn._fitting import CLIP, outputs_of, side_losses
+from tamiyo_jax.learn._fitting import CLIP, mask, outputs_of, side_losses
 from tamiyo_jax.learn._imitation import RISK_HORIZON, rise_classes
 from tamiyo_jax.learn._playing import look
 from tamiyo_jax.learn._tasks import Family, TaskData, draw_many
-from tamiyo_jax.policy import Action, Legality, Params, PolicyOutputs, apply
+from tamiyo_jax.policy import Action, Legality, Params, apply
 
-__all__ = ["Decisions", "PpoSettings", "advantages_of", "improve", "log_probability", "roll_out"]
+__all__ = ["Decisions", "PpoSettings", "advantages_of", "improve", "roll_out"]
 
 
 class PpoSettings(NamedTuple):
@@ -172,8 +170,9 @@ def roll_out(
             normalizer, graph, legality = look(env, normalizer, state)
             outputs = apply(params, env.layout, graph)
             now = jax.random.fold_in(draw, state.epochs)
-            action = _draw(now, outputs, legality, spread)
-            after = env.step(key, state, action, task)[1]
+            action = draw_action(now, outputs, legality, spread)
+            within = action._replace(lr_delta=jnp.clip(action.lr_delta, -0.9, 1.0))
+            after = env.step(key, state, within, task)[1]
             decided = action.action != Action.WAIT
             reward = _score(env, state, prices) - _score(env, after, prices)
             return (after, normalizer), Decisions(
@@ -198,64 +197,6 @@ def _score(env: HostEnv, state: EnvState, prices: Prices) -> jax.Array:
     loss = state.measured.test_loss
     loss = jnp.where(jnp.isfinite(loss), jnp.minimum(loss, worst), worst)
     return jnp.log(loss + FLOOR) + prices.size * state.live / env.bare
-
-
-def _draw(
-    key: jax.Array, outputs: PolicyOutputs, legality: Legality, spread: jax.typing.ArrayLike
-) -> EnvAction:
-    for_action, for_seed, for_blueprint, for_delta = jax.random.split(key, 4)
-    logits = _legal(outputs.policy_logits, legality.actions)
-    action = jax.random.categorical(for_action, logits).astype(jnp.int32)
-    seeds, blueprints = _taken(outputs, legality, action)
-    seed = jax.random.categorical(for_seed, _legal(outputs.seed_scores, seeds))
-    blueprint = jax.random.categorical(for_blueprint, _legal(outputs.blueprint_scores, blueprints))
-    delta = outputs.param_delta + spread * jax.random.normal(for_delta, ())
-    return EnvAction(
-        action,
-        jnp.where(jnp.any(seeds), seed, -1).astype(jnp.int32),
-        jnp.where(jnp.any(blueprints), blueprint, -1).astype(jnp.int32),
-        jnp.clip(delta, -0.9, 1.0),
-    )
-
-
-def log_probability(
-    outputs: PolicyOutputs,
-    legality: Legality,
-    action: EnvAction,
-    spread: jax.typing.ArrayLike,
-) -> jax.Array:
-    """f32[], of drawing the action; a normal density, up to a constant, for a change of the rate.
-
-    Args:
-      outputs: of the network, for one graph.
-      legality: of the state.
-      action: a legal action.
-      spread: f32[], see `PpoSettings`.
-    """
-    seeds, blueprints = _taken(outputs, legality, action.action)
-    total = jax.nn.log_softmax(_legal(outputs.policy_logits, legality.actions))[action.action]
-    for scores, rows, row in (
-        (outputs.seed_scores, seeds, action.seed),
-        (outputs.blueprint_scores, blueprints, action.blueprint),
-    ):
-        log = jax.nn.log_softmax(_legal(scores, rows))[jnp.maximum(row, 0)]
-        total = total + jnp.where(jnp.any(rows), log, 0)
-    away = (action.lr_delta - outputs.param_delta) / spread
-    return total - jnp.where(action.action == Action.OPTIMIZER, away**2 / 2, 0)
-
-
-def _taken(
-    outputs: PolicyOutputs, legality: Legality, action: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Which seeds and which blueprints an action may take; none where it takes none."""
-    seeds = jnp.asarray(legality.seeds)[action] & jnp.isfinite(outputs.seed_scores)
-    grows = action == Action.GERMINATE
-    offered = jnp.asarray(legality.blueprints) & jnp.isfinite(outputs.blueprint_scores)
-    return seeds, offered & grows
-
-
-def _legal(scores: jax.typing.ArrayLike, legal: jax.typing.ArrayLike) -> jax.Array:
-    return jnp.where(legal, scores, jnp.float32(-1e9))
 
 
 def advantages_of(rewards: jax.Array, values: jax.Array, decay: float) -> jax.Array:
@@ -347,7 +288,7 @@ def _loss(params: Params, layout: GraphLayout, batch: _Lesson, settings: PpoSett
     ratio = jnp.exp(chosen - batch.log_probability)
     clipped = jnp.clip(ratio, 1 - settings.clip, 1 + settings.clip)
     objective = jnp.minimum(ratio * batch.advantage, clipped * batch.advantage)
-    logs = jax.nn.log_softmax(_legal(outputs.policy_logits, batch.legality.actions))
+    logs = jax.nn.log_softmax(mask(outputs.policy_logits, batch.legality.actions))
     entropy = -jnp.sum(jnp.where(batch.legality.actions, jnp.exp(logs) * logs, 0), axis=-1)
     value = jnp.square(outputs.value - batch.value)
     losses = -objective - settings.entropy * entropy + settings.value * value

@@ -12,7 +12,8 @@ from tiny_learning import FAMILY, TINY
 
 from tamiyo_jax.config import PolicyConfig
 from tamiyo_jax.learn import EnvAction, HostEnv, PpoSettings, Prices, draw_many, improve
-from tamiyo_jax.learn._ppo import advantages_of, log_probability, roll_out
+from tamiyo_jax.learn._drawing import log_probability
+from tamiyo_jax.learn._ppo import advantages_of, roll_out
 from tamiyo_jax.policy import Action, Legality, PolicyOutputs, init_params
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
