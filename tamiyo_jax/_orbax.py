@@ -7,8 +7,9 @@ starting the first and the last of them, they wait for ever, and the process nev
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from queue import SimpleQueue
+from threading import Thread
 from typing import ParamSpec, TypeVar
 
 __all__ = ["run_to_end"]
@@ -20,8 +21,36 @@ T = TypeVar("T")
 def run_to_end(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function in another thread, and return its result or raise its error.
 
-    Python interrupts the main thread alone. A `KeyboardInterrupt` is raised here once the function
+    Python runs handlers of signals in the main thread alone. What one raises before the function
+    has begun, a `KeyboardInterrupt` for instance, is raised at once, and later when the function
     has ended.
     """
-    with ThreadPoolExecutor(1, "orbax") as pool:  # leaving it waits for the thread
-        return pool.submit(copy_context().run, function, *args, **kwargs).result()
+    gate, end = SimpleQueue[None](), SimpleQueue[None]()
+    results: list[T] = []
+    errors: list[BaseException] = []
+    context = copy_context()
+
+    def call() -> None:
+        gate.get()
+        try:
+            results.append(context.run(function, *args, **kwargs))
+        except BaseException as error:  # noqa: BLE001 - raised in the thread of the caller
+            errors.append(error)
+        end.put(None)
+        end.put(None)  # the caller may be interrupted when it has taken the first
+
+    # `join` is not used: in Python 3.11, interrupted once, it no longer waits for the thread.
+    thread, began = Thread(target=call, name="orbax", daemon=True), False
+    try:
+        thread.start()  # interrupted here, it stays at the gate and runs nothing
+        began = True
+        gate.put(None)
+        end.get()
+    except BaseException:
+        if began:
+            gate.put(None)  # a second one does no harm
+            end.get()
+        raise
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -57,13 +57,13 @@ class CompileAhead(Generic[Program]):
         self._build = build
         self._built: list[Program] = []
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="compile-ahead")
-        self._thread.start()
+        self._ended = threading.Event()  # Python 3.11 cannot join a thread again, once interrupted
+        threading.Thread(target=self._run, name="compile-ahead").start()
 
     @property
     def done(self) -> bool:
         """Whether `result` would return, or raise, at once."""
-        return not self._thread.is_alive()
+        return self._ended.is_set()
 
     def result(self) -> Program:
         """What was built; waits for it.
@@ -72,7 +72,7 @@ class CompileAhead(Generic[Program]):
           CompilationError: it could not be built; `__cause__` says why. Nothing has changed, and
             training can go on with the present program.
         """
-        self._thread.join()
+        self._ended.wait()
         if self._error is not None:
             kind = type(self._error).__name__
             raise CompilationError(
@@ -86,3 +86,5 @@ class CompileAhead(Generic[Program]):
             self._built.append(self._build())
         except BaseException as error:  # noqa: BLE001 - raised where the program is taken
             self._error = error
+        finally:
+            self._ended.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -91,3 +92,25 @@ def test_a_process_finds_the_program_of_an_earlier_one_in_the_persistent_cache(
     ]
     assert hits[0] == 0
     assert hits[1] > 0
+
+
+def test_an_interrupted_wait_can_be_taken_up_again() -> None:
+    may_end = threading.Event()
+
+    def build() -> str:
+        may_end.wait()
+        return "built"
+
+    ahead = expansion.CompileAhead(build)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            ahead.result()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        timer = threading.Timer(0.2, may_end.set)
+        timer.start()
+    assert not ahead.done
+    assert ahead.result() == "built"
+    timer.join()

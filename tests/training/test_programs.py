@@ -45,7 +45,7 @@ def test_a_seed_is_carried_beside_the_programs_until_those_with_it_are_there() -
         )
         state = after
     release.set()
-    programs._ahead._thread.join()
+    programs._ahead._ended.wait()
     assert programs.inside(state)[0] is state
 
 
@@ -99,7 +99,7 @@ def test_what_was_compiled_ahead_is_compiled_no_second_time(count_compilations) 
     state, _ = step(state, data)
     state = operate(state, OP.GERMINATE, list(BANK).index("gentle"))
     programs.inside(state)
-    programs._ahead._thread.join()
+    programs._ahead._ended.wait()
     state, _ = programs.inside(state)
     with count_compilations() as compiled:
         state, _ = step(state, data)
