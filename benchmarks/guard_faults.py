@@ -152,7 +152,6 @@ RIVALS: Mapping[str, Wrap] = {
         optax.chain(optax.clip_by_global_norm(1.0), tx), 1_000_000
     ),
     "skip-step": skip_step,
-    "guarded": host.guarded,
 }
 
 
@@ -195,9 +194,10 @@ def run(loop_name: str, rival: str, fault: Fault, key: jax.Array) -> Tree:
     Also bool[T], whether a rule held that brakes or rolls back.
     """
     loop: Loop = LOOPS[loop_name]
-    tx = optax.with_extra_args_support(
-        RIVALS[rival](optax.chain(optax.adam(loop.rate), scale_by_given()))
-    )
+    guarded = rival == "guarded"
+    chain = optax.chain(optax.adam(loop.rate), scale_by_given())
+    wrapped = host.guarded(chain, metrics=loop.watched) if guarded else RIVALS[rival](chain)
+    tx = optax.with_extra_args_support(wrapped)
     first, data = jax.random.split(key)
     params, extra = loop.init(first)
 
@@ -208,11 +208,12 @@ def run(loop_name: str, rival: str, fault: Fault, key: jax.Array) -> Tree:
         (loss, new), gradient = jax.value_and_grad(loop.loss, has_aux=True)(params, extra, batch)
         bad = jnp.where(fault.infinite > 0, jnp.inf, 0.0)
         gradient = jax.tree.map(lambda g: g + bad, gradient)
+        measured = {"metrics": loop.measure(params, batch)} if guarded else {}
         updates, state = tx.update(
-            gradient, corrupted(state, fault), params, loss=loss, rate=fault.rate
+            gradient, corrupted(state, fault), params, loss=loss, rate=fault.rate, **measured
         )
         refused, held = refused_by(state), jnp.bool_(False)
-        if rival == "guarded":
+        if guarded:
             new, held = host.unless_refused(state, new=new, old=extra), rule_holds(state)
         return (optax.apply_updates(params, updates), new, state), (refused, held)
 
@@ -230,7 +231,7 @@ def run_rivals(loop: str, steps: int, at: int, seeds: int) -> dict[str, dict[str
     stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *cases.values())
     keys = jnp.stack([jax.random.key(seed) for seed in range(seeds)])
     found: dict[str, dict[str, list[Figures]]] = {name: {} for name in cases}
-    for rival in RIVALS:
+    for rival in (*RIVALS, "guarded"):
         many = jax.vmap(jax.vmap(partial(run, loop, rival), (None, 0)), (0, None))
         _, _, refused, loss, _ = jax.device_get(many(stacked, keys))
         for index, name in enumerate(cases):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -48,6 +48,8 @@ class Loop:
       loss: of parameters, state and batch; also gives the next state.
       test: the held-out loss f32[] of parameters and state.
       rate: learning rate of Adam, a number or a schedule.
+      watched: least spreads of further numbers that such a loop logs, by name; for the guard.
+      measure: these numbers, of parameters and batch.
     """
 
     init: Callable[[jax.Array], tuple[Params, Extra]]
@@ -55,6 +57,8 @@ class Loop:
     loss: Callable[[Params, Extra, Batch], tuple[jax.Array, Extra]]
     test: Callable[[Params, Extra], jax.Array]
     rate: Any
+    watched: Mapping[str, float] = field(default_factory=dict)
+    measure: Callable[[Params, Batch], dict[str, jax.Array]] = lambda params, batch: {}
 
 
 _pixels, _labels = load_digits(return_X_y=True)
@@ -245,10 +249,19 @@ def _ppo() -> Loop:
         y = jnp.stack([actions, returns, mean, returns - value], -1)
         return Batch(states.reshape(-1, 2), y.reshape(-1, 4), key)
 
+    def log_ratio(mean: jax.Array, batch: Batch) -> jax.Array:
+        action, _, old, _ = batch.y.T
+        return ((action - old) ** 2 - (action - mean) ** 2) / (2 * SPREAD**2)
+
+    def measure(params: Params, batch: Batch) -> dict[str, jax.Array]:
+        # An estimate of the divergence that is never negative (Schulman 2020).
+        log = log_ratio(apply(params, batch.x)[0], batch)
+        return {"approx_kl": jnp.mean(jnp.expm1(log) - log)}
+
     def loss(params: Params, extra: Extra, batch: Batch) -> tuple[jax.Array, Extra]:
-        action, returns, old, advantage = batch.y.T
+        _, returns, _, advantage = batch.y.T
         mean, value = apply(params, batch.x)
-        ratio = jnp.exp(((action - old) ** 2 - (action - mean) ** 2) / (2 * SPREAD**2))
+        ratio = jnp.exp(log_ratio(mean, batch))
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-6)
         gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 0.8, 1.2) * advantage)
         return -gain.mean() + 0.1 * jnp.mean((value - returns) ** 2), extra
@@ -259,6 +272,8 @@ def _ppo() -> Loop:
         loss,
         lambda params, extra: -rollout(jax.random.key(0), params)[2].mean(),
         1e-3,
+        {"approx_kl": 0.01},
+        measure,
     )
 
 

@@ -4,7 +4,8 @@
 
 Thresholds were chosen on diffusion, on the MLP and on healthy runs of PPO; the other loops are
 reports. Figures go to ``--json PATH`` loop by loop, and what is there already stays, of other loops
-as of other intervals; ``--plot PATH`` draws all that is there.
+as of other intervals; all that is there is printed as tables, and drawn with ``--plot PATH``. With
+``--parts`` and nothing after it, nothing is measured.
 
 - *caught*: at which step of the fault something was first refused or commanded, counted from 1;
 - *loss*: held-out, at the end, over that of the plain run of the same seed without a fault;
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,29 +100,61 @@ def summarize(runs: list[Figures], sound: list[float], at: int) -> dict[str, Tre
 
 def table(figures: dict[str, Tree]) -> str:
     """The matrix over all loops as a table of Markdown: runs that are close, caught within 3."""
-    faults_of = next(iter(figures.values()))["faults"]
-    protections = list(dict.fromkeys(name for rows in faults_of.values() for name in rows))
-    lines = [
-        f"| fault | {' | '.join(protections)} |",
-        f"|---|{'---|' * len(protections)}",
-    ]
-    for fault in faults_of:
-        cells: list[str] = []
-        for name in protections:
-            rows = [one["faults"][fault].get(name) for one in figures.values()]
-            kept = [row for row in rows if row is not None]
-            losses = [loss for row in kept for loss in row["loss"]]
-            finite = [np.inf if loss is None else loss for loss in losses]
-            caught = [one for row in kept for one in row["caught"]]
-            soon = sum(one is not None and one <= 3 for one in caught)
-            close = sum(row["close"] for row in kept)
-            cells.append(
-                f"{close}/{len(losses)} close, median {np.median(finite):.3f}, {soon} caught"
-                if kept
-                else "–"
-            )
+    by_fault = {
+        fault: [one["faults"][fault] for one in figures.values()]
+        for fault in next(iter(figures.values()))["faults"]
+    }
+    remediable = [rows for fault, rows in by_fault.items() if fault not in NO_REMEDY]
+    by_fault["all that have a remedy"] = [row for rows in remediable for row in rows]
+
+    def cell(rows: list[Tree]) -> str:
+        runs = sum(len(row["loss"]) for row in rows)
+        return f"{sum(row['close'] for row in rows)}, {sum(map(soon, rows))} of {runs}"
+
+    return _markdown("fault: close, caught", by_fault, cell)
+
+
+def loop_table(loop: str, faults_of: Tree) -> str:
+    """The matrix of a loop as a table of Markdown: median loss, runs caught within 3 steps."""
+
+    def cell(rows: list[Tree]) -> str:
+        losses = [np.inf if loss is None else loss for row in rows for loss in row["loss"]]
+        return f"{np.median(losses):.3f}, {sum(map(soon, rows))}"
+
+    return _markdown(loop, {fault: [rows] for fault, rows in faults_of.items()}, cell)
+
+
+def _markdown(
+    title: str, by_fault: dict[str, list[Tree]], cell: Callable[[list[Tree]], str]
+) -> str:
+    """A row of cells for each fault; a cell is made of a protection's rows, if there are any."""
+    every = [one for rows in by_fault.values() for one in rows]
+    protections = list(dict.fromkeys(name for one in every for name in one))
+    lines = [f"| {title} | {' | '.join(protections)} |", f"|---|{'---|' * len(protections)}"]
+    for fault, rows in by_fault.items():
+        kept = {name: [one[name] for one in rows if name in one] for name in protections}
+        cells = [cell(one) if one else "–" for one in kept.values()]
         lines.append(f"| {fault} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def soon(row: Tree) -> int:
+    """Runs that were caught within three steps."""
+    return sum(one is not None and one <= 3 for one in row["caught"])
+
+
+def beside_clipping(figures: dict[str, Tree]) -> str:
+    """Of the runs that clip and have `Plug`, those close to the healthy run that clips, too."""
+    name = f"clip(1) and Plug, every {max(EVERY)}"
+    close, runs = 0, 0
+    for one in figures.values():
+        healthy_losses = one["faults"]["none"][name]["loss"]
+        for fault, rows in one["faults"].items():
+            if fault not in NO_REMEDY:
+                losses = zip(rows[name]["loss"], healthy_losses, strict=True)
+                close += sum(loss is not None and loss <= 1.02 * base for loss, base in losses)
+                runs += len(healthy_losses)
+    return f"{name}: {close} of {runs} are close to a healthy run that clips, too"
 
 
 def plot(path: Path, figures: dict[str, Tree]) -> None:
@@ -129,7 +163,8 @@ def plot(path: Path, figures: dict[str, Tree]) -> None:
 
     kinds = [name for name in next(iter(figures.values()))["faults"] if name != STALL]
     rivals = ("plain", "apply_if_finite, clip(1)", "skip-step")
-    shown = (*rivals, *(f"Plug, every {every}" for every in EVERY))
+    plugged = *(f"Plug, every {every}" for every in EVERY), f"clip(1) and Plug, every {max(EVERY)}"
+    shown = (*rivals, *plugged)
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for index, protection in enumerate(shown):
@@ -137,12 +172,12 @@ def plot(path: Path, figures: dict[str, Tree]) -> None:
         for place, kind in enumerate(kinds):
             for one in figures.values():
                 for loss in one["faults"][kind].get(protection, {"loss": []})["loss"]:
-                    places.append(place + 0.13 * (index - 2.5))
+                    places.append(place + 0.12 * (index - 3))
                     losses.append(20.0 if loss is None else min(max(loss, 0.5), 20.0))
         if places:
             axes.plot(places, losses, ".", markersize=4, alpha=0.7, label=protection)
     axes.axhline(1, color="grey", linewidth=0.8)
-    axes.set(yscale="log", ylabel="loss over the healthy run's (NaN and above 20 at 20)")
+    axes.set(yscale="log", ylabel="loss over the healthy loss\n(NaN and above 20 at 20)")
     axes.set_xticks(range(len(kinds)), kinds, rotation=25, ha="right")
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
@@ -181,7 +216,9 @@ def main() -> None:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     measured = {loop: one for loop, one in figures.items() if "faults" in one}
     if measured:
-        print(f"\n{table(measured)}")
+        for loop, one in measured.items():
+            print(f"\n{loop_table(loop, one['faults'])}")
+        print(f"\n{table(measured)}\n\n{beside_clipping(measured)}")
         if arguments.plot is not None:
             plot(arguments.plot, measured)
 

@@ -74,16 +74,17 @@ def step_of(
         found = jax.value_and_grad(loop.loss, has_aux=True)(params, extra, batch)
         (loss, new), gradient = found
         bad = jnp.where(fault.infinite > 0, jnp.inf, 0.0)
-        return loss, new, jax.tree.map(lambda g: g + bad, gradient)
+        return loss, new, jax.tree.map(lambda g: g + bad, gradient), loop.measure(params, batch)
 
     @partial(jax.jit, donate_argnums=0)
     def apply(
-        state: Tree, new: Tree, gradient: Tree, loss: jax.Array, row: jax.Array
+        state: Tree, new: Tree, gradient: Tree, loss: jax.Array, row: jax.Array, measured: Tree
     ) -> tuple[Tree, jax.Array]:
         params, extra, opt_state = state
         fault = Fault(*row)
+        given = {"metrics": measured} if guarded else {}
         updates, opt_state = tx.update(
-            gradient, corrupted(opt_state, fault), params, loss=loss, rate=fault.rate
+            gradient, corrupted(opt_state, fault), params, loss=loss, rate=fault.rate, **given
         )
         refused = jnp.bool_(False)
         if guarded:
@@ -92,8 +93,8 @@ def step_of(
         return (optax.apply_updates(params, updates), new, opt_state), refused
 
     def step(state: Tree, row: jax.Array, key: jax.Array) -> tuple[Tree, jax.Array, jax.Array]:
-        loss, new, gradient = grade(*state[:2], row, key)
-        state, refused = apply(state, new, gradient, loss, row)
+        loss, new, gradient, measured = grade(*state[:2], row, key)
+        state, refused = apply(state, new, gradient, loss, row, measured)
         return state, loss, refused
 
     return step
@@ -106,7 +107,9 @@ def optimizer_of(
     adam = optax.adam(LOOPS[loop_name].rate)
     clipped = optax.chain(optax.clip_by_global_norm(1.0), adam) if clips else adam
     chain = optax.chain(clipped, scale_by_given(), host.tamiyo_scale())
-    return host.guarded(chain) if guarded else optax.with_extra_args_support(chain)
+    if not guarded:
+        return optax.with_extra_args_support(chain)
+    return host.guarded(chain, metrics=LOOPS[loop_name].watched)
 
 
 def train(

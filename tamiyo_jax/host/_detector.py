@@ -13,6 +13,11 @@ losses of some tasks lie, it goes over into x/s, so a loss may have any sign. Va
 not finite are not kept, nor are those of a step that was refused, so neither can make the next
 spike look ordinary.
 
+A loss that falls is compared with where it has fallen to: where the median of the older half of
+its window is above that of the newer half by more than 1.5 spreads, the line through the two is
+taken off before m and s are found. Metrics that the loop hands over are rated by (x − m)/s, for
+many are zero most of the time.
+
 The thresholds were chosen on public logs, see ``docs/detection.md``.
 """
 
@@ -23,6 +28,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from tamiyo_jax.host._signals import Signals
@@ -42,11 +48,13 @@ WARMUP = 32  # values, before a finite one can be unusual
 RECENT = 16  # values, whose median is the present level of the loss
 LEAST_SPREAD = 0.005  # of the median: a run that hardly varies is no reason for alarm
 
-LOSS_Z = 9.0
+LOSS_Z = 9.35
 LOSS_Z_WITH_GRADIENT = 6.0  # where the gradient's z is above it as well
 TAIL_Z = 3.0  # a loss above it lies in the tail, whether or not it is an outlier
 SHORT_TAIL, LONG_TAIL = 0.03, 0.05  # shares of steps; a run of PPO lies above both
 TAIL_RATE = 1 - 0.5 ** (1 / 300)  # of the moving share, whose half-life is 300 steps
+FALL = 1.5  # spreads, between the halves of the window, from which on a loss falls
+BY_HEART = 0.01  # of the first loss: below it, one example that is not yet learnt is a spike
 LOSS_RISE = math.log(1.25)
 HIGH_Z = 4.0  # of the loss and of the gradient, with a rise of the loss above x 4
 HIGH_RISE = math.log(4.0)
@@ -58,9 +66,12 @@ UPDATE_JUMP = math.log(12.0)  # over the recent level: a stepwise warm-up of x 1
 JUMP_ABOVE_HIGHEST = math.log(2.0)  # as well, which no restart of a schedule reaches
 HIGH_UPDATES = 3  # in a row, before a jump is refused: a single one is often noise
 HIGH_GRADIENT_Z = 4.0
+METRIC_Z = 9.0
+METRIC_RISE = math.log(10.0)
 PROGRESS = 0.01  # relative, the least improvement of the loss that counts
 
 REFUSALS_IN_ROW = 32
+NO_METRICS = np.zeros(0, np.float32)
 
 LOSS, GRADIENT, UPDATE = 0, 1, 2
 FIRST_LAYER = 3
@@ -71,9 +82,10 @@ class Detector(NamedTuple):
 
     Attributes:
       values: f32[S, WINDOW], a ring by row: the loss, the global gradient norm, the update
-        ratio, and the gradient norm of each layer; filled from the left at first.
+        ratio, the gradient norm of each layer, and the metrics; filled from the left at first.
       kept: i32[S], how many were.
-      lowest_loss: f32[], the lowest median of the last `RECENT` losses.
+      first_loss: f32[], the median of the last `RECENT` losses when the warm-up ended.
+      lowest_loss: f32[], the lowest such median.
       highest_update: f32[], the highest median of the window of update ratios.
       high_gradients: i32[].
       high_losses: i32[].
@@ -85,6 +97,7 @@ class Detector(NamedTuple):
 
     values: Float32[Array, "watched window"]
     kept: Int32[Array, " watched"]
+    first_loss: Float32[Array, ""]
     lowest_loss: Float32[Array, ""]
     highest_update: Float32[Array, ""]
     high_gradients: Int32[Array, ""]
@@ -95,12 +108,13 @@ class Detector(NamedTuple):
     ruinous_in_row: Int32[Array, ""]
 
 
-def new_detector(layers: int) -> Detector:
-    """A detector that has seen nothing."""
-    rows = FIRST_LAYER + layers
+def new_detector(layers: int, metrics: int = 0) -> Detector:
+    """A detector that has seen nothing of so many layers and metrics."""
+    rows = FIRST_LAYER + layers + metrics
     return Detector(
         values=jnp.zeros((rows, WINDOW), jnp.float32),
         kept=jnp.zeros(rows, jnp.int32),
+        first_loss=jnp.float32(0),
         lowest_loss=jnp.float32(0),
         highest_update=jnp.float32(0),
         high_gradients=jnp.int32(0),
@@ -119,6 +133,8 @@ def detect(
     gradient_norm: Float32[Array, ""],
     update_ratio: Float32[Array, ""],
     layer_gradient_norms: Float32[Array, " layers"],
+    metrics: Float32[Array | np.ndarray, " metrics"] = NO_METRICS,
+    least_spreads: Float32[np.ndarray, " metrics"] = NO_METRICS,
 ) -> tuple[Signals, Bool[Array, ""], Detector]:
     """Compare a step with those before it; pure, of constant cost, for jit, scan and vmap.
 
@@ -129,6 +145,8 @@ def detect(
       update_ratio: f32[], global ‖update‖ / ‖weights‖; 0 says nothing (a step that only
         accumulates gradients).
       layer_gradient_norms: f32[L].
+      metrics: f32[M], what else the loop watches, of which a high value is bad; NaN says nothing.
+      least_spreads: f32[M], s of each metric is at least that.
 
     Returns:
       The step's signals; bool[], whether it is to be refused: it is not finite, or an outlier
@@ -136,10 +154,15 @@ def detect(
       changed for good learns that; the detector after it.
     """
     said = jnp.float32(jnp.nan) if loss is None else loss.astype(jnp.float32)
-    new = jnp.concatenate([jnp.stack([said, gradient_norm, update_ratio]), layer_gradient_norms])
+    first_metric = FIRST_LAYER + layer_gradient_norms.size
+    figures = jnp.stack([said, gradient_norm, update_ratio])
+    new = jnp.concatenate([figures, layer_gradient_norms, metrics])
     middle, spread = _level(detector)
+    spread = spread.at[first_metric:].max(least_spreads)
     rise, z = _compare(new, middle, spread, detector.kept)
-    lowest, since, sustained, sustained_z = _progress(detector, middle[LOSS], spread[LOSS])
+    metric_z = jnp.where(rise == 0, 0, (new - middle) / spread)[first_metric:]
+    metric_high = (metric_z > METRIC_Z) & (rise[first_metric:] > METRIC_RISE)
+    first, lowest, since, sustained, sustained_z = _progress(detector, middle[LOSS], spread[LOSS])
     highest = jnp.fmax(detector.highest_update, middle[UPDATE])
     known = (detector.kept[UPDATE] >= WARMUP) & (update_ratio > 0)
     update_rise = jnp.where(known, _log_ratio(update_ratio, highest), 0)
@@ -150,7 +173,10 @@ def detect(
     both = (z[LOSS] > LOSS_Z_WITH_GRADIENT) & (z[GRADIENT] > LOSS_Z_WITH_GRADIENT)
     alone = z[LOSS] > LOSS_Z
     is_short, is_long = detector.tail_share < SHORT_TAIL, detector.tail_share > LONG_TAIL
-    spiked = jnp.where(is_long, alone & both, alone | (both & is_short)) & (rise[LOSS] > LOSS_RISE)
+    spiked = jnp.where(is_long, alone & both, alone | (both & is_short))
+    by_heart = (first > 0) & (middle[LOSS] < BY_HEART * first)
+    spiked &= ~(by_heart & (said < first))
+    spiked &= rise[LOSS] > LOSS_RISE
     is_high = (z[LOSS] > HIGH_Z) & (z[GRADIENT] > HIGH_Z) & (rise[LOSS] > HIGH_RISE)
     high_losses = jnp.where(is_high, detector.high_losses + 1, 0)
     spiked |= (high_losses >= HIGH_LOSSES) & ~is_long
@@ -163,7 +189,8 @@ def detect(
         high_losses=high_losses,
         gradient_z=z[GRADIENT],
         gradient_rise=rise[GRADIENT],
-        layer_gradient_z=jnp.max(z[FIRST_LAYER:], initial=0),
+        layer_gradient_z=jnp.max(z[FIRST_LAYER:first_metric], initial=0),
+        metric_z=jnp.max(metric_z, initial=0),
         update_rise=update_rise,
         update_jump=update_jump,
         high_updates=high_updates,
@@ -175,6 +202,7 @@ def detect(
         loss_outlier=spiked,
         gradient_outlier=(rise[GRADIENT] > GRADIENT_RISE) & (z[GRADIENT] > GRADIENT_Z),
         update_outlier=(update_rise > UPDATE_RISE) | (jumped & (high_updates >= HIGH_UPDATES)),
+        metric_outlier=jnp.any(metric_high),
     )
     ruinous = signals.nonfinite | signals.outlier
     exhausted = detector.ruinous_in_row >= REFUSALS_IN_ROW
@@ -183,13 +211,15 @@ def detect(
     high = jnp.where(refused, detector.high_gradients, high)
     signals = signals._replace(high_gradients=high)
     row = jnp.arange(new.size)
-    kept = jnp.isfinite(new) & ~refused & ((new != 0) | (row == LOSS))
+    may_be_zero = (row == LOSS) | (row >= first_metric)
+    kept = jnp.isfinite(new) & ~refused & ((new != 0) | may_be_zero)
     kept &= ~(signals.update_outlier & (row == UPDATE))  # one that is accepted is scaled down
     values, counts = _keep(detector, new, kept)
     in_row = jnp.where(ruinous, detector.ruinous_in_row + 1, 0)
     after = Detector(
         values=values,
         kept=counts,
+        first_loss=first,
         lowest_loss=lowest,
         highest_update=highest,
         high_gradients=high,
@@ -211,11 +241,26 @@ def _log_ratio(new: Float32[Array, ""], level: Float32[Array, ""]) -> Float32[Ar
 def _level(
     detector: Detector,
 ) -> tuple[Float32[Array, " watched"], Float32[Array, " watched"]]:
-    """f32[S], f32[S]: the median of each window, and its spread; NaN where it is empty."""
+    """f32[S], f32[S]: the median of each window, and its spread; NaN where it is empty.
+
+    Those of a falling loss are of the newest value of the line that it falls along.
+    """
+    count = jnp.minimum(detector.kept[LOSS], WINDOW)
+    age = _loss_ages(detector)
+    halves = jnp.stack([age < count // 2, (age >= count // 2) & (age < count)])
+    newer, older = _median(jnp.broadcast_to(detector.values[LOSS], halves.shape), halves)
+    fallen = older - newer
+    per_step = fallen / jnp.maximum(count / 2, 1)
+    lost = jnp.where(age < count, per_step * age.astype(jnp.float32), 0)
     valid = jnp.arange(WINDOW)[None] < detector.kept[:, None]
-    middle = _median(detector.values, valid)
-    spread = 1.4826 * _median(jnp.abs(detector.values - middle[:, None]), valid)
-    return middle, jnp.maximum(spread, LEAST_SPREAD * jnp.abs(middle))
+    rows = jnp.concatenate([detector.values, (detector.values[LOSS] - lost)[None]])
+    valid = jnp.concatenate([valid, valid[LOSS][None]])
+    middle = _median(rows, valid)
+    spread = 1.4826 * _median(jnp.abs(rows - middle[:, None]), valid)
+    spread = jnp.maximum(spread, LEAST_SPREAD * jnp.abs(middle))
+    falls = (count >= WARMUP) & (fallen > FALL * spread[-1])
+    here = falls & (jnp.arange(len(rows) - 1) == LOSS)
+    return jnp.where(here, middle[-1], middle[:-1]), jnp.where(here, spread[-1], spread[:-1])
 
 
 def _median(
@@ -251,21 +296,27 @@ def _compare(
 
 def _progress(
     detector: Detector, middle: jax.Array, spread: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The lowest level of the loss so far, the steps since it fell, rise and z over it."""
-    ages = (detector.kept[LOSS] - 1 - jnp.arange(WINDOW)) % WINDOW
-    recent = (ages < jnp.minimum(RECENT, detector.kept[LOSS]))[None]
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The first and the lowest level of the loss, the steps since it fell, rise and z over it."""
+    recent = (_loss_ages(detector) < jnp.minimum(RECENT, detector.kept[LOSS]))[None]
     level = _median(detector.values[LOSS][None], recent)[0]
     ready = detector.kept[LOSS] >= WARMUP
     best = detector.lowest_loss
     fell = level < best - PROGRESS * jnp.abs(best)
-    fell = ready & (fell | (detector.kept[LOSS] == WARMUP))  # at first there is none to fall below
+    begins = detector.kept[LOSS] == WARMUP  # there is none to fall below
+    fell = ready & (fell | begins)
+    first = jnp.where(begins, level, detector.first_loss)
     lowest = jnp.where(fell, level, best)
     scale = jnp.maximum(spread, 1e-30)
     rise = jnp.arcsinh(level / scale) - jnp.arcsinh(lowest / scale)
     rise = jnp.where(ready, jnp.maximum(rise, 0), 0)
     since = jnp.where(fell | ~ready, 0, detector.steps_without_progress + 1)
-    return lowest, since, rise, jnp.where(ready, rise * jnp.hypot(1, middle / scale), 0)
+    return first, lowest, since, rise, jnp.where(ready, rise * jnp.hypot(1, middle / scale), 0)
+
+
+def _loss_ages(detector: Detector) -> Int32[Array, " window"]:
+    """i32[WINDOW]: how many losses were kept after the one in each place."""
+    return (detector.kept[LOSS] - 1 - jnp.arange(WINDOW)) % WINDOW
 
 
 def _keep(

@@ -8,10 +8,13 @@ measure the same numbers, so a monitor says what a guard would have refused.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float32, Int32
 
@@ -34,6 +37,7 @@ __all__ = [
 
 Params = Any
 Tree = TypeVar("Tree")
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Refusals(NamedTuple):
@@ -43,13 +47,13 @@ class Refusals(NamedTuple):
       refused: bool[], this step is one.
       in_row: i32[], ruinous steps up to this one, of which after 32 only those that are not
         finite were refused; 0 under `monitor`.
-      by_cause: i32[4], since the start: not finite; a loss, a gradient or an update out of the
-        ordinary. A step with several causes counts for the first.
+      by_cause: i32[5], since the start: not finite; a loss, a gradient, an update or a metric out
+        of the ordinary. A step with several causes counts for the first.
     """
 
     refused: Bool[Array, ""]
     in_row: Int32[Array, ""]
-    by_cause: Int32[Array, "4"]
+    by_cause: Int32[Array, "5"]
 
 
 class Statistics(NamedTuple):
@@ -95,20 +99,31 @@ def layer_names(params: Params) -> tuple[str, ...]:
     return tuple(layers_of(params))
 
 
-def monitor(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def monitor(
+    tx: optax.GradientTransformation, *, metrics: Mapping[str, float] = NOTHING
+) -> optax.GradientTransformationExtraArgs:
     """Wrap an optimiser so that it also measures; the updates stay the same.
 
     Read the numbers with `statistics`. ``update(gradient, state, params, loss=loss)`` needs the
     parameters. Without the loss, f32[] of this step, nothing is said of it; it is not handed on.
 
+    Args:
+      tx: to wrap.
+      metrics: what else to watch, by name, where a high value is bad: the approximate KL divergence
+        of PPO, which shows a bad batch when the loss does not. To each belongs the least spread
+        that counts, a hundredth of what would be alarming for instance. ``update`` then
+        takes ``metrics={"approx_kl": approx_kl}``, f32[] each; NaN says nothing.
+
     Raises:
       ConfigurationError: from ``init``, there is no array to measure; from ``update``, no
-        parameters were given.
+        parameters were given, or other metrics than those named here.
     """
-    return _wrap(tx, refuse=False)
+    return _wrap(tx, metrics, refuse=False)
 
 
-def guarded(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def guarded(
+    tx: optax.GradientTransformation, *, metrics: Mapping[str, float] = NOTHING
+) -> optax.GradientTransformationExtraArgs:
     """Wrap an optimiser so that it measures as `monitor` does, and refuses a ruinous step.
 
     A refused step leaves the parameters and the state of `tx` as they were, bit for bit: its
@@ -123,16 +138,28 @@ def guarded(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
     ruinous batch is left out of the accumulated gradient; wrapped by it, the accumulated step is
     refused.
 
+    Args:
+      tx: to wrap.
+      metrics: as for `monitor`. A step is refused where one is above ten times its median and nine
+        spreads above it.
+
     Raises:
       ConfigurationError: as `monitor` does.
     """
-    return _wrap(tx, refuse=True)
+    return _wrap(tx, metrics, refuse=True)
 
 
 def _wrap(
-    tx: optax.GradientTransformation, *, refuse: bool
+    tx: optax.GradientTransformation, watched: Mapping[str, float], *, refuse: bool
 ) -> optax.GradientTransformationExtraArgs:
     inner = optax.with_extra_args_support(tx)
+    least_spreads = np.array(list(watched.values()), np.float32)
+    if not (least_spreads > 0).all():
+        raise ConfigurationError(
+            f"the least spreads of the metrics are {dict(watched)}; each must be above 0",
+            field="metrics",
+            value=dict(watched),
+        )
 
     def init(params: Params) -> MonitorState:
         layers = layers_of(params)
@@ -141,7 +168,7 @@ def _wrap(
         return MonitorState(
             inner.init(params),
             tuple(jnp.zeros_like(sample(layer)) for layer in layers.values()),
-            new_detector(len(layers)),
+            new_detector(len(layers), len(watched)),
             _make_initial(len(layers)),
         )
 
@@ -151,12 +178,21 @@ def _wrap(
         params: Params | None = None,
         *,
         loss: jax.Array | None = None,
+        metrics: Mapping[str, jax.typing.ArrayLike] = NOTHING,
         **extra: object,
     ) -> tuple[Params, MonitorState]:
         if params is None:
             raise ConfigurationError(
                 "monitor measures weights; call update(gradient, state, params)"
             )
+        if set(metrics) != set(watched):
+            raise ConfigurationError(
+                f"update was given the metrics {sorted(metrics)}, not {sorted(watched)}; "
+                "name them where the optimiser is wrapped: guarded(tx, metrics={name: spread})",
+                field="metrics",
+                value=sorted(metrics),
+            )
+        numbers = [jnp.asarray(metrics[name], jnp.float32) for name in watched]
         params = select_trained(gradient, params)
         updates, inner_state = inner.update(gradient, state.inner, params, **extra)
         mean, measured = measure(
@@ -175,6 +211,8 @@ def _wrap(
                 jnp.linalg.norm(measured.update_norm), jnp.linalg.norm(measured.weight_norm)
             ),
             layer_gradient_norms=measured.gradient_norm,
+            metrics=jnp.stack(numbers) if numbers else jnp.zeros(0, jnp.float32),
+            least_spreads=least_spreads,
         )
         if refuse:
             updates = _bounded(updates, signals, refused)
@@ -182,8 +220,8 @@ def _wrap(
             mean = _select(refused, state.gradient_mean, mean)
         in_row = detector.ruinous_in_row if refuse else jnp.int32(0)
         refusals = _count_refusal(before, signals, refused & refuse, in_row)
-        numbers = _numbers(measured, signals, refusals)
-        return updates, MonitorState(inner_state, mean, detector, numbers)
+        newest = _numbers(measured, signals, refusals)
+        return updates, MonitorState(inner_state, mean, detector, newest)
 
     return optax.GradientTransformationExtraArgs(
         init, cast(optax.TransformUpdateExtraArgsFn, update)
@@ -267,6 +305,7 @@ def _count_refusal(
             signals.loss_outlier,
             signals.gradient_outlier,
             signals.update_outlier,
+            signals.metric_outlier,
         ]
     )
     first = jnp.arange(causes.size) == jnp.argmax(causes)
@@ -292,7 +331,7 @@ def _make_initial(layers: int) -> Statistics:
         gradient_variance=zeros,
         conflict=jnp.float32(0),
         signals=no_signals(),
-        refusals=Refusals(jnp.bool_(False), jnp.int32(0), jnp.zeros(4, jnp.int32)),
+        refusals=Refusals(jnp.bool_(False), jnp.int32(0), jnp.zeros(5, jnp.int32)),
     )
 
 

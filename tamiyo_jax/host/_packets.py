@@ -121,8 +121,8 @@ def packet_from(
       one, ``gradient_norm``, ``grad_var`` (mean over layers), ``grad_conflict_rate``,
       ``layer/<name>/{weight_norm,gradient_norm}``, the metrics of the hardware, and what the
       monitor's detector says of the step, see `Signals` and `Refusals`: ``loss_z``,
-      ``loss_rise``, ``gradient_z``, ``layer_gradient_z``, ``update_rise``, ``update_jump``,
-      ``high_updates``, ``sustained_rise``, ``sustained_z``, ``high_gradients``,
+      ``loss_rise``, ``gradient_z``, ``layer_gradient_z``, ``metric_z``, ``update_rise``,
+      ``update_jump``, ``high_updates``, ``sustained_rise``, ``sustained_z``, ``high_gradients``,
       ``steps_without_progress``, ``step_refused`` (of these steps), ``steps_refused`` (of the
       run), ``ruinous_in_row``.
 
@@ -170,6 +170,7 @@ def _signals(statistics: Statistics) -> dict[str, float]:
         "loss_rise": float(signals.loss_rise),
         "gradient_z": float(signals.gradient_z),
         "layer_gradient_z": float(signals.layer_gradient_z),
+        "metric_z": float(signals.metric_z),
         "update_rise": float(signals.update_rise),
         "update_jump": float(signals.update_jump),
         "high_updates": float(signals.high_updates),

@@ -22,6 +22,7 @@ class Signals(NamedTuple):
       gradient_z: f32[], of the global gradient norm.
       gradient_rise: f32[].
       layer_gradient_z: f32[], the largest of any layer.
+      metric_z: f32[], (x − m)/s, the largest of any metric that the loop hands over.
       update_rise: f32[], log of the update ratio over the run's highest median of it.
       update_jump: f32[], the same over its present median.
       high_updates: i32[], steps in a row, up to this one, with a jump of more than ×12 that is
@@ -37,6 +38,7 @@ class Signals(NamedTuple):
       gradient_outlier: bool[], the gradient alone is.
       update_outlier: bool[], the update is: it rose by more than ×16, or it is the third high
         one in a row.
+      metric_outlier: bool[], a metric is above ×10 with a z above 9.
     """
 
     loss_z: Float32[Array, ""]
@@ -45,6 +47,7 @@ class Signals(NamedTuple):
     gradient_z: Float32[Array, ""]
     gradient_rise: Float32[Array, ""]
     layer_gradient_z: Float32[Array, ""]
+    metric_z: Float32[Array, ""]
     update_rise: Float32[Array, ""]
     update_jump: Float32[Array, ""]
     high_updates: Int32[Array, ""]
@@ -56,11 +59,13 @@ class Signals(NamedTuple):
     loss_outlier: Bool[Array, ""]
     gradient_outlier: Bool[Array, ""]
     update_outlier: Bool[Array, ""]
+    metric_outlier: Bool[Array, ""]
 
     @property
     def outlier(self) -> Bool[Array, ""]:
         """bool[]: finite, but not to be trusted."""
-        return self.loss_outlier | self.gradient_outlier | self.update_outlier
+        by_step = self.loss_outlier | self.gradient_outlier | self.update_outlier
+        return by_step | self.metric_outlier
 
 
 def no_signals() -> Signals:
@@ -73,6 +78,7 @@ def no_signals() -> Signals:
         gradient_z=zero,
         gradient_rise=zero,
         layer_gradient_z=zero,
+        metric_z=zero,
         update_rise=zero,
         update_jump=zero,
         high_updates=count,
@@ -84,6 +90,7 @@ def no_signals() -> Signals:
         loss_outlier=none,
         gradient_outlier=none,
         update_outlier=none,
+        metric_outlier=none,
     )
 
 

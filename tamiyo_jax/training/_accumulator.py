@@ -211,8 +211,8 @@ def _flags(after: _Sum) -> jax.Array:
     signals = after.total.statistics.signals
     broken = (after.applied > 0) & ~jnp.isfinite(after.total.loss)
     alarm = (signals.high_updates >= ALARMING) | broken
-    outliers = (signals.loss_outlier, signals.gradient_outlier, signals.update_outlier)
-    unusual = sum(outliers, signals.nonfinite + signals.high_updates)
+    unusual = signals.loss_outlier + signals.gradient_outlier + signals.update_outlier
+    unusual += signals.metric_outlier + signals.nonfinite + signals.high_updates
     rises = (signals.sustained_rise > SOUND_RISE) & (signals.sustained_z > SOUND_Z)
     sound = ~alarm & (unusual == 0) & ~rises
     refused = after.total.statistics.refusals.refused > 0

@@ -90,3 +90,29 @@ def test_two_high_losses_in_a_row_are_not_refused():
     losses, gradients = spread_widely(5.0)
     losses[202:206], gradients[202:206] = 1.0, 1.0
     assert not refused(losses, gradients).any()
+
+
+def fall() -> tuple[np.ndarray, np.ndarray]:
+    """Losses that fall from 5 to 1 in 200 steps and stay there; gradient norms about 1."""
+    generator = np.random.default_rng(2)
+    losses = np.interp(np.arange(STEPS), [0, 200], [5.0, 1.0])
+    losses *= 1 + 0.02 * generator.normal(size=STEPS)
+    return losses, 1 + 0.1 * generator.normal(size=STEPS)
+
+
+def test_a_loss_that_falls_steadily_is_compared_with_where_it_has_fallen_to():
+    losses, gradients = fall()
+    assert not refused(losses, gradients).any()
+    losses[100], gradients[100] = 1.35 * losses[100], 3.0  # below what it was 60 steps before
+    assert losses[100] < losses[40]
+    assert np.flatnonzero(refused(losses, gradients)).tolist() == [100]
+
+
+def test_a_spike_in_data_learnt_by_heart_is_an_outlier_only_above_the_first_losses():
+    generator = np.random.default_rng(3)
+    losses = np.where(np.arange(STEPS) < 100, 1.5, 1e-4)
+    losses = losses * np.exp(0.5 * generator.normal(size=STEPS))
+    gradients = losses.copy()
+    losses[400], gradients[400] = 0.2, 0.05
+    losses[500], gradients[500] = 3.0, 3.0
+    assert np.flatnonzero(refused(losses, gradients)).tolist() == [500]

@@ -15,6 +15,7 @@ import optax
 import pytest
 
 from tamiyo_jax import host
+from tamiyo_jax.errors import ConfigurationError
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -347,6 +348,60 @@ def test_sharded_parameters_keep_their_sharding_on_good_and_refused_steps():
         check=False,
     )
     assert child.returncode == 0, child.stderr
+
+
+@functools.cache
+def metric_step():
+    """A guarded optimiser that watches a metric, and its jitted step."""
+    tx = host.guarded(optax.adam(1e-2), metrics={"approx_kl": 0.01})
+
+    @jax.jit
+    def step(params, state, x, metric):
+        loss, gradient = jax.value_and_grad(loss_of)(params, x)
+        metrics = {"approx_kl": metric}
+        updates, state = tx.update(gradient, state, params, loss=loss, metrics=metrics)
+        return optax.apply_updates(params, updates), state
+
+    return tx, step
+
+
+def metric_run(metrics: list[float]) -> tuple[Any, Any, Any, Any]:
+    """Calm steps with the metric 0, then one step for each given value."""
+    tx, step = metric_step()
+    params, state = PARAMS, tx.init(PARAMS)
+    for x in BATCHES[:CALM]:
+        params, state = step(params, state, x, 0.0)
+    before = params, state
+    for x, metric in zip(BATCHES[CALM:], metrics, strict=False):
+        params, state = step(params, state, x, metric)
+    return *before, params, state
+
+
+def test_a_step_with_a_metric_out_of_the_ordinary_is_refused():
+    params, state, after, refused = metric_run([0.5])
+    assert_same_bits(after, params)
+    assert_same_bits(refused.inner, state.inner)
+    seen = host.statistics(refused)
+    assert seen.refusals.by_cause.tolist() == [0, 0, 0, 0, 1]
+    np.testing.assert_allclose(seen.signals.metric_z, 50, rtol=1e-5)
+
+
+@pytest.mark.parametrize("metric", [0.08, np.nan, -5.0])
+def test_a_metric_that_is_small_or_says_nothing_refuses_no_step(metric):
+    params, _, after, state = metric_run([metric, 0.0])
+    assert int(host.statistics(state).refusals.by_cause.sum()) == 0
+    assert not np.array_equal(after["a"]["w"], params["a"]["w"])
+
+
+def test_metrics_that_were_not_named_or_have_no_spread_are_refused():
+    tx = host.guarded(optax.adam(1e-2), metrics={"approx_kl": 0.01})
+    state = tx.init(PARAMS)
+    for given in ({}, {"approx_kl": 0.0, "clip_fraction": 0.1}):
+        with pytest.raises(ConfigurationError, match="approx_kl") as raised:
+            tx.update(PARAMS, state, PARAMS, metrics=given)
+        assert raised.value.field == "metrics"
+    with pytest.raises(ConfigurationError, match="above 0"):
+        host.monitor(optax.adam(1e-2), metrics={"approx_kl": 0.0})
 
 
 if __name__ == "__main__":

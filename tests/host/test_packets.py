@@ -26,7 +26,15 @@ STATISTICS = host.statistics(host.monitor(optax.identity()).init(LAYERS))._repla
 READING = host.Hardware(HardwareContext("gpu", "0"), {"gpu_mem_free_gb": 1.5})
 
 SIGNALS = (
-    *("loss_z", "loss_rise", "gradient_z", "layer_gradient_z", "update_rise", "update_jump"),
+    *(
+        "loss_z",
+        "loss_rise",
+        "gradient_z",
+        "layer_gradient_z",
+        "metric_z",
+        "update_rise",
+        "update_jump",
+    ),
     *("high_updates", "sustained_rise"),
     *("sustained_z", "high_gradients", "steps_without_progress", "step_refused", "steps_refused"),
     "ruinous_in_row",
