@@ -81,6 +81,7 @@ def test_a_pilot_that_never_acts_leaves_the_host_as_it_is() -> None:
     np.testing.assert_allclose(never.compute, EPOCHS)
 
 
+@pytest.mark.slow
 def test_growth_from_the_start_is_paid_for_in_every_epoch() -> None:
     grown = played()["grown"]
     assert (grown.live > 1).all()
@@ -88,6 +89,7 @@ def test_growth_from_the_start_is_paid_for_in_every_epoch() -> None:
     assert (grown.interventions == 0).all()
 
 
+@pytest.mark.slow
 def test_a_growth_schedule_germinates_and_moves_its_seeds_on() -> None:
     counts = played()["growing"].counts
     assert (counts[:, Action.GERMINATE] >= 1).all()
@@ -193,6 +195,7 @@ def test_learning_twice_gives_the_same_parameters_and_goes_on_from_what_is_there
     jax.tree.map(np.testing.assert_array_equal, optimised, from_disk)
 
 
+@pytest.mark.slow
 def test_the_table_compares_the_policy_with_every_rival_on_the_same_tasks() -> None:
     rivals = Rivals(Schedule(rate=2.0), GROWING, HeuristicConfig(), 1)
     outcomes = evaluate(hesitate(network(), 1e3), rivals, FAMILY, tasks=4)

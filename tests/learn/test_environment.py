@@ -63,6 +63,7 @@ def test_an_observation_is_the_graph_that_the_encoder_makes_of_the_packet() -> N
             )
 
 
+@pytest.mark.slow
 def test_what_is_legal_is_what_the_policy_may_choose_upon_the_packet() -> None:
     env, _, _, states = trained()
     for _, state in states:

@@ -61,6 +61,7 @@ def test_hosts_of_several_architectures_are_seen_through_one_layout() -> None:
     assert grounds[0].env.layout != HostEnv(TINY).layout
 
 
+@pytest.mark.slow
 def test_what_the_network_answers_does_not_depend_on_the_layout() -> None:
     """Of every output, but for seeds and blueprints that a layout has no room for."""
     params = init_params(PolicyConfig.small(), jax.random.key(0))
