@@ -148,7 +148,7 @@ def follow(detector: Detector, rows: tuple[jax.Array, jax.Array]) -> tuple[Detec
 
     def step(detector: Detector, row: tuple[jax.Array, jax.Array]) -> tuple[Detector, Signals]:
         loss, gradient = row
-        signals, _, detector = detect(
+        signals, detector = detect(
             detector,
             loss=loss,
             gradient_norm=gradient,

@@ -31,7 +31,7 @@ from tamiyo_jax.host._scale import LIMITS, scale_by, scale_of, tamiyo_scale
 from tamiyo_jax.host._seed_library import FAMILIES, SeedBank, seed_bank
 from tamiyo_jax.host._seeding import banks_of, operate
 from tamiyo_jax.host._several import all_statistics
-from tamiyo_jax.host._signals import Signals, worst
+from tamiyo_jax.host._signals import Signals, no_signals, worst
 from tamiyo_jax.host._training import (
     Host,
     HostState,
@@ -87,6 +87,7 @@ __all__ = [
     "loss_of",
     "monitor",
     "new_detector",
+    "no_signals",
     "operate",
     "packet_from",
     "probe",

@@ -31,7 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from tamiyo_jax.host._signals import Signals
+from tamiyo_jax.host._packed import count, number, pack, settle
+from tamiyo_jax.host._signals import Signals, make_signals
 
 __all__ = [
     "RECENT",
@@ -73,8 +74,37 @@ PROGRESS = 0.01  # relative, the least improvement of the loss that counts
 REFUSALS_IN_ROW = 32
 NO_METRICS = np.zeros(0, np.float32)
 
-LOSS, GRADIENT, UPDATE = 0, 1, 2
-FIRST_LAYER = 3
+LOSS, GRADIENT, UPDATE, LAYER, METRIC = range(5)  # kinds of numbers
+FIRST_LAYER = LAYER  # rows: the first three, those of each layer, those of each metric
+
+
+class Levels(NamedTuple):
+    """What a detector remembers beside its windows.
+
+    Attributes:
+      numbers: f32[9], all of the following.
+      first_loss: f32[], the median of the last `RECENT` losses when the warm-up ended.
+      lowest_loss: f32[], the lowest such median.
+      highest_update: f32[], the highest median of the window of update ratios.
+      tail_share: f32[], moving share of steps with a loss_z above 3 that are no outliers.
+      high_gradients: i32[].
+      high_losses: i32[].
+      high_updates: i32[].
+      steps_without_progress: i32[].
+      ruinous_in_row: i32[], steps up to the newest that were not finite or outliers.
+    """
+
+    numbers: Float32[Array, "9"]
+
+    first_loss = number(0)
+    lowest_loss = number(1)
+    highest_update = number(2)
+    tail_share = number(3)
+    high_gradients = count(4)
+    high_losses = count(5)
+    high_updates = count(6)
+    steps_without_progress = count(7)
+    ruinous_in_row = count(8)
 
 
 class Detector(NamedTuple):
@@ -84,46 +114,19 @@ class Detector(NamedTuple):
       values: f32[S, WINDOW], a ring by row: the loss, the global gradient norm, the update
         ratio, the gradient norm of each layer, and the metrics; filled from the left at first.
       kept: i32[S], how many were.
-      first_loss: f32[], the median of the last `RECENT` losses when the warm-up ended.
-      lowest_loss: f32[], the lowest such median.
-      highest_update: f32[], the highest median of the window of update ratios.
-      high_gradients: i32[].
-      high_losses: i32[].
-      high_updates: i32[].
-      steps_without_progress: i32[].
-      tail_share: f32[], moving share of steps with a loss_z above 3 that are no outliers.
-      ruinous_in_row: i32[], steps up to the newest that were not finite or outliers.
+      levels: of the run.
     """
 
     values: Float32[Array, "watched window"]
     kept: Int32[Array, " watched"]
-    first_loss: Float32[Array, ""]
-    lowest_loss: Float32[Array, ""]
-    highest_update: Float32[Array, ""]
-    high_gradients: Int32[Array, ""]
-    high_losses: Int32[Array, ""]
-    high_updates: Int32[Array, ""]
-    steps_without_progress: Int32[Array, ""]
-    tail_share: Float32[Array, ""]
-    ruinous_in_row: Int32[Array, ""]
+    levels: Levels
 
 
 def new_detector(layers: int, metrics: int = 0) -> Detector:
     """A detector that has seen nothing of so many layers and metrics."""
     rows = FIRST_LAYER + layers + metrics
-    return Detector(
-        values=jnp.zeros((rows, WINDOW), jnp.float32),
-        kept=jnp.zeros(rows, jnp.int32),
-        first_loss=jnp.float32(0),
-        lowest_loss=jnp.float32(0),
-        highest_update=jnp.float32(0),
-        high_gradients=jnp.int32(0),
-        high_losses=jnp.int32(0),
-        high_updates=jnp.int32(0),
-        steps_without_progress=jnp.int32(0),
-        tail_share=jnp.float32(0),
-        ruinous_in_row=jnp.int32(0),
-    )
+    values = jnp.zeros((rows, WINDOW), jnp.float32)
+    return Detector(values, jnp.zeros(rows, jnp.int32), Levels(jnp.zeros(9, jnp.float32)))
 
 
 def detect(
@@ -135,7 +138,7 @@ def detect(
     layer_gradient_norms: Float32[Array, " layers"],
     metrics: Float32[Array | np.ndarray, " metrics"] = NO_METRICS,
     least_spreads: Float32[np.ndarray, " metrics"] = NO_METRICS,
-) -> tuple[Signals, Bool[Array, ""], Detector]:
+) -> tuple[Signals, Detector]:
     """Compare a step with those before it; pure, of constant cost, for jit, scan and vmap.
 
     Args:
@@ -149,87 +152,99 @@ def detect(
       least_spreads: f32[M], s of each metric is at least that.
 
     Returns:
-      The step's signals; bool[], whether it is to be refused: it is not finite, or an outlier
-      and fewer than `REFUSALS_IN_ROW` were refused just before, so that a run whose data has
-      changed for good learns that; the detector after it.
+      The step's signals, and the detector after it.
     """
     said = jnp.float32(jnp.nan) if loss is None else loss.astype(jnp.float32)
     first_metric = FIRST_LAYER + layer_gradient_norms.size
-    figures = jnp.stack([said, gradient_norm, update_ratio])
-    new = jnp.concatenate([figures, layer_gradient_norms, metrics])
-    middle, spread = _level(detector)
-    spread = spread.at[first_metric:].max(least_spreads)
-    rise, z = _compare(new, middle, spread, detector.kept)
-    metric_z = jnp.where(rise == 0, 0, (new - middle) / spread)[first_metric:]
-    metric_high = (metric_z > METRIC_Z) & (rise[first_metric:] > METRIC_RISE)
-    first, lowest, since, sustained, sustained_z = _progress(detector, middle[LOSS], spread[LOSS])
-    highest = jnp.fmax(detector.highest_update, middle[UPDATE])
+    new = jnp.concatenate(
+        [jnp.stack([said, gradient_norm, update_ratio]), layer_gradient_norms, metrics]
+    )
+    level = _level(detector, first_metric, least_spreads)
+    rise, z = _compare(new, level, detector.kept, first_metric)
+    first, lowest, since, sustained, sustained_z = _progress(detector, level)
+    before = detector.levels
+    highest = jnp.fmax(before.highest_update, level.middle[UPDATE])
     known = (detector.kept[UPDATE] >= WARMUP) & (update_ratio > 0)
     update_rise = jnp.where(known, _log_ratio(update_ratio, highest), 0)
-    update_jump = jnp.where(known, _log_ratio(update_ratio, middle[UPDATE]), 0)
+    update_jump = jnp.where(known, _log_ratio(update_ratio, level.middle[UPDATE]), 0)
     jumped = (update_jump > UPDATE_JUMP) & (update_rise > JUMP_ABOVE_HIGHEST)
-    counted = jnp.where(jumped | (update_rise > UPDATE_RISE), detector.high_updates + 1, 0)
-    high_updates = jnp.where(update_ratio > 0, counted, detector.high_updates)
+    counted = jnp.where(jumped | (update_rise > UPDATE_RISE), before.high_updates + 1, 0)
+    high_updates = jnp.where(update_ratio > 0, counted, before.high_updates)
     both = (z[LOSS] > LOSS_Z_WITH_GRADIENT) & (z[GRADIENT] > LOSS_Z_WITH_GRADIENT)
     alone = z[LOSS] > LOSS_Z
-    is_short, is_long = detector.tail_share < SHORT_TAIL, detector.tail_share > LONG_TAIL
+    is_short, is_long = before.tail_share < SHORT_TAIL, before.tail_share > LONG_TAIL
     spiked = jnp.where(is_long, alone & both, alone | (both & is_short))
-    by_heart = (first > 0) & (middle[LOSS] < BY_HEART * first)
+    by_heart = (first > 0) & (level.middle[LOSS] < BY_HEART * first)
     spiked &= ~(by_heart & (said < first))
     spiked &= rise[LOSS] > LOSS_RISE
     is_high = (z[LOSS] > HIGH_Z) & (z[GRADIENT] > HIGH_Z) & (rise[LOSS] > HIGH_RISE)
-    high_losses = jnp.where(is_high, detector.high_losses + 1, 0)
+    high_losses = jnp.where(is_high, before.high_losses + 1, 0)
     spiked |= (high_losses >= HIGH_LOSSES) & ~is_long
-    in_tail = (z[LOSS] > TAIL_Z) & ~spiked
-    tail_share = (1 - TAIL_RATE) * detector.tail_share + jnp.where(in_tail, TAIL_RATE, 0)
     finite = jnp.isfinite(gradient_norm) & jnp.isfinite(update_ratio)
-    signals = Signals(
+    nonfinite = ~(finite if loss is None else finite & jnp.isfinite(said))
+    gradient_outlier = (rise[GRADIENT] > GRADIENT_RISE) & (z[GRADIENT] > GRADIENT_Z)
+    update_outlier = (update_rise > UPDATE_RISE) | (jumped & (high_updates >= HIGH_UPDATES))
+    metric_outlier = rise[METRIC] > METRIC_RISE
+    outlier = spiked | gradient_outlier | update_outlier | metric_outlier
+    refusable = nonfinite | (outlier & (before.ruinous_in_row < REFUSALS_IN_ROW))
+    high_gradients = jnp.where(z[GRADIENT] > HIGH_GRADIENT_Z, before.high_gradients + 1, 0)
+    high_gradients = jnp.where(refusable, before.high_gradients, high_gradients)
+    signals = make_signals(
         loss_z=z[LOSS],
         loss_rise=rise[LOSS],
         high_losses=high_losses,
         gradient_z=z[GRADIENT],
         gradient_rise=rise[GRADIENT],
-        layer_gradient_z=jnp.max(z[FIRST_LAYER:first_metric], initial=0),
-        metric_z=jnp.max(metric_z, initial=0),
+        layer_gradient_z=jnp.maximum(z[LAYER], 0),
+        metric_z=jnp.maximum(z[METRIC], 0),
         update_rise=update_rise,
         update_jump=update_jump,
         high_updates=high_updates,
         sustained_rise=sustained,
         sustained_z=sustained_z,
-        high_gradients=detector.high_gradients,
+        high_gradients=high_gradients,
         steps_without_progress=since,
-        nonfinite=~(finite if loss is None else finite & jnp.isfinite(said)),
+        nonfinite=nonfinite,
         loss_outlier=spiked,
-        gradient_outlier=(rise[GRADIENT] > GRADIENT_RISE) & (z[GRADIENT] > GRADIENT_Z),
-        update_outlier=(update_rise > UPDATE_RISE) | (jumped & (high_updates >= HIGH_UPDATES)),
-        metric_outlier=jnp.any(metric_high),
+        gradient_outlier=gradient_outlier,
+        update_outlier=update_outlier,
+        metric_outlier=metric_outlier,
+        refusable=refusable,
+        knows_loss=loss is not None,
     )
-    ruinous = signals.nonfinite | signals.outlier
-    exhausted = detector.ruinous_in_row >= REFUSALS_IN_ROW
-    refused = signals.nonfinite | (signals.outlier & ~exhausted)
-    high = jnp.where(z[GRADIENT] > HIGH_GRADIENT_Z, detector.high_gradients + 1, 0)
-    high = jnp.where(refused, detector.high_gradients, high)
-    signals = signals._replace(high_gradients=high)
-    row = jnp.arange(new.size)
+    row = np.arange(new.size)
     may_be_zero = (row == LOSS) | (row >= first_metric)
-    kept = jnp.isfinite(new) & ~refused & ((new != 0) | may_be_zero)
+    kept = jnp.isfinite(new) & ~signals.refusable & ((new != 0) | may_be_zero)
     kept &= ~(signals.update_outlier & (row == UPDATE))  # one that is accepted is scaled down
     values, counts = _keep(detector, new, kept)
-    in_row = jnp.where(ruinous, detector.ruinous_in_row + 1, 0)
-    after = Detector(
-        values=values,
-        kept=counts,
-        first_loss=first,
-        lowest_loss=lowest,
-        highest_update=highest,
-        high_gradients=high,
-        high_losses=high_losses,
-        high_updates=high_updates,
-        steps_without_progress=since,
-        tail_share=tail_share,
-        ruinous_in_row=in_row,
+    in_tail = jnp.where((signals.loss_z > TAIL_Z) & ~signals.loss_outlier, TAIL_RATE, 0)
+    is_ruinous = signals.nonfinite | signals.outlier
+    levels = pack(
+        first,
+        lowest,
+        highest,
+        (1 - TAIL_RATE) * before.tail_share + in_tail,
+        signals.high_gradients,
+        signals.high_losses,
+        signals.high_updates,
+        signals.steps_without_progress,
+        jnp.where(is_ruinous, before.ruinous_in_row + 1, 0),
     )
-    return signals, refused, after
+    return signals, Detector(values, counts, Levels(levels))
+
+
+class _Level(NamedTuple):
+    """What is usual before a step; NaN where nothing was kept yet.
+
+    Attributes:
+      middle: f32[S], the median of each window.
+      spread: f32[S], its spread.
+      recent_loss: f32[], the median of the last `RECENT` losses.
+    """
+
+    middle: Float32[Array, " watched"]
+    spread: Float32[Array, " watched"]
+    recent_loss: Float32[Array, ""]
 
 
 def _log_ratio(new: Float32[Array, ""], level: Float32[Array, ""]) -> Float32[Array, ""]:
@@ -239,28 +254,30 @@ def _log_ratio(new: Float32[Array, ""], level: Float32[Array, ""]) -> Float32[Ar
 
 
 def _level(
-    detector: Detector,
-) -> tuple[Float32[Array, " watched"], Float32[Array, " watched"]]:
-    """f32[S], f32[S]: the median of each window, and its spread; NaN where it is empty.
-
-    Those of a falling loss are of the newest value of the line that it falls along.
-    """
+    detector: Detector, first_metric: int, least_spreads: Float32[np.ndarray, " metrics"]
+) -> _Level:
+    """What is usual; of a falling loss, the newest value of the line that it falls along."""
     count = jnp.minimum(detector.kept[LOSS], WINDOW)
-    age = _loss_ages(detector)
-    halves = jnp.stack([age < count // 2, (age >= count // 2) & (age < count)])
-    newer, older = _median(jnp.broadcast_to(detector.values[LOSS], halves.shape), halves)
+    age = (detector.kept[LOSS] - 1 - jnp.arange(WINDOW)) % WINDOW
+    parts = jnp.stack([age < count // 2, (age >= count // 2) & (age < count), age < RECENT])
+    losses = jnp.broadcast_to(detector.values[LOSS], parts.shape)
+    newer, older, recent = _median(losses, parts & (age < count)[None])
     fallen = older - newer
     per_step = fallen / jnp.maximum(count / 2, 1)
     lost = jnp.where(age < count, per_step * age.astype(jnp.float32), 0)
-    valid = jnp.arange(WINDOW)[None] < detector.kept[:, None]
     rows = jnp.concatenate([detector.values, (detector.values[LOSS] - lost)[None]])
+    valid = jnp.arange(WINDOW)[None] < detector.kept[:, None]
     valid = jnp.concatenate([valid, valid[LOSS][None]])
     middle = _median(rows, valid)
     spread = 1.4826 * _median(jnp.abs(rows - middle[:, None]), valid)
     spread = jnp.maximum(spread, LEAST_SPREAD * jnp.abs(middle))
     falls = (count >= WARMUP) & (fallen > FALL * spread[-1])
-    here = falls & (jnp.arange(len(rows) - 1) == LOSS)
-    return jnp.where(here, middle[-1], middle[:-1]), jnp.where(here, spread[-1], spread[:-1])
+    here = falls & (np.arange(len(rows) - 1) == LOSS)
+    least = np.concatenate([np.full(first_metric, 0, np.float32), least_spreads])
+    spread = jnp.maximum(jnp.where(here, spread[-1], spread[:-1]), least)
+    middle = jnp.where(here, middle[-1], middle[:-1])
+    middle, spread = settle(jnp.stack([middle, spread]))
+    return _Level(middle, spread, recent)
 
 
 def _median(
@@ -268,55 +285,62 @@ def _median(
 ) -> Float32[Array, " rows"]:
     """f32[S]: the lower of the middle valid values of each row; NaN where there are none.
 
-    By the rank of each value, since 64 x 64 comparisons are faster than a sort.
+    It is the least value that more than half of them, less one, do not exceed: 64 x 64 comparisons
+    are faster than a sort.
     """
     numbers = jnp.where(valid, values, jnp.inf)
-    one, other = numbers[:, :, None], numbers[:, None, :]
-    earlier = jnp.tri(WINDOW, k=-1, dtype=bool)[None]
-    rank = jnp.sum((other < one) | ((other == one) & earlier), axis=2, dtype=jnp.int32)
-    count = jnp.sum(valid, axis=1, dtype=jnp.int32)
-    middle = jnp.maximum(count - 1, 0) // 2
-    found = jnp.sum(jnp.where(rank == middle[:, None], numbers, 0), axis=1)
+    up_to = jnp.sum(numbers[:, None, :] <= numbers[:, :, None], axis=2, dtype=jnp.float32)
+    count = jnp.sum(valid, axis=1, dtype=jnp.float32)
+    before = jnp.floor((count - 1) / 2)
+    found = jnp.min(jnp.where(up_to > before[:, None], numbers, jnp.inf), axis=1)
     return jnp.where(count > 0, found, jnp.nan)
 
 
 def _compare(
     new: Float32[Array, " watched"],
-    middle: Float32[Array, " watched"],
-    spread: Float32[Array, " watched"],
+    level: _Level,
     kept: Int32[Array, " watched"],
-) -> tuple[Float32[Array, " watched"], Float32[Array, " watched"]]:
-    """f32[S], f32[S]: rise and z; 0 in the first steps and where there is no number."""
-    scale = jnp.maximum(spread, 1e-30)
-    rise = jnp.arcsinh(new / scale) - jnp.arcsinh(middle / scale)
+    first_metric: int,
+) -> tuple[Float32[Array, "5"], Float32[Array, "5"]]:
+    """Rise and z of the loss, the gradient, the update, the worst layer and the worst metric.
+
+    0 in the first steps and where there is no number, −inf where there is no layer or metric.
+    A metric has a rise only where its z is high as well.
+    """
+    row = np.arange(new.size)
+    scale = jnp.maximum(level.spread, 1e-30)
+    rise = jnp.arcsinh(new / scale) - jnp.arcsinh(level.middle / scale)
+    is_metric = row >= first_metric
+    slope = jnp.hypot(1, level.middle / scale)
+    z = jnp.where(is_metric, (new - level.middle) / scale, rise * slope)
     known = (kept >= WARMUP) & jnp.isfinite(rise)
-    rise = jnp.where(known, rise, 0)
-    return rise, jnp.where(known, rise * jnp.hypot(1, middle / scale), 0)
+    z = jnp.where(known, z, 0)
+    rise = jnp.where(known & ~(is_metric & (z <= METRIC_Z)), rise, 0)
+    kind = np.where(is_metric, METRIC, np.minimum(row, LAYER))
+    of_kind = kind[None, None] == np.arange(METRIC + 1)[None, :, None]
+    # One reduction, since XLA would compute all of this again for each signal.
+    worst = jnp.max(jnp.where(of_kind, jnp.stack([rise, z])[:, None], -jnp.inf), axis=2)
+    return worst[0], worst[1]
 
 
 def _progress(
-    detector: Detector, middle: jax.Array, spread: jax.Array
+    detector: Detector, usual: _Level
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
     """The first and the lowest level of the loss, the steps since it fell, rise and z over it."""
-    recent = (_loss_ages(detector) < jnp.minimum(RECENT, detector.kept[LOSS]))[None]
-    level = _median(detector.values[LOSS][None], recent)[0]
+    level = usual.recent_loss
     ready = detector.kept[LOSS] >= WARMUP
-    best = detector.lowest_loss
+    best = detector.levels.lowest_loss
     fell = level < best - PROGRESS * jnp.abs(best)
     begins = detector.kept[LOSS] == WARMUP  # there is none to fall below
     fell = ready & (fell | begins)
-    first = jnp.where(begins, level, detector.first_loss)
+    first = jnp.where(begins, level, detector.levels.first_loss)
     lowest = jnp.where(fell, level, best)
-    scale = jnp.maximum(spread, 1e-30)
+    scale = jnp.maximum(usual.spread[LOSS], 1e-30)
     rise = jnp.arcsinh(level / scale) - jnp.arcsinh(lowest / scale)
     rise = jnp.where(ready, jnp.maximum(rise, 0), 0)
-    since = jnp.where(fell | ~ready, 0, detector.steps_without_progress + 1)
-    return first, lowest, since, rise, jnp.where(ready, rise * jnp.hypot(1, middle / scale), 0)
-
-
-def _loss_ages(detector: Detector) -> Int32[Array, " window"]:
-    """i32[WINDOW]: how many losses were kept after the one in each place."""
-    return (detector.kept[LOSS] - 1 - jnp.arange(WINDOW)) % WINDOW
+    since = jnp.where(fell | ~ready, 0, detector.levels.steps_without_progress + 1)
+    z = rise * jnp.hypot(1, usual.middle[LOSS] / scale)
+    return first, lowest, since, rise, jnp.where(ready, z, 0)
 
 
 def _keep(

@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float32, Int32
+from jaxtyping import Array, Float32
 
 from tamiyo_jax.errors import ConfigurationError
 from tamiyo_jax.host._detector import Detector, detect, new_detector
 from tamiyo_jax.host._measuring import Measured, divide, layers_of, measure, sample
 from tamiyo_jax.host._naming import select_trained
+from tamiyo_jax.host._packed import count, flag, number, pack, row
 from tamiyo_jax.host._signals import Signals, no_signals
 
 __all__ = [
@@ -44,22 +45,34 @@ class Refusals(NamedTuple):
     """The steps that `guarded` did not apply; `monitor` refuses none.
 
     Attributes:
+      numbers: f32[7], all of the following.
       refused: bool[], this step is one.
+      steps: f32[], of many steps together, how many of them are.
       in_row: i32[], ruinous steps up to this one, of which after 32 only those that are not
         finite were refused; 0 under `monitor`.
       by_cause: i32[5], since the start: not finite; a loss, a gradient, an update or a metric out
         of the ordinary. A step with several causes counts for the first.
     """
 
-    refused: Bool[Array, ""]
-    in_row: Int32[Array, ""]
-    by_cause: Int32[Array, "5"]
+    numbers: Float32[Array, "*steps 7"]
+
+    refused = flag(0)
+    steps = number(0)
+    in_row = count(1)
+
+    @property
+    def by_cause(self) -> Any:  # noqa: ANN401 - i32[5] of JAX or of NumPy
+        """See above."""
+        return self.numbers[..., 2:].astype(jnp.int32)
 
 
 class Statistics(NamedTuple):
     """Measurements of one step over L layers, in the order of `layer_names`.
 
+    With leading axes, they are of many steps.
+
     Attributes:
+      layers: f32[4, L], the following four.
       gradient_norm: f32[L].
       weight_norm: f32[L].
       update_ratio: f32[L], of what the optimiser made, whether or not it was applied.
@@ -69,13 +82,15 @@ class Statistics(NamedTuple):
       refusals: what was not applied.
     """
 
-    gradient_norm: Float32[Array, " layers"]
-    weight_norm: Float32[Array, " layers"]
-    update_ratio: Float32[Array, " layers"]
-    gradient_variance: Float32[Array, " layers"]
-    conflict: Float32[Array, ""]
+    layers: Float32[Array, "*steps 4 layers"]
+    conflict: Float32[Array, "*steps"]
     signals: Signals
     refusals: Refusals
+
+    gradient_norm = row(0)
+    weight_norm = row(1)
+    update_ratio = row(2)
+    gradient_variance = row(3)
 
 
 class MonitorState(NamedTuple):
@@ -203,7 +218,7 @@ def _wrap(
             gradient_variance=state.statistics.gradient_variance,
         )
         before = state.statistics.refusals
-        signals, refused, detector = detect(
+        signals, detector = detect(
             state.detector,
             loss=None if loss is None else jnp.asarray(loss, jnp.float32),
             gradient_norm=jnp.linalg.norm(measured.gradient_norm),
@@ -214,11 +229,12 @@ def _wrap(
             metrics=jnp.stack(numbers) if numbers else jnp.zeros(0, jnp.float32),
             least_spreads=least_spreads,
         )
+        refused = signals.refusable
         if refuse:
-            updates = _bounded(updates, signals, refused)
+            updates = _bounded(updates, signals)
             inner_state = _select(refused, state.inner, inner_state)
             mean = _select(refused, state.gradient_mean, mean)
-        in_row = detector.ruinous_in_row if refuse else jnp.int32(0)
+        in_row = detector.levels.ruinous_in_row if refuse else jnp.int32(0)
         refusals = _count_refusal(before, signals, refused & refuse, in_row)
         newest = _numbers(measured, signals, refusals)
         return updates, MonitorState(inner_state, mean, detector, newest)
@@ -272,28 +288,26 @@ def unless_refused(opt_state: object, new: Tree, old: Tree) -> Tree:
     return _select(statistics(opt_state).refusals.refused, old, new)
 
 
-def _bounded(updates: Params, signals: Signals, refused: jax.Array) -> Params:
+def _bounded(updates: Params, signals: Signals) -> Params:
     """The updates; −0 where the step is refused, of the usual size where it is an outlier."""
     usual = jnp.exp(-signals.update_jump)
 
     def bound(update: jax.Array) -> jax.Array:
         scaled = update * usual.astype(update.dtype)
         accepted = jnp.where(signals.update_outlier, scaled, update)
-        return jnp.where(refused, -jnp.zeros_like(update), accepted)
+        return jnp.where(signals.refusable, -jnp.zeros_like(update), accepted)
 
     return jax.tree.map(bound, updates)
 
 
 def _numbers(measured: Measured, signals: Signals, refusals: Refusals) -> Statistics:
-    return Statistics(
-        gradient_norm=measured.gradient_norm,
-        weight_norm=measured.weight_norm,
-        update_ratio=divide(measured.update_norm, measured.weight_norm),
-        gradient_variance=measured.gradient_variance,
-        conflict=measured.conflict,
-        signals=signals,
-        refusals=refusals,
-    )
+    layers = [
+        measured.gradient_norm,
+        measured.weight_norm,
+        divide(measured.update_norm, measured.weight_norm),
+        measured.gradient_variance,
+    ]
+    return Statistics(jnp.stack(layers), measured.conflict, signals, refusals)
 
 
 def _count_refusal(
@@ -308,12 +322,9 @@ def _count_refusal(
             signals.metric_outlier,
         ]
     )
-    first = jnp.arange(causes.size) == jnp.argmax(causes)
-    return Refusals(
-        refused=refused,
-        in_row=in_row,
-        by_cause=before.by_cause + (first & refused).astype(jnp.int32),
-    )
+    first = (jnp.arange(causes.size) == jnp.argmax(causes)) & refused
+    by_cause = before.numbers[2:] + first.astype(jnp.float32)
+    return Refusals(jnp.concatenate([pack(refused, in_row), by_cause]))
 
 
 def _select(condition: jax.Array, yes: Tree, no: Tree) -> Tree:
@@ -323,16 +334,8 @@ def _select(condition: jax.Array, yes: Tree, no: Tree) -> Tree:
 
 def _make_initial(layers: int) -> Statistics:
     """Before the first step."""
-    zeros = jnp.zeros(layers, jnp.float32)
-    return Statistics(
-        gradient_norm=zeros,
-        weight_norm=zeros,
-        update_ratio=zeros,
-        gradient_variance=zeros,
-        conflict=jnp.float32(0),
-        signals=no_signals(),
-        refusals=Refusals(jnp.bool_(False), jnp.int32(0), jnp.zeros(5, jnp.int32)),
-    )
+    none = Refusals(jnp.zeros(7, jnp.float32))
+    return Statistics(jnp.zeros((4, layers), jnp.float32), jnp.float32(0), no_signals(), none)
 
 
 @functools.cache

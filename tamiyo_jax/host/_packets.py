@@ -178,7 +178,7 @@ def _signals(statistics: Statistics) -> dict[str, float]:
         "sustained_z": float(signals.sustained_z),
         "high_gradients": float(signals.high_gradients),
         "steps_without_progress": float(signals.steps_without_progress),
-        "step_refused": float(refusals.refused),
+        "step_refused": float(refusals.steps),
         "steps_refused": float(np.sum(refusals.by_cause)),
         "ruinous_in_row": float(refusals.in_row),
     }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from tamiyo_jax.errors import ConfigurationError
-from tamiyo_jax.host._monitor import MonitorState, Statistics, statistics
+from tamiyo_jax.host._monitor import MonitorState, Refusals, Statistics, statistics
 from tamiyo_jax.host._signals import worst
 
 __all__ = ["all_statistics"]
@@ -40,23 +40,15 @@ def all_statistics(opt_state: object) -> Statistics:
     if len(found) < 2:
         return statistics(opt_state)
     each = [statistics(node) for node in found]
-    layers = jnp.array([len(numbers.gradient_norm) for numbers in each], jnp.float32)
-    weights = layers / jnp.sum(layers)
-
-    def join(*parts: jax.Array) -> jax.Array:
-        if parts[0].ndim:
-            return jnp.concatenate(parts)
-        wide = jnp.stack([jnp.asarray(part, jnp.float32) for part in parts])
-        return jnp.sum(weights * wide)
-
-    joined = jax.tree.map(join, *each)
-    last = [numbers.refusals for numbers in each]
-    return joined._replace(
+    sizes = jnp.array([numbers.layers.shape[-1] for numbers in each], jnp.float32)
+    conflicts = jnp.stack([numbers.conflict for numbers in each])
+    refusals = jnp.stack([numbers.refusals.numbers for numbers in each])
+    newest = jnp.max(refusals[:, :2], axis=0)
+    return Statistics(
+        layers=jnp.concatenate([numbers.layers for numbers in each], axis=-1),
+        conflict=jnp.sum(sizes / jnp.sum(sizes) * conflicts),
         signals=reduce(worst, [numbers.signals for numbers in each]),
-        refusals=joined.refusals._replace(
-            refused=jnp.any(jnp.stack([one.refused for one in last])),
-            in_row=jnp.max(jnp.stack([one.in_row for one in last])),
-        ),
+        refusals=Refusals(jnp.append(newest, jnp.sum(refusals[:, 2:], axis=0))),
     )
 
 

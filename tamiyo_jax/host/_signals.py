@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32, Int32
+from jaxtyping import Array, Float32
 
-__all__ = ["Signals", "no_signals", "worst"]
+from tamiyo_jax.host._packed import count, flag, number, pack, settle
+
+__all__ = ["Signals", "make_signals", "no_signals", "worst"]
 
 
 class Signals(NamedTuple):
-    """A step beside the steps before it; scalars, so that they are cheap to read.
+    """A step beside the steps before it; with leading axes, each of many steps.
 
     Attributes:
+      numbers: f32[21], all of the following.
       loss_z: f32[], see the module; 0 without a loss and in the first steps, like all z.
       loss_rise: f32[], about log(loss / its median).
       high_losses: i32[], steps in a row, up to this one, with a loss of more than ×4 and a z above
@@ -39,61 +42,101 @@ class Signals(NamedTuple):
       update_outlier: bool[], the update is: it rose by more than ×16, or it is the third high
         one in a row.
       metric_outlier: bool[], a metric is above ×10 with a z above 9.
+      refusable: bool[], not finite, or an outlier before which fewer than `REFUSALS_IN_ROW` were
+        refused in a row, so that a run whose data has changed for good learns that.
+      knows_loss: bool[], the loss was among what was compared.
     """
 
-    loss_z: Float32[Array, ""]
-    loss_rise: Float32[Array, ""]
-    high_losses: Int32[Array, ""]
-    gradient_z: Float32[Array, ""]
-    gradient_rise: Float32[Array, ""]
-    layer_gradient_z: Float32[Array, ""]
-    metric_z: Float32[Array, ""]
-    update_rise: Float32[Array, ""]
-    update_jump: Float32[Array, ""]
-    high_updates: Int32[Array, ""]
-    sustained_rise: Float32[Array, ""]
-    sustained_z: Float32[Array, ""]
-    high_gradients: Int32[Array, ""]
-    steps_without_progress: Int32[Array, ""]
-    nonfinite: Bool[Array, ""]
-    loss_outlier: Bool[Array, ""]
-    gradient_outlier: Bool[Array, ""]
-    update_outlier: Bool[Array, ""]
-    metric_outlier: Bool[Array, ""]
+    numbers: Float32[Array, "*steps 21"]
+
+    loss_z = number(0)
+    loss_rise = number(1)
+    high_losses = count(2)
+    gradient_z = number(3)
+    gradient_rise = number(4)
+    layer_gradient_z = number(5)
+    metric_z = number(6)
+    update_rise = number(7)
+    update_jump = number(8)
+    high_updates = count(9)
+    sustained_rise = number(10)
+    sustained_z = number(11)
+    high_gradients = count(12)
+    steps_without_progress = count(13)
+    nonfinite = flag(14)
+    loss_outlier = flag(15)
+    gradient_outlier = flag(16)
+    update_outlier = flag(17)
+    metric_outlier = flag(18)
+    refusable = flag(19)
+    knows_loss = flag(20)
 
     @property
-    def outlier(self) -> Bool[Array, ""]:
+    def outlier(self) -> Any:  # noqa: ANN401 - bool[] of JAX or of NumPy
         """bool[]: finite, but not to be trusted."""
         by_step = self.loss_outlier | self.gradient_outlier | self.update_outlier
         return by_step | self.metric_outlier
 
 
+def make_signals(
+    *,
+    loss_z: jax.Array,
+    loss_rise: jax.Array,
+    high_losses: jax.Array,
+    gradient_z: jax.Array,
+    gradient_rise: jax.Array,
+    layer_gradient_z: jax.Array,
+    metric_z: jax.Array,
+    update_rise: jax.Array,
+    update_jump: jax.Array,
+    high_updates: jax.Array,
+    sustained_rise: jax.Array,
+    sustained_z: jax.Array,
+    high_gradients: jax.Array,
+    steps_without_progress: jax.Array,
+    nonfinite: jax.Array,
+    loss_outlier: jax.Array,
+    gradient_outlier: jax.Array,
+    update_outlier: jax.Array,
+    metric_outlier: jax.Array,
+    refusable: jax.Array,
+    knows_loss: bool,
+) -> Signals:
+    """The signals of one step; scalars, see `Signals`."""
+    return Signals(
+        settle(
+            pack(
+                loss_z,
+                loss_rise,
+                high_losses,
+                gradient_z,
+                gradient_rise,
+                layer_gradient_z,
+                metric_z,
+                update_rise,
+                update_jump,
+                high_updates,
+                sustained_rise,
+                sustained_z,
+                high_gradients,
+                steps_without_progress,
+                nonfinite,
+                loss_outlier,
+                gradient_outlier,
+                update_outlier,
+                metric_outlier,
+                refusable,
+                knows_loss,
+            )
+        )
+    )
+
+
 def no_signals() -> Signals:
     """Before the first step."""
-    zero, count, none = jnp.float32(0), jnp.int32(0), jnp.bool_(False)
-    return Signals(
-        loss_z=zero,
-        loss_rise=zero,
-        high_losses=count,
-        gradient_z=zero,
-        gradient_rise=zero,
-        layer_gradient_z=zero,
-        metric_z=zero,
-        update_rise=zero,
-        update_jump=zero,
-        high_updates=count,
-        sustained_rise=zero,
-        sustained_z=zero,
-        high_gradients=count,
-        steps_without_progress=count,
-        nonfinite=none,
-        loss_outlier=none,
-        gradient_outlier=none,
-        update_outlier=none,
-        metric_outlier=none,
-    )
+    return Signals(jnp.zeros(21, jnp.float32))
 
 
 def worst(earlier: Signals, later: Signals) -> Signals:
     """The larger of each signal, to look at several steps together."""
-    return jax.tree.map(jnp.maximum, earlier, later)
+    return Signals(jnp.maximum(earlier.numbers, later.numbers))

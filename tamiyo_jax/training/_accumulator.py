@@ -9,7 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tamiyo_jax.host import Detector, Signals, StepMetrics, detect, new_detector, worst
+from tamiyo_jax.host import (
+    Detector,
+    Refusals,
+    Signals,
+    StepMetrics,
+    detect,
+    new_detector,
+    no_signals,
+    worst,
+)
 
 __all__ = ["Accumulated", "Flags", "Reading", "accumulate", "summarize"]
 
@@ -24,6 +33,9 @@ CALM_GRADIENTS = 3
 
 BEFORE_MEANS = 5
 
+_REFUSED = (np.arange(7) == 0).astype(np.float32)
+"""The place of the number of refused steps in `Refusals`."""
+
 
 class Accumulated(NamedTuple):
     """Measurements since the last decision, and the detector of the whole run; on the device.
@@ -33,8 +45,8 @@ class Accumulated(NamedTuple):
         were applied, those of the newest interval with one; of the signals the worst, of the
         refusals the newest and their number. A single array, since each costs time at each step.
       applied: f32[], how many steps that are.
-      detector: what is usual for the run. It knows the loss of every step, which an optimiser
-        knows only where the step passes it to ``update``.
+      detector: what is usual for the run, where the loop does not pass the loss to ``update``;
+        else the optimiser knows it.
     """
 
     total: jax.Array
@@ -152,7 +164,7 @@ def _accumulate(
     stacked = jax.tree.map(lambda figure: jnp.asarray(figure, jnp.float32), stacked)
     first = jax.tree.map(lambda figures: figures[0], stacked)
     if before is None:
-        layers = first.statistics.gradient_norm.shape[0]
+        layers = first.statistics.layers.shape[-1]
         seen = new_detector(layers) if detector is None else detector
         carry = _Sum(_cleared(first), jnp.float32(0), seen)
     else:
@@ -200,8 +212,8 @@ def _mean(total: StepMetrics, applied: jax.Array) -> StepMetrics:
 def _cleared(mean: StepMetrics) -> StepMetrics:
     """The means, without signals, and without refusals of the interval."""
     statistics = mean.statistics._replace(
-        signals=jax.tree.map(jnp.zeros_like, mean.statistics.signals),
-        refusals=mean.statistics.refusals._replace(refused=jnp.float32(0)),
+        signals=no_signals(),
+        refusals=Refusals(mean.statistics.refusals.numbers * (1 - _REFUSED)),
     )
     return mean._replace(statistics=statistics)
 
@@ -211,41 +223,43 @@ def _flags(after: _Sum) -> jax.Array:
     signals = after.total.statistics.signals
     broken = (after.applied > 0) & ~jnp.isfinite(after.total.loss)
     alarm = (signals.high_updates >= ALARMING) | broken
-    unusual = signals.loss_outlier + signals.gradient_outlier + signals.update_outlier
-    unusual += signals.metric_outlier + signals.nonfinite + signals.high_updates
+    unusual = signals.outlier | signals.nonfinite | (signals.high_updates > 0)
     rises = (signals.sustained_rise > SOUND_RISE) & (signals.sustained_z > SOUND_Z)
-    sound = ~alarm & (unusual == 0) & ~rises
-    refused = after.total.statistics.refusals.refused > 0
+    sound = ~alarm & ~unusual & ~rises
+    refused = after.total.statistics.refusals.refused
     calm = sound & ~refused & (signals.high_gradients <= CALM_GRADIENTS)
     return jnp.stack([*(flag.astype(jnp.float32) for flag in (alarm, sound, calm)), after.applied])
 
 
 def _add(before: _Sum, step: StepMetrics) -> _Sum:
-    numbers = step.statistics
-    updates = numbers.update_ratio * numbers.weight_norm
-    weights = jnp.linalg.norm(numbers.weight_norm)
-    ratio = jnp.where(weights > 0, jnp.linalg.norm(updates) / jnp.where(weights > 0, weights, 1), 0)
-    own, _, detector = detect(
-        before.detector,
-        loss=step.loss,
-        gradient_norm=jnp.linalg.norm(numbers.gradient_norm),
-        update_ratio=ratio,
-        layer_gradient_norms=numbers.gradient_norm,
+    earlier, newest = before.total.statistics, step.statistics
+    own, detector = jax.lax.cond(
+        newest.signals.knows_loss, lambda *_: (no_signals(), before.detector), _detect, before, step
     )
-    wide = Signals(*(jnp.asarray(signal, jnp.float32) for signal in own))
-    earlier = before.total.statistics
-    refused = numbers.refusals.refused > 0
-    first = before.applied == 0
+    refused, first = newest.refusals.refused, before.applied == 0
 
     def add(total: jax.Array, new: jax.Array) -> jax.Array:
         return jnp.where(refused, total, jnp.where(first, new, total + new))
 
     summed = jax.tree.map(add, before.total, step)
     statistics = summed.statistics._replace(
-        signals=worst(earlier.signals, worst(wide, numbers.signals)),
-        refusals=numbers.refusals._replace(
-            refused=earlier.refusals.refused + numbers.refusals.refused
-        ),
+        signals=worst(earlier.signals, worst(own, newest.signals)),
+        refusals=Refusals(newest.refusals.numbers + _REFUSED * earlier.refusals.numbers),
     )
     applied = before.applied + jnp.where(refused, 0.0, 1.0)
     return _Sum(summed._replace(statistics=statistics), applied, detector)
+
+
+def _detect(before: _Sum, step: StepMetrics) -> tuple[Signals, Detector]:
+    """The signals of a step whose optimiser was not told of the loss."""
+    numbers = step.statistics
+    updates = numbers.update_ratio * numbers.weight_norm
+    weights = jnp.linalg.norm(numbers.weight_norm)
+    ratio = jnp.where(weights > 0, jnp.linalg.norm(updates) / jnp.where(weights > 0, weights, 1), 0)
+    return detect(
+        before.detector,
+        loss=step.loss,
+        gradient_norm=jnp.linalg.norm(numbers.gradient_norm),
+        update_ratio=ratio,
+        layer_gradient_norms=numbers.gradient_norm,
+    )

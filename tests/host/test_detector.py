@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tamiyo_jax import host
+from tamiyo_jax.host._packed import settle
+from tamiyo_jax.host._signals import make_signals
 
 STEPS, SPIKE_EVERY, LATE = 1200, 10, 1000
 
@@ -15,14 +19,14 @@ def refused(losses: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """Of a run with these losses and gradient norms, bool[T]: the steps to be refused."""
 
     def step(detector: host.Detector, row: tuple[jax.Array, jax.Array]) -> tuple:
-        _, refuse, after = host.detect(
+        signals, after = host.detect(
             detector,
             loss=row[0],
             gradient_norm=row[1],
             update_ratio=jnp.float32(0),
             layer_gradient_norms=jnp.zeros(0, jnp.float32),
         )
-        return after, refuse
+        return after, signals.refusable
 
     rows = (jnp.asarray(losses, jnp.float32), jnp.asarray(gradients, jnp.float32))
     return np.asarray(jax.lax.scan(step, host.new_detector(0), rows)[1])
@@ -116,3 +120,20 @@ def test_a_spike_in_data_learnt_by_heart_is_an_outlier_only_above_the_first_loss
     losses[400], gradients[400] = 0.2, 0.05
     losses[500], gradients[500] = 3.0, 3.0
     assert np.flatnonzero(refused(losses, gradients)).tolist() == [500]
+
+
+def test_every_signal_is_read_from_the_place_where_it_was_put():
+    names = inspect.signature(make_signals).parameters
+    numbers = dict(zip(names, range(1, 1 + len(names)), strict=True))
+    del numbers["knows_loss"]
+    given = {name: jnp.float32(number) for name, number in numbers.items()}
+    signals = make_signals(**given, knows_loss=True)
+    assert bool(signals.knows_loss)
+    for name, number in numbers.items():
+        read = getattr(signals, name)
+        assert float(read) == (1 if read.dtype == bool else number), name
+
+
+def test_settled_numbers_keep_their_bits():
+    numbers = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, -3.5], np.float32)
+    assert np.asarray(settle(jnp.asarray(numbers))).tobytes() == numbers.tobytes()

@@ -17,10 +17,8 @@ from tamiyo_jax.errors import ConfigurationError
 
 LAYERS = {"a": {"w": jnp.ones(1, jnp.float32)}, "b": {"w": jnp.ones(1, jnp.float32)}}
 STATISTICS = host.statistics(host.monitor(optax.identity()).init(LAYERS))._replace(
-    gradient_norm=np.array([3.0, 4.0], np.float32),
-    weight_norm=np.array([1.0, 2.0], np.float32),
-    update_ratio=np.array([0.1, 0.2], np.float32),
-    gradient_variance=np.array([0.5, 1.5], np.float32),
+    # Gradient norm, weight norm, update ratio and gradient variance.
+    layers=np.array([[3.0, 4.0], [1.0, 2.0], [0.1, 0.2], [0.5, 1.5]], np.float32),
     conflict=np.float32(0.5),
 )
 READING = host.Hardware(HardwareContext("gpu", "0"), {"gpu_mem_free_gb": 1.5})
