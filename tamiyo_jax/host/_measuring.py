@@ -11,7 +11,8 @@ each taken as one vector, in each step:
 What compares steps needs the gradients of earlier steps. A moving average of all of them
 would be another copy of the parameters in memory, so it is kept for a sample s of g: of each
 array at most `SAMPLE` numbers, evenly spaced along its axes, each times √(numbers that it
-stands for), so that ⟨s, s⟩ estimates ‖g‖². Where all arrays are that small, s is g. With
+stands for), so that ⟨s, s⟩ estimates ‖g‖². Where all arrays are that small, s is g. The samples of
+all layers are the rows of one matrix, zero where a sample is shorter than the longest. With
 the moving average m of s, the rate a (`RATE`) and d = s − m:
 
     gradient_variance  v ← (1 − a)(v + a ‖d‖²/n), the exponentially weighted variance over
@@ -84,29 +85,26 @@ def measure(
     updates: Params,
     params: Params,
     *,
-    gradient_mean: tuple[Float32[Array, " _"], ...],
+    gradient_mean: Float32[Array, "layers sample"],
     gradient_variance: Float32[Array, " layers"],
-) -> tuple[tuple[Float32[Array, " _"], ...], Measured]:
+) -> tuple[Float32[Array, "layers sample"], Measured]:
     """The moving averages after this step, and the step's numbers.
 
     Args:
       gradient: of the step.
       updates: what the optimiser makes of it.
       params: before the step.
-      gradient_mean: f32[k] by layer, the moving average of its sampled gradient.
+      gradient_mean: f32[L, k], the moving average of the sampled gradient, see `sample`.
       gradient_variance: f32[L], after the step before.
     """
     weights = layers_of(params).values()
     gradients = layers_of(gradient).values()
-    samples = [sample(layer) for layer in gradients]
-    deviations = [s - m for s, m in zip(samples, gradient_mean, strict=True)]
+    samples = sample(gradients)
+    deviations = samples - gradient_mean
     sizes = jnp.array([sum(array.size for array in layer) for layer in weights], jnp.float32)
     spread = _dots(deviations, deviations) / jnp.maximum(sizes, 1)
     finite = jnp.isfinite(spread)
-    mean = tuple(
-        jnp.where(ok, m + RATE * d, m)
-        for ok, m, d in zip(finite, gradient_mean, deviations, strict=True)
-    )
+    mean = jnp.where(finite[:, None], gradient_mean + RATE * deviations, gradient_mean)
     lengths = [jnp.sqrt(_dots(x, x)) for x in (samples, gradient_mean)]
     cosine = divide(_dots(samples, gradient_mean), lengths[0] * lengths[1])
     following = (1 - RATE) * (gradient_variance + RATE * spread)
@@ -119,8 +117,14 @@ def measure(
     )
 
 
-def sample(layer: Sequence[jax.Array]) -> Float32[Array, " k"]:
-    """f32[k]: the sample of a layer's numbers, each weighted for those that it stands for."""
+def sample(layers: Iterable[Sequence[jax.Array]]) -> Float32[Array, "layers sample"]:
+    """f32[L, k]: the sample of each layer's numbers, each weighted for those that it stands for."""
+    rows = [_sample_layer(layer) for layer in layers]
+    longest = max(row.size for row in rows)
+    return jnp.stack([jnp.pad(row, (0, longest - row.size)) for row in rows])
+
+
+def _sample_layer(layer: Sequence[jax.Array]) -> Float32[Array, " k"]:
     parts = [jnp.zeros(0, jnp.float32)]
     for array in layer:
         taken = array[_grid(array.shape)].ravel()
@@ -159,9 +163,11 @@ def _sum_squares(array: jax.Array) -> Float32[Array, ""]:
     return jnp.sum((wide.conj() * wide).real).astype(jnp.float32)
 
 
-def _dots(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> jax.Array:
-    """f32[L]: the inner products of L pairs of vectors."""
-    return jnp.stack([jnp.vdot(a, b) for a, b in zip(left, right, strict=True)])
+def _dots(
+    left: Float32[Array, "layers sample"], right: Float32[Array, "layers sample"]
+) -> Float32[Array, " layers"]:
+    """f32[L]: the inner product of each row with the other's."""
+    return jnp.sum(left * right, axis=1)
 
 
 def divide(a: Float32[Array, "*shape"], b: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:

@@ -98,13 +98,13 @@ class MonitorState(NamedTuple):
 
     Attributes:
       inner: the wrapped optimiser's.
-      gradient_mean: f32[k] by layer, the moving average of its sampled gradient.
+      gradient_mean: f32[L, k], the moving average of each layer's sampled gradient.
       detector: what is usual for this run.
       statistics: the newest numbers.
     """
 
     inner: optax.OptState
-    gradient_mean: tuple[Float32[Array, " _"], ...]
+    gradient_mean: Float32[Array, "layers sample"]
     detector: Detector
     statistics: Statistics
 
@@ -182,7 +182,7 @@ def _wrap(
             raise ConfigurationError("the parameters hold no array; give monitor some to measure")
         return MonitorState(
             inner.init(params),
-            tuple(jnp.zeros_like(sample(layer)) for layer in layers.values()),
+            jnp.zeros_like(sample(layers.values())),
             new_detector(len(layers), len(watched)),
             _make_initial(len(layers)),
         )
