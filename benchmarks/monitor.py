@@ -15,7 +15,9 @@ norm, donated state) trains on sequences of 256 tokens, four ways that take turn
 A turn dispatches `STEPS` steps and waits for the last one. Each of the others takes its turn
 next to one of *plain*, in changing order, so every round gives one ratio of neighbours; an
 overhead is the median of these ratios, with their quartiles. *Measuring alone* is the same
-measurement without the training around it, which a busy machine disturbs less.
+measurement without the training around it, which a busy machine disturbs less. Compiling is
+timed first, once for each of the three steps; the first of them also loads what XLA needs once, so
+another program goes before it.
 """
 
 from __future__ import annotations
@@ -124,6 +126,14 @@ class Training:
             return state._replace(params=params, opt_state=opt_state), (value, measured)
 
         self._train = train
+
+    def compile_seconds(self, sequences: int) -> float:
+        """How long XLA compiles the step."""
+        tokens = jax.ShapeDtypeStruct((sequences, LENGTH + 1), jnp.int32)
+        lowered = self._train.lower(self.state, tokens)
+        started = time.perf_counter()
+        lowered.compile()
+        return time.perf_counter() - started
 
     def step(self, tokens: jax.Array) -> Any:  # noqa: ANN401
         """Dispatch a step; its loss, and its statistics where they are measured."""
@@ -271,6 +281,9 @@ def main() -> None:
     monitored = Training(host.monitor(optimizer), monitored=True)
     guarded = Training(host.guarded(optimizer), monitored=True)
     watched = Training(host.monitor(optimizer), monitored=True)
+    steps = {"plain": plain, "monitored": monitored, "guarded": guarded}
+    jax.jit(jnp.tanh).lower(jnp.ones(8)).compile()
+    compiled = {name: one.compile_seconds(arguments.sequences) for name, one in steps.items()}
     config = TamiyoConfig(
         packet=PacketConfig(seedless=True), storage=StorageConfig(durability="group")
     )
@@ -305,6 +318,7 @@ def main() -> None:
         {
             **{f"overhead, {name}, percent": overhead(pairs) for name, pairs in taken.items()},
             "measuring alone, percent of a plain step": round(share, 2),
+            **{f"compiling, {name}, s": round(took, 2) for name, took in compiled.items()},
             "steps without a decision": loop.failed,
             "parameters": plain.size,
             "layers": len(plain.layers),

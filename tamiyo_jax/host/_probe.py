@@ -15,6 +15,9 @@ perceptron of 552, which is what the network lacks.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import jax
 import optax
 from jaxtyping import Array, Float32
@@ -24,9 +27,14 @@ from tamiyo_jax.host._training import Batch, Host, HostState, gates_of, seeds_of
 
 __all__ = ["probe"]
 
+Ratios = dict[str, dict[str, Float32[Array, ""]]]
 
-def probe(host: Host, state: HostState, batch: Batch) -> dict[str, dict[str, Float32[Array, ""]]]:
+
+def probe(host: Host, state: HostState, batch: Batch) -> Ratios:
     """The norm of each candidate's gradient, as a multiple of the network's own.
+
+    Call it outside `jit`: it compiles a program that makes the candidates, once for a host, and
+    one that compares them, for each structure of the state.
 
     Args:
       host: what is trained.
@@ -37,10 +45,19 @@ def probe(host: Host, state: HostState, batch: Batch) -> dict[str, dict[str, Flo
       f32[] by slot id and blueprint id, for the slots in which nothing grows; 0 where the
       network's own gradient is 0.
     """
-    empty = [name for name, slot in state.slots.items() if not slot.params]
-    if not empty:
+    if all(slot.params for slot in state.slots.values()):
         return {}
-    bank = host.init_seeds(jax.random.fold_in(state.rng, state.step))
+    return _compare(host, state, _make_candidates(host, state.rng, state.step), batch)
+
+
+@partial(jax.jit, static_argnums=0)
+def _make_candidates(host: Host, key: jax.Array, step: jax.Array) -> Any:  # noqa: ANN401
+    return host.init_seeds(jax.random.fold_in(key, step))
+
+
+@partial(jax.jit, static_argnums=0)
+def _compare(host: Host, state: HostState, bank: Any, batch: Batch) -> Ratios:  # noqa: ANN401
+    empty = [name for name, slot in state.slots.items() if not slot.params]
     seeds = seeds_of(state.slots) | {name: bank[name] for name in empty}
     own, new = jax.grad(host.loss, argnums=(0, 1))(
         state.params, seeds, gates_of(state.slots), batch

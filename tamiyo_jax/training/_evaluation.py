@@ -40,11 +40,9 @@ def evaluate_growth(host: Host, validation: Batch) -> Callable[[HostState], Eval
         contributions = contribution(host.loss, state.params, state.slots, batch)
         return Evaluation(loss_of(host, state, batch), contributions, {})
 
-    compare = jax.jit(lambda state, batch: probe(host, state, batch))
-
     def evaluate(state: HostState) -> Evaluation:
         found = measure(state, validation)
-        return found._replace(probe=compare(state, validation)) if may_grow(state) else found
+        return found._replace(probe=probe(host, state, validation)) if may_grow(state) else found
 
     return evaluate
 

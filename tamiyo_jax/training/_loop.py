@@ -262,14 +262,23 @@ def _init_host(task: Task, key: jax.Array) -> HostState:
     return init_host(task.host, task.init_params(key), key)
 
 
-@partial(jax.jit, static_argnums=0)
 def _train_epoch(task: Task, host: HostState) -> tuple[HostState, StepMetrics]:
     """One epoch from ``host.step`` on, and the mean of its steps' metrics."""
-    steps = task.steps_per_epoch
-    key = jax.random.fold_in(host.rng, host.step // steps)
-    order = jax.random.permutation(key, len(task.train.labels))
-    batches = order[: steps * task.batch_size].reshape(steps, task.batch_size)
+    return _train_batches(task, host, _draw_batches(task, host.rng, host.step))
 
+
+@partial(jax.jit, static_argnums=0)
+def _draw_batches(task: Task, key: jax.Array, step: jax.Array) -> jax.Array:
+    """i32[steps, batch]: rows of the training examples; compiled once, whatever grows."""
+    steps = task.steps_per_epoch
+    order = jax.random.permutation(jax.random.fold_in(key, step // steps), len(task.train.labels))
+    return order[: steps * task.batch_size].reshape(steps, task.batch_size)
+
+
+@partial(jax.jit, static_argnums=0)
+def _train_batches(
+    task: Task, host: HostState, batches: jax.Array
+) -> tuple[HostState, StepMetrics]:
     def train_batch(host: HostState, rows: jax.Array) -> tuple[HostState, StepMetrics]:
         return train_step(task.host, host, jax.tree.map(lambda x: x[rows], task.train))
 
@@ -285,7 +294,6 @@ def _measure(task: Task, host: HostState) -> tuple[jax.Array, jax.Array, dict[st
     return loss, accuracy(task, host, task.validation), contributions
 
 
-@partial(jax.jit, static_argnums=0)
 def _probe(task: Task, host: HostState) -> dict[str, dict[str, jax.Array]]:
     """The gradients of the candidates of dormant slots, by some of the training examples."""
     some = jax.tree.map(lambda x: x[: PROBE_BATCHES * task.batch_size], task.train)

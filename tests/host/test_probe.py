@@ -16,7 +16,7 @@ MADE = make_host()
 
 def test_the_probe_is_the_gradient_that_a_seed_begins_with_beside_the_networks_own():
     state = make_state(MADE)
-    found = jax.jit(lambda state: host.probe(MADE, state, batch(0)))(state)
+    found = host.probe(MADE, state, batch(0))
     assert sorted(found[SEED_ID]) == sorted(BANK)
     seeds = MADE.init_seeds(jax.random.fold_in(state.rng, state.step))[SEED_ID]
     gates = {SEED_ID: growth.Gate(jnp.float32(1))}
