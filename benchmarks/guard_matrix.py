@@ -143,9 +143,9 @@ def soon(row: Tree) -> int:
     return sum(one is not None and one <= 3 for one in row["caught"])
 
 
-def beside_clipping(figures: dict[str, Tree]) -> str:
+def beside_clipping(figures: dict[str, Tree], every: int) -> str:
     """Of the runs that clip and have `Plug`, those close to the healthy run that clips, too."""
-    name = f"clip(1) and Plug, every {max(EVERY)}"
+    name = f"clip(1) and Plug, every {every}"
     close, runs = 0, 0
     for one in figures.values():
         healthy_losses = one["faults"]["none"][name]["loss"]
@@ -218,7 +218,7 @@ def main() -> None:
     if measured:
         for loop, one in measured.items():
             print(f"\n{loop_table(loop, one['faults'])}")
-        print(f"\n{table(measured)}\n\n{beside_clipping(measured)}")
+        print(f"\n{table(measured)}\n\n{beside_clipping(measured, max(arguments.every))}")
         if arguments.plot is not None:
             plot(arguments.plot, measured)
 

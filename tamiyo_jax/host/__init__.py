@@ -4,7 +4,7 @@ from tamiyo_jax.host._apply import Checkpointer, CommandApplier, DecisionLike
 from tamiyo_jax.host._blueprint_of import blueprint_of
 from tamiyo_jax.host._budget import limit_to_budget, live_parameters
 from tamiyo_jax.host._checkpoints import HostCheckpoints, load_tree, save_tree
-from tamiyo_jax.host._detector import Detector, detect, new_detector
+from tamiyo_jax.host._detector import detect
 from tamiyo_jax.host._disk import DiskCheckpoints
 from tamiyo_jax.host._hardware import Hardware, HardwareMeter
 from tamiyo_jax.host._memory import Held, MemoryCheckpoints, is_on_accelerator
@@ -44,6 +44,7 @@ from tamiyo_jax.host._training import (
     seeds_of,
     train_step,
 )
+from tamiyo_jax.host._windows import Detector, new_detector
 
 __all__ = [
     "FAMILIES",

@@ -18,44 +18,47 @@ its window is above that of the newer half by more than 1.5 spreads, the line th
 taken off before m and s are found. Metrics that the loop hands over are rated by (x − m)/s, for
 many are zero most of the time.
 
+A run that has learnt its data by heart, whose losses are below a hundredth of the first ones, is
+not held to what is usual there: as long as a loss is below the first ones, neither it nor its
+gradient is unusual.
+
 The thresholds were chosen on public logs, see ``docs/detection.md``.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
-from tamiyo_jax.host._packed import count, number, pack, settle
+from tamiyo_jax.host._packed import pack
 from tamiyo_jax.host._signals import Signals, make_signals
+from tamiyo_jax.host._windows import (
+    FIRST_LAYER,
+    GRADIENT,
+    LAYER,
+    LOSS,
+    METRIC,
+    UPDATE,
+    WARMUP,
+    Detector,
+    Levels,
+    Usual,
+    find_usual,
+    keep,
+)
 
-__all__ = [
-    "RECENT",
-    "REFUSALS_IN_ROW",
-    "WARMUP",
-    "WINDOW",
-    "Detector",
-    "detect",
-    "new_detector",
-]
-
-WINDOW = 64
-WARMUP = 32  # values, before a finite one can be unusual
-RECENT = 16  # values, whose median is the present level of the loss
-LEAST_SPREAD = 0.005  # of the median: a run that hardly varies is no reason for alarm
+__all__ = ["REFUSALS_IN_ROW", "detect"]
 
 LOSS_Z = 9.35
 LOSS_Z_WITH_GRADIENT = 6.0  # where the gradient's z is above it as well
 TAIL_Z = 3.0  # a loss above it lies in the tail, whether or not it is an outlier
 SHORT_TAIL, LONG_TAIL = 0.03, 0.05  # shares of steps; a run of PPO lies above both
 TAIL_RATE = 1 - 0.5 ** (1 / 300)  # of the moving share, whose half-life is 300 steps
-FALL = 1.5  # spreads, between the halves of the window, from which on a loss falls
-BY_HEART = 0.01  # of the first loss: below it, one example that is not yet learnt is a spike
+BY_HEART = 0.01  # of the first loss: below it, losses and gradients jump by powers of ten
 LOSS_RISE = math.log(1.25)
 HIGH_Z = 4.0  # of the loss and of the gradient, with a rise of the loss above x 4
 HIGH_RISE = math.log(4.0)
@@ -73,60 +76,6 @@ PROGRESS = 0.01  # relative, the least improvement of the loss that counts
 
 REFUSALS_IN_ROW = 32
 NO_METRICS = np.zeros(0, np.float32)
-
-LOSS, GRADIENT, UPDATE, LAYER, METRIC = range(5)  # kinds of numbers
-FIRST_LAYER = LAYER  # rows: the first three, those of each layer, those of each metric
-
-
-class Levels(NamedTuple):
-    """What a detector remembers beside its windows.
-
-    Attributes:
-      numbers: f32[9], all of the following.
-      first_loss: f32[], the median of the last `RECENT` losses when the warm-up ended.
-      lowest_loss: f32[], the lowest such median.
-      highest_update: f32[], the highest median of the window of update ratios.
-      tail_share: f32[], moving share of steps with a loss_z above 3 that are no outliers.
-      high_gradients: i32[].
-      high_losses: i32[].
-      high_updates: i32[].
-      steps_without_progress: i32[].
-      ruinous_in_row: i32[], steps up to the newest that were not finite or outliers.
-    """
-
-    numbers: Float32[Array, "9"]
-
-    first_loss = number(0)
-    lowest_loss = number(1)
-    highest_update = number(2)
-    tail_share = number(3)
-    high_gradients = count(4)
-    high_losses = count(5)
-    high_updates = count(6)
-    steps_without_progress = count(7)
-    ruinous_in_row = count(8)
-
-
-class Detector(NamedTuple):
-    """What is remembered; 256 bytes for each of S watched numbers.
-
-    Attributes:
-      values: f32[S, WINDOW], a ring by row: the loss, the global gradient norm, the update
-        ratio, the gradient norm of each layer, and the metrics; filled from the left at first.
-      kept: i32[S], how many were.
-      levels: of the run.
-    """
-
-    values: Float32[Array, "watched window"]
-    kept: Int32[Array, " watched"]
-    levels: Levels
-
-
-def new_detector(layers: int, metrics: int = 0) -> Detector:
-    """A detector that has seen nothing of so many layers and metrics."""
-    rows = FIRST_LAYER + layers + metrics
-    values = jnp.zeros((rows, WINDOW), jnp.float32)
-    return Detector(values, jnp.zeros(rows, jnp.int32), Levels(jnp.zeros(9, jnp.float32)))
 
 
 def detect(
@@ -159,14 +108,14 @@ def detect(
     new = jnp.concatenate(
         [jnp.stack([said, gradient_norm, update_ratio]), layer_gradient_norms, metrics]
     )
-    level = _level(detector, first_metric, least_spreads)
-    rise, z = _compare(new, level, detector.kept, first_metric)
-    first, lowest, since, sustained, sustained_z = _progress(detector, level)
+    usual = find_usual(detector, first_metric, least_spreads)
+    rise, z = _compare(new, usual, detector.kept, first_metric)
+    first, lowest, since, sustained, sustained_z = _progress(detector, usual)
     before = detector.levels
-    highest = jnp.fmax(before.highest_update, level.middle[UPDATE])
+    highest = jnp.fmax(before.highest_update, usual.middle[UPDATE])
     known = (detector.kept[UPDATE] >= WARMUP) & (update_ratio > 0)
     update_rise = jnp.where(known, _log_ratio(update_ratio, highest), 0)
-    update_jump = jnp.where(known, _log_ratio(update_ratio, level.middle[UPDATE]), 0)
+    update_jump = jnp.where(known, _log_ratio(update_ratio, usual.middle[UPDATE]), 0)
     jumped = (update_jump > UPDATE_JUMP) & (update_rise > JUMP_ABOVE_HIGHEST)
     counted = jnp.where(jumped | (update_rise > UPDATE_RISE), before.high_updates + 1, 0)
     high_updates = jnp.where(update_ratio > 0, counted, before.high_updates)
@@ -174,20 +123,20 @@ def detect(
     alone = z[LOSS] > LOSS_Z
     is_short, is_long = before.tail_share < SHORT_TAIL, before.tail_share > LONG_TAIL
     spiked = jnp.where(is_long, alone & both, alone | (both & is_short))
-    by_heart = (first > 0) & (level.middle[LOSS] < BY_HEART * first)
-    spiked &= ~(by_heart & (said < first))
-    spiked &= rise[LOSS] > LOSS_RISE
+    by_heart = (first > 0) & (usual.middle[LOSS] < BY_HEART * first) & (said < first)
+    spiked &= (rise[LOSS] > LOSS_RISE) & ~by_heart
     is_high = (z[LOSS] > HIGH_Z) & (z[GRADIENT] > HIGH_Z) & (rise[LOSS] > HIGH_RISE)
-    high_losses = jnp.where(is_high, before.high_losses + 1, 0)
+    high_losses = jnp.where(is_high & ~by_heart, before.high_losses + 1, 0)
     spiked |= (high_losses >= HIGH_LOSSES) & ~is_long
     finite = jnp.isfinite(gradient_norm) & jnp.isfinite(update_ratio)
     nonfinite = ~(finite if loss is None else finite & jnp.isfinite(said))
-    gradient_outlier = (rise[GRADIENT] > GRADIENT_RISE) & (z[GRADIENT] > GRADIENT_Z)
+    gradient_outlier = (rise[GRADIENT] > GRADIENT_RISE) & (z[GRADIENT] > GRADIENT_Z) & ~by_heart
     update_outlier = (update_rise > UPDATE_RISE) | (jumped & (high_updates >= HIGH_UPDATES))
     metric_outlier = rise[METRIC] > METRIC_RISE
     outlier = spiked | gradient_outlier | update_outlier | metric_outlier
     refusable = nonfinite | (outlier & (before.ruinous_in_row < REFUSALS_IN_ROW))
-    high_gradients = jnp.where(z[GRADIENT] > HIGH_GRADIENT_Z, before.high_gradients + 1, 0)
+    steep = (z[GRADIENT] > HIGH_GRADIENT_Z) & ~by_heart
+    high_gradients = jnp.where(steep, before.high_gradients + 1, 0)
     high_gradients = jnp.where(refusable, before.high_gradients, high_gradients)
     signals = make_signals(
         loss_z=z[LOSS],
@@ -216,7 +165,7 @@ def detect(
     may_be_zero = (row == LOSS) | (row >= first_metric)
     kept = jnp.isfinite(new) & ~signals.refusable & ((new != 0) | may_be_zero)
     kept &= ~(signals.update_outlier & (row == UPDATE))  # one that is accepted is scaled down
-    values, counts = _keep(detector, new, kept)
+    values, counts = keep(detector, new, kept)
     in_tail = jnp.where((signals.loss_z > TAIL_Z) & ~signals.loss_outlier, TAIL_RATE, 0)
     is_ruinous = signals.nonfinite | signals.outlier
     levels = pack(
@@ -233,72 +182,15 @@ def detect(
     return signals, Detector(values, counts, Levels(levels))
 
 
-class _Level(NamedTuple):
-    """What is usual before a step; NaN where nothing was kept yet.
-
-    Attributes:
-      middle: f32[S], the median of each window.
-      spread: f32[S], its spread.
-      recent_loss: f32[], the median of the last `RECENT` losses.
-    """
-
-    middle: Float32[Array, " watched"]
-    spread: Float32[Array, " watched"]
-    recent_loss: Float32[Array, ""]
-
-
 def _log_ratio(new: Float32[Array, ""], level: Float32[Array, ""]) -> Float32[Array, ""]:
     """f32[]: log(new / level); 0 where there is no level yet."""
     found = jnp.log(jnp.maximum(new, 1e-30)) - jnp.log(jnp.maximum(level, 1e-30))
     return jnp.where(level > 0, found, 0)
 
 
-def _level(
-    detector: Detector, first_metric: int, least_spreads: Float32[np.ndarray, " metrics"]
-) -> _Level:
-    """What is usual; of a falling loss, the newest value of the line that it falls along."""
-    count = jnp.minimum(detector.kept[LOSS], WINDOW)
-    age = (detector.kept[LOSS] - 1 - jnp.arange(WINDOW)) % WINDOW
-    parts = jnp.stack([age < count // 2, (age >= count // 2) & (age < count), age < RECENT])
-    losses = jnp.broadcast_to(detector.values[LOSS], parts.shape)
-    newer, older, recent = _median(losses, parts & (age < count)[None])
-    fallen = older - newer
-    per_step = fallen / jnp.maximum(count / 2, 1)
-    lost = jnp.where(age < count, per_step * age.astype(jnp.float32), 0)
-    rows = jnp.concatenate([detector.values, (detector.values[LOSS] - lost)[None]])
-    valid = jnp.arange(WINDOW)[None] < detector.kept[:, None]
-    valid = jnp.concatenate([valid, valid[LOSS][None]])
-    middle = _median(rows, valid)
-    spread = 1.4826 * _median(jnp.abs(rows - middle[:, None]), valid)
-    spread = jnp.maximum(spread, LEAST_SPREAD * jnp.abs(middle))
-    falls = (count >= WARMUP) & (fallen > FALL * spread[-1])
-    here = falls & (np.arange(len(rows) - 1) == LOSS)
-    least = np.concatenate([np.full(first_metric, 0, np.float32), least_spreads])
-    spread = jnp.maximum(jnp.where(here, spread[-1], spread[:-1]), least)
-    middle = jnp.where(here, middle[-1], middle[:-1])
-    middle, spread = settle(jnp.stack([middle, spread]))
-    return _Level(middle, spread, recent)
-
-
-def _median(
-    values: Float32[Array, "rows window"], valid: Bool[Array, "rows window"]
-) -> Float32[Array, " rows"]:
-    """f32[S]: the lower of the middle valid values of each row; NaN where there are none.
-
-    It is the least value that more than half of them, less one, do not exceed: 64 x 64 comparisons
-    are faster than a sort.
-    """
-    numbers = jnp.where(valid, values, jnp.inf)
-    up_to = jnp.sum(numbers[:, None, :] <= numbers[:, :, None], axis=2, dtype=jnp.float32)
-    count = jnp.sum(valid, axis=1, dtype=jnp.float32)
-    before = jnp.floor((count - 1) / 2)
-    found = jnp.min(jnp.where(up_to > before[:, None], numbers, jnp.inf), axis=1)
-    return jnp.where(count > 0, found, jnp.nan)
-
-
 def _compare(
     new: Float32[Array, " watched"],
-    level: _Level,
+    usual: Usual,
     kept: Int32[Array, " watched"],
     first_metric: int,
 ) -> tuple[Float32[Array, "5"], Float32[Array, "5"]]:
@@ -308,11 +200,11 @@ def _compare(
     A metric has a rise only where its z is high as well.
     """
     row = np.arange(new.size)
-    scale = jnp.maximum(level.spread, 1e-30)
-    rise = jnp.arcsinh(new / scale) - jnp.arcsinh(level.middle / scale)
+    scale = jnp.maximum(usual.spread, 1e-30)
+    rise = jnp.arcsinh(new / scale) - jnp.arcsinh(usual.middle / scale)
     is_metric = row >= first_metric
-    slope = jnp.hypot(1, level.middle / scale)
-    z = jnp.where(is_metric, (new - level.middle) / scale, rise * slope)
+    slope = jnp.hypot(1, usual.middle / scale)
+    z = jnp.where(is_metric, (new - usual.middle) / scale, rise * slope)
     known = (kept >= WARMUP) & jnp.isfinite(rise)
     z = jnp.where(known, z, 0)
     rise = jnp.where(known & ~(is_metric & (z <= METRIC_Z)), rise, 0)
@@ -324,7 +216,7 @@ def _compare(
 
 
 def _progress(
-    detector: Detector, usual: _Level
+    detector: Detector, usual: Usual
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
     """The first and the lowest level of the loss, the steps since it fell, rise and z over it."""
     level = usual.recent_loss
@@ -333,20 +225,12 @@ def _progress(
     fell = level < best - PROGRESS * jnp.abs(best)
     begins = detector.kept[LOSS] == WARMUP  # there is none to fall below
     fell = ready & (fell | begins)
-    first = jnp.where(begins, level, detector.levels.first_loss)
+    first = jnp.where(begins, usual.older_loss, detector.levels.first_loss)
     lowest = jnp.where(fell, level, best)
     scale = jnp.maximum(usual.spread[LOSS], 1e-30)
-    rise = jnp.arcsinh(level / scale) - jnp.arcsinh(lowest / scale)
+    least = jnp.where(first > 0, jnp.maximum(lowest, BY_HEART * first), lowest)
+    rise = jnp.arcsinh(level / scale) - jnp.arcsinh(least / scale)
     rise = jnp.where(ready, jnp.maximum(rise, 0), 0)
     since = jnp.where(fell | ~ready, 0, detector.levels.steps_without_progress + 1)
     z = rise * jnp.hypot(1, usual.middle[LOSS] / scale)
     return first, lowest, since, rise, jnp.where(ready, z, 0)
-
-
-def _keep(
-    detector: Detector, new: Float32[Array, " watched"], kept: Bool[Array, " watched"]
-) -> tuple[Float32[Array, "watched window"], Int32[Array, " watched"]]:
-    """The windows with the new values in the place of their oldest, where they are kept."""
-    here = jnp.arange(WINDOW)[None] == (detector.kept % WINDOW)[:, None]
-    values = jnp.where(here & kept[:, None], new[:, None], detector.values)
-    return values, detector.kept + kept.astype(jnp.int32)

@@ -19,11 +19,12 @@ import optax
 from jaxtyping import Array, Float32
 
 from tamiyo_jax.errors import ConfigurationError
-from tamiyo_jax.host._detector import Detector, detect, new_detector
+from tamiyo_jax.host._detector import detect
 from tamiyo_jax.host._measuring import Measured, divide, layers_of, measure, sample
 from tamiyo_jax.host._naming import select_trained
 from tamiyo_jax.host._packed import count, flag, number, pack, row
 from tamiyo_jax.host._signals import Signals, no_signals
+from tamiyo_jax.host._windows import Detector, new_detector
 
 __all__ = [
     "MonitorState",

@@ -15,8 +15,8 @@ from tamiyo_jax.host._signals import make_signals
 STEPS, SPIKE_EVERY, LATE = 1200, 10, 1000
 
 
-def refused(losses: np.ndarray, gradients: np.ndarray) -> np.ndarray:
-    """Of a run with these losses and gradient norms, bool[T]: the steps to be refused."""
+def follow(losses: np.ndarray, gradients: np.ndarray) -> host.Signals:
+    """The signals of a run with these losses and gradient norms, with a leading axis T."""
 
     def step(detector: host.Detector, row: tuple[jax.Array, jax.Array]) -> tuple:
         signals, after = host.detect(
@@ -26,10 +26,15 @@ def refused(losses: np.ndarray, gradients: np.ndarray) -> np.ndarray:
             update_ratio=jnp.float32(0),
             layer_gradient_norms=jnp.zeros(0, jnp.float32),
         )
-        return after, signals.refusable
+        return after, signals
 
     rows = (jnp.asarray(losses, jnp.float32), jnp.asarray(gradients, jnp.float32))
-    return np.asarray(jax.lax.scan(step, host.new_detector(0), rows)[1])
+    return jax.device_get(jax.lax.scan(step, host.new_detector(0), rows)[1])
+
+
+def refused(losses: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """Of such a run, bool[T]: the steps to be refused."""
+    return follow(losses, gradients).refusable
 
 
 def run_with_tails(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -120,6 +125,20 @@ def test_a_spike_in_data_learnt_by_heart_is_an_outlier_only_above_the_first_loss
     losses[400], gradients[400] = 0.2, 0.05
     losses[500], gradients[500] = 3.0, 3.0
     assert np.flatnonzero(refused(losses, gradients)).tolist() == [500]
+
+
+def test_a_run_that_overfits_its_batch_is_left_alone_until_its_loss_is_back():
+    """As with Adam on a single batch, where loss and gradient rise again by powers of ten."""
+    generator = np.random.default_rng(4)
+    path = np.interp(np.arange(STEPS), [0, 300, 600, 620, 900], [0, -8, -8, -4, -4])
+    losses = 10**path * np.exp(0.3 * generator.normal(size=STEPS))
+    gradients = np.sqrt(losses)
+    calm = follow(losses, gradients)
+    assert not calm.refusable.any()
+    assert not calm.sustained_rise.any()
+    assert not calm.high_gradients.any()
+    losses[1000:], gradients[1000:] = 3.0, 3.0
+    assert np.flatnonzero(refused(losses, gradients))[:32].tolist() == [*range(1000, 1032)]
 
 
 def test_every_signal_is_read_from_the_place_where_it_was_put():
