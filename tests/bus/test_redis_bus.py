@@ -74,6 +74,7 @@ def finish(*children: subprocess.Popen[str]) -> list[list[str]]:
     return [child.communicate(timeout=60)[0].split() for child in children]
 
 
+@pytest.mark.slow
 def test_two_processes_of_a_group_share_its_messages(redis_server: RedisServer) -> None:
     messages = [str(index) for index in range(100)]
     children = [start_consumer(redis_server, "share") for _ in range(2)]

@@ -155,6 +155,7 @@ def test_people_get_a_table_of_the_differences_and_a_summary(run: Path) -> None:
     assert "of 36 decisions differ" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_network_can_be_asked_with_its_parameters(run: Path, tmp_path: Path) -> None:
     settings, params = tmp_path / "small.toml", tmp_path / "policy.safetensors"
     settings.write_text("[policy]\nsage_width = 16\ngat_width = 8\nheads = 2\n")

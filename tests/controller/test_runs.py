@@ -114,6 +114,7 @@ def test_decisions_of_a_run_are_the_same_alone_and_among_others_in_any_order(
     assert mixed == {run_id: decide_all(own, mode)[run_id] for run_id, own in packets.items()}
 
 
+@pytest.mark.slow
 def test_a_run_among_a_hundred_decides_as_it_does_alone() -> None:
     own = of_run("own", story(6))
     others = [make_packet(0, training_run_id=f"other {i}") for i in range(OTHERS)]

@@ -112,6 +112,7 @@ def test_the_graphs_are_those_that_a_live_policy_sees(logged) -> None:
         np.testing.assert_allclose(data.graphs.nodes["x"][last][block.slice], wide, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_agreement_is_counted_action_by_action(logged) -> None:
     """An untrained network germinates wherever that is legal, and waits nowhere."""
     data = read(logged[0])

@@ -63,6 +63,7 @@ def counts(full: dict[str, int]) -> st.SearchStrategy[dict[str, int]]:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(counts=counts(FULL), edges=st.integers(0, 4), draw=st.integers(0, 2**31))
 def test_folded_parameters_give_the_same_outputs(params, folded, counts, edges, draw):

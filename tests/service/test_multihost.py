@@ -61,6 +61,7 @@ def saw(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[
     return run("agreement", tmp_path_factory.mktemp("agreement"))
 
 
+@pytest.mark.slow
 def test_every_process_gets_the_decision_on_the_packet_of_process_0(saw) -> None:
     owner, other = saw
     assert len(owner["decisions"]) == 12

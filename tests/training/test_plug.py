@@ -120,6 +120,7 @@ def test_a_step_that_breaks_is_undone_whatever_a_seed_is_doing(tmp_path: Path, s
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 def test_a_loop_goes_on_without_a_seed_until_its_step_is_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count_compilations
 ):

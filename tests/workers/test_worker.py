@@ -334,6 +334,7 @@ def test_what_is_done_meanwhile_takes_no_time_of_its_own(tmp_path: Path) -> None
         assert time.monotonic() - started < 2.8
 
 
+@pytest.mark.slow
 def test_an_answer_that_came_is_taken_however_long_was_done_else_meanwhile(tmp_path: Path) -> None:
     with pool_of("naps", tmp_path) as pool:
         pool.wait_ready()
@@ -368,6 +369,7 @@ def test_a_call_that_leaves_the_queue_too_late_kills_no_worker(tmp_path: Path) -
         assert pool.pids() == [pid]
 
 
+@pytest.mark.slow
 def test_an_answer_that_cannot_be_read_is_a_failure_and_the_pool_goes_on(tmp_path: Path) -> None:
     with pool_of("unreadable_at_home", tmp_path, spares=1) as pool:
         until(lambda: len(pool.pids()) == 2)
@@ -391,6 +393,7 @@ def test_a_worker_that_cannot_begin_says_why(tmp_path: Path) -> None:
         assert isinstance(raised.value.__cause__, NoLegalActionError)
 
 
+@pytest.mark.slow
 def test_every_later_worker_is_prepared_like_the_first(tmp_path: Path) -> None:
     with pool_of("naps", tmp_path, spares=1) as pool:
         pool.wait_ready()
