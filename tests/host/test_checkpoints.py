@@ -153,6 +153,7 @@ print(interrupted)
 """
 
 
+@pytest.mark.slow
 def test_a_process_interrupted_while_it_saves_exits_and_leaves_no_half_checkpoint(tmp_path):
     command = [sys.executable, "-c", _INTERRUPTED_SAVES, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)

@@ -463,6 +463,7 @@ journal.close()
 """
 
 
+@pytest.mark.slow
 def test_a_forked_child_is_refused_and_leaves_the_journal_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _FORK, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -47,7 +47,7 @@ from tamiyo_jax.learn._playing import stack
 from tamiyo_jax.learn._tuning import measure_headroom
 from tamiyo_jax.policy import NUM_ACTIONS, Action, init_params
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("standard_promotion")]
 
 EPOCHS = TINY.epochs
 GROWING = Schedule(blueprint=2, train_epochs=0)
@@ -73,7 +73,6 @@ def played():
     return contest(env, network(), pilots, keys, draw_many([FAMILY] * 4, [0, 1, 2, 3]))
 
 
-@pytest.mark.slow
 def test_a_pilot_that_never_acts_leaves_the_host_as_it_is() -> None:
     never = played()["never"]
     assert never.interventions.tolist() == [0] * 4
@@ -81,7 +80,6 @@ def test_a_pilot_that_never_acts_leaves_the_host_as_it_is() -> None:
     np.testing.assert_allclose(never.compute, EPOCHS)
 
 
-@pytest.mark.slow
 def test_growth_from_the_start_is_paid_for_in_every_epoch() -> None:
     grown = played()["grown"]
     assert (grown.live > 1).all()
@@ -89,7 +87,6 @@ def test_growth_from_the_start_is_paid_for_in_every_epoch() -> None:
     assert (grown.interventions == 0).all()
 
 
-@pytest.mark.slow
 def test_a_growth_schedule_germinates_and_moves_its_seeds_on() -> None:
     counts = played()["growing"].counts
     assert (counts[:, Action.GERMINATE] >= 1).all()
@@ -118,7 +115,6 @@ def branched():
     return branch(setting, network(), np.random.default_rng(0), states=6, epoch=4, prices=Prices())
 
 
-@pytest.mark.slow
 def test_every_legal_kind_of_action_is_tried_and_nothing_else() -> None:
     branches = branched()
     tried = np.isfinite(branches.returns)
@@ -155,7 +151,6 @@ TEACHING = LearnSettings(
 )
 
 
-@pytest.mark.slow
 def test_learning_twice_gives_the_same_parameters_and_goes_on_from_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +190,6 @@ def test_learning_twice_gives_the_same_parameters_and_goes_on_from_what_is_there
     jax.tree.map(np.testing.assert_array_equal, optimised, from_disk)
 
 
-@pytest.mark.slow
 def test_the_table_compares_the_policy_with_every_rival_on_the_same_tasks() -> None:
     rivals = Rivals(Schedule(rate=2.0), GROWING, HeuristicConfig(), 1)
     outcomes = evaluate(hesitate(network(), 1e3), rivals, FAMILY, tasks=4)
@@ -238,7 +232,6 @@ def test_headroom_is_what_choosing_by_family_gains_on_the_other_half_of_the_task
     assert [row.best.rate for row in rows] == [2.0, 3.0]
 
 
-@pytest.mark.slow
 def test_what_is_stated_is_compared_with_what_came_in_runs_of_the_policy() -> None:
     found = measure_reliability(network(), [FAMILY], tasks=4, first=0)
     decisions = 4 * (EPOCHS - 1)

@@ -81,6 +81,7 @@ def test_what_is_legal_is_what_the_policy_may_choose_upon_the_packet() -> None:
             np.testing.assert_array_equal(np.asarray(ours), theirs)
 
 
+@pytest.mark.slow
 def test_actions_move_a_seed_through_its_life() -> None:
     env, _, _, states = trained()
     name = env.slots[1]

@@ -72,6 +72,7 @@ def test_folded_parameters_give_the_same_outputs(params, folded, counts, edges, 
     assert_close(run(params, LAYOUT, raw), run(folded[LAYOUT], LAYOUT, raw))
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(counts=counts(FULL), edges=st.integers(0, 4), draw=st.integers(0, 2**31))
 def test_they_do_where_every_relation_is_written_out(params, folded, counts, edges, draw):

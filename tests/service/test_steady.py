@@ -83,6 +83,7 @@ def test_what_a_step_compiles_never_calls_the_host(tmp_path: Path) -> None:
     assert [name for name, text in compiled.items() if OUTWARDS.search(text)] == []
 
 
+@pytest.mark.slow
 def test_the_jitted_step_moves_nothing_between_host_and_device() -> None:
     config = make_config()
     policy = GraphPolicy(config.graph)

@@ -119,6 +119,7 @@ def test_a_worker_process_answers_many_like_this_one(tmp_path: Path) -> None:
         ]
 
 
+@pytest.mark.slow
 def test_packets_that_fail_do_not_touch_their_neighbours(tmp_path: Path) -> None:
     packets = story(6)
     packets[1] = make_packet(1, current_epoch=-1)

@@ -144,6 +144,7 @@ def test_growing_neither_recompiles_nor_forgets_to_count_parameters(task, count_
     ] * 2 + [SeedStage.BLENDING]
 
 
+@pytest.mark.slow
 def test_packets_are_valid_and_carry_times_only_when_the_run_is_not_deterministic(task):
     for deterministic in (True, False):
         controller = Scripted({})

@@ -92,6 +92,7 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_never_stopped(tmp_path: Pa
     assert [step.packet.current_epoch for step in history] == list(range(1, STEPS // EVERY + 1))
 
 
+@pytest.mark.slow
 def test_a_fault_after_resuming_is_rolled_back_to_a_state_from_before(tmp_path: Path):
     lines: list[str] = []
     with plug(tmp_path, lines, resumable=True) as first:

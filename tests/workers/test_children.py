@@ -78,6 +78,7 @@ def test_children_of_a_policy_end_with_its_worker(tmp_path: Path, ending: str) -
     wait_until(lambda: not any(map(is_running, children)), 20.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("starting", [False, True])
 def test_nothing_outlives_a_trainer_that_is_killed(tmp_path: Path, starting: bool) -> None:
     if starting:  # a module that the worker imports, and that takes its time
