@@ -63,7 +63,7 @@ class Refusals(NamedTuple):
 
     @property
     def by_cause(self) -> Any:  # noqa: ANN401 - i32[5] of JAX or of NumPy
-        """See above."""
+        """i32[5], steps refused since the start; see `Refusals`."""
         return self.numbers[..., 2:].astype(jnp.int32)
 
 

@@ -30,7 +30,8 @@ class Signals(NamedTuple):
       update_jump: f32[], the same over its present median.
       high_updates: i32[], steps in a row, up to this one, with a jump of more than ×12 that is
         also ×2 over the highest median, or with a rise of more than ×16.
-      sustained_rise: f32[], of the median of the last `RECENT` losses over the lowest such.
+      sustained_rise: f32[], of the median of the last `RECENT` losses over the lowest such, or over
+        a hundredth of the first losses if that is more.
       sustained_z: f32[], that in units of the spread of single losses.
       high_gradients: i32[], steps in a row, up to this one, with a gradient_z above 4; those to
         be refused are left out.
