@@ -8,6 +8,7 @@ that raises leaves the state as it was, but for what records failures.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -23,8 +24,7 @@ from tamiyo_jax.inference import DeployedPolicy, Isolation, choose_policy
 from tamiyo_jax.journal import OwnerProcess
 from tamiyo_jax.library import BlueprintLibrary
 from tamiyo_jax.service._assembly import Parts, assemble, resolve_secrets
-from tamiyo_jax.service._entrance import Entrance
-from tamiyo_jax.service._ownership import OwnedLock
+from tamiyo_jax.service._entrance import Entrance, entering, entering_later
 from tamiyo_jax.service._steps import Stepper
 from tamiyo_jax.service._switching import Switch, parse_mode
 from tamiyo_jax.telemetry import Sink
@@ -53,12 +53,12 @@ class Tamiyo:
         self._storage = parts.storage
         self._steps = Stepper(config, parts, deployed, secret=secrets[0], mode=mode, clock=clock)
         self._process = OwnerProcess()
-        self._lock = OwnedLock(self._process)
-        self._updating = OwnedLock(self._process)
+        self._lock = threading.Lock()
+        self._updating = threading.Lock()
         self._switch = Switch(
             self._steps, config=config, parts=parts, secrets=secrets, clock=clock, lock=self._lock
         )
-        self._entrance = Entrance()
+        self._entrance = Entrance(self._process)
         self._closed = False
 
     @classmethod
@@ -163,6 +163,7 @@ class Tamiyo:
         """Act, shadow or guard."""
         return self._steps.mode
 
+    @entering
     def step(self, packet: SystemStatePacket) -> Decision:
         """Decide on one packet.
 
@@ -170,10 +171,11 @@ class Tamiyo:
           TamiyoError: no decision could be made. The failure is on record, a CRITICAL event
             went to the sinks, and the state is what it was; train on without Tamiyo.
         """
-        with self._entrance.call(), self._lock:
+        with self._lock:
             self._check_open()
             return self._steps.step(packet)
 
+    @entering
     def step_many(self, packets: Sequence[SystemStatePacket]) -> list[Decision | TamiyoError]:
         """Decide on packets of many runs, as `step` would one after another.
 
@@ -184,10 +186,11 @@ class Tamiyo:
         Returns:
           For each packet its decision, or the error that `step` would have raised.
         """
-        with self._entrance.call(), self._lock:
+        with self._lock:
             self._check_open()
             return self._steps.step_many(packets)
 
+    @entering
     def prepare(self, blueprint_id: str) -> None:
         """Compile for a blueprint ahead of time, so that its first step need not.
 
@@ -195,10 +198,11 @@ class Tamiyo:
           UnknownBlueprintError: the library does not hold it.
           TamiyoError: as a step's inference.
         """
-        with self._entrance.call(), self._lock:
+        with self._lock:
             self._check_open()
             self._steps.prepare_blueprint(blueprint_id)
 
+    @entering
     def update_policy(self, update: PolicyUpdate | bytes) -> None:
         """Use new parameters from the next step on.
 
@@ -213,10 +217,11 @@ class Tamiyo:
           PolicyUpdateRejectedError: its `reason` says why; the live policy is untouched.
           PersistenceError: it could not be recorded; the live policy is untouched.
         """
-        with self._entrance.call(), self._updating:
+        with self._updating:
             self._check_open()
             self._switch.update_policy(update)
 
+    @entering
     def rollback_policy(self) -> None:
         """Return to the policy before the live update, from the next step on.
 
@@ -226,10 +231,11 @@ class Tamiyo:
           PolicyUpdateRejectedError: `no_update`; none is in force.
           PersistenceError: the earlier parameters are gone, or this could not be recorded.
         """
-        with self._entrance.call(), self._updating:
+        with self._updating:
             self._check_open()
             self._switch.rollback_policy()
 
+    @entering_later
     def set_conservative(self, on: bool, reason: str, run_id: str | None = None) -> None:
         """Enter conservative mode by hand, or leave it; a mode set by hand ends only by hand.
 
@@ -244,12 +250,11 @@ class Tamiyo:
 
         From a signal handler: see `flush`.
         """
-        if self._entrance.defer(lambda: self.set_conservative(on, reason, run_id)):
-            return
-        with self._entrance.call(), self._lock:
+        with self._lock:
             self._check_open()
             self._switch.set_conservative(on, reason, run_id)
 
+    @entering
     def set_mode(self, mode: Literal["act", "shadow", "guard"]) -> None:
         """Change what the controller may do, from the next step on.
 
@@ -262,11 +267,11 @@ class Tamiyo:
             mode stays.
           TamiyoError: the policy cannot be started, or this could not be recorded; likewise.
         """
-        chosen = parse_mode(mode)
-        with self._entrance.call(), self._updating:
+        with self._updating:
             self._check_open()
-            self._switch.set_mode(chosen)
+            self._switch.set_mode(parse_mode(mode))
 
+    @entering
     def restore(self, state: TamiyoState[Any], params: object = None) -> None:
         """Take over a state; the journal says so.
 
@@ -281,10 +286,11 @@ class Tamiyo:
           PersistenceError: it could not be recorded, or parameters are missing; nothing
             has changed.
         """
-        with self._entrance.call(), self._updating:
+        with self._updating:
             self._check_open()
             self._switch.restore(state, params)
 
+    @entering
     def publish(self) -> int:
         """Publish every report that is due, and wait for it; returns how many were taken.
 
@@ -292,12 +298,11 @@ class Tamiyo:
           ConfigurationError: this controller was opened without a bus.
           PersistenceError: what became of a report could not be recorded.
         """
-        self._process.check()
         if self._parts.publisher is None:
             raise ConfigurationError("there is no bus to publish to; pass bus=… to Tamiyo.open")
-        with self._entrance.call():
-            return self._parts.publisher.publish()
+        return self._parts.publisher.publish()
 
+    @entering_later
     def flush(self) -> None:
         """Wait until every record is on disk.
 
@@ -307,11 +312,7 @@ class Tamiyo:
         Raises:
           PersistenceError: the journal was sealed before that.
         """
-        self._process.check()
-        if self._entrance.defer(self.flush):
-            return
-        with self._entrance.call():
-            self._storage.flush()
+        self._storage.flush()
 
     def close(self) -> None:
         """Bring everything to disk and release the directory; closing twice is harmless.
@@ -319,11 +320,12 @@ class Tamiyo:
         From a signal handler: see `flush`. In a forked child it does nothing: all that it would
         close is the parent's.
         """
-        if not self._process.is_current:
-            return
-        if self._entrance.defer(self.close):
-            return
-        with self._entrance.call(), self._updating, self._lock:
+        if self._process.is_current:
+            self._close()
+
+    @entering_later
+    def _close(self) -> None:
+        with self._updating, self._lock:
             if self._closed:
                 return
             self._closed = True

@@ -89,10 +89,12 @@ class Standing:
 
     def swap(
         self, deployed: DeployedPolicy | None, state: TamiyoState[Any], record: Callable[[], Ticket]
-    ) -> None:
+    ) -> DeployedPolicy | None:
         """Between two steps: record, and only then go on from another state, with another policy.
 
-        The caller closes the policy that was deployed before, after it has let steps go on.
+        Returns:
+          The policy that was replaced, if one was; the caller closes it after it has let steps
+          go on.
         """
         try:
             self.record(record)
@@ -101,8 +103,10 @@ class Standing:
                 deployed.close()
             raise
         self.state = state
-        if deployed is not None:
-            self.deployed = deployed
+        if deployed is None:
+            return None
+        replaced, self.deployed = self.deployed, deployed
+        return replaced
 
     def record(self, append: Callable[[], Ticket]) -> Ticket:
         """Write a record; a failure to do so is also emitted as an event."""

@@ -6,8 +6,8 @@ under the lock of the steps; only after that the policy that was replaced is clo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,6 @@ from tamiyo_jax.inference import (
     require_parameters,
 )
 from tamiyo_jax.service._assembly import Parts
-from tamiyo_jax.service._ownership import OwnedLock
 from tamiyo_jax.service._standing import Standing
 
 __all__ = ["Switch", "parse_mode"]
@@ -51,7 +50,7 @@ class Switch:
         parts: Parts,
         secrets: tuple[Secret, ...],
         clock: Callable[[], int],
-        lock: OwnedLock,
+        lock: threading.Lock,
     ) -> None:
         self._standing = standing
         self._config = config
@@ -86,13 +85,14 @@ class Switch:
         )
         deployed = self._deploy(choice, self._standing.state)
         detail = f"{live.policy_id} → {choice.version}"
-        with self._between_steps():
+        with self._lock:
             after = replace(self._standing.state, policies=tuple(earlier))
-            self._standing.swap(
+            replaced = self._standing.swap(
                 deployed,
                 after,
                 lambda: self._storage.append_operator("policy_rolled_back", detail, after),
             )
+        _close(replaced)
 
     def set_mode(self, chosen: Mode) -> None:
         """See `Tamiyo.set_mode`."""
@@ -107,15 +107,16 @@ class Switch:
             choice = self._deployment.choose_live(self._standing.state, choice.params)
             deployed = self._deployment.warm(choice, self._standing.state, self._standing.last)
         change = {"from": before.value, "to": chosen.value}
-        with self._between_steps():
+        with self._lock:
             state = self._standing.state
             detail = " → ".join(change.values())
-            self._standing.swap(
+            replaced = self._standing.swap(
                 deployed,
                 state,
                 lambda: self._storage.append_operator("mode_changed", detail, state),
             )
             self._standing.mode = chosen
+        _close(replaced)
         self._standing.emit((Event("mode_changed", TelemetryLevel.INFO, change),))
 
     def set_conservative(self, on: bool, reason: str, run_id: str | None) -> None:
@@ -137,10 +138,11 @@ class Switch:
             state = self._deployment.adopt(state, params)
         if params is not None or state.policies != self._standing.state.policies:
             deployed = self._deploy(self._deployment.choose_live(state, params), state)
-        with self._between_steps():
-            self._standing.swap(
+        with self._lock:
+            replaced = self._standing.swap(
                 deployed, state, lambda: self._storage.append_restore(state, "restore")
             )
+        _close(replaced)
         if params is not None and not state.policies:
             self._deployment = self._deployment.rebase(params)
 
@@ -166,16 +168,17 @@ class Switch:
             deployed.close()
             deployed = self._deployment.rest(deployed.choice)
         applied = AppliedPolicy(update.policy_id, digest, update.policy_version)
-        with self._between_steps():
+        with self._lock:
             policies = (*self._standing.state.policies, applied)[-_KEPT_UPDATES:]
             after = replace(self._standing.state, policies=policies)
-            self._standing.swap(
+            replaced = self._standing.swap(
                 deployed,
                 after,
                 lambda: self._storage.append_policy_update(
                     applied.policy_id, applied.digest, applied.version, after
                 ),
             )
+        _close(replaced)
         attributes = {"policy_id": applied.policy_id, "version": applied.version}
         self._standing.emit((Event("policy_update_applied", TelemetryLevel.INFO, attributes),))
 
@@ -184,15 +187,6 @@ class Switch:
         if self._standing.mode is Mode.GUARD:
             return self._deployment.rest(choice)
         return self._deployment.warm(choice, state, self._standing.last)
-
-    @contextmanager
-    def _between_steps(self) -> Generator[None]:
-        """Hold the lock of the steps; close the policy that the block replaced without it."""
-        before = self._standing.deployed
-        with self._lock:
-            yield
-        if self._standing.deployed is not before:
-            before.close()
 
 
 def parse_mode(name: str) -> Mode:
@@ -206,3 +200,9 @@ def parse_mode(name: str) -> Mode:
     except ValueError as error:
         choices = ", ".join(repr(choice.value) for choice in Mode)
         raise ConfigurationError(f"mode={name!r}; choose one of {choices}", value=name) from error
+
+
+def _close(replaced: DeployedPolicy | None) -> None:
+    """Close a policy that was replaced, if one was: after the lock of the steps is released."""
+    if replaced is not None:
+        replaced.close()

@@ -7,8 +7,7 @@ are always those after the last record.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from tamiyo_jax.controller import AppliedPolicy, TamiyoState
@@ -29,6 +28,7 @@ from tamiyo_jax.storage._retention import Retention
 __all__ = ["Recorder"]
 
 PolicyState = TypeVar("PolicyState")
+T = TypeVar("T")
 
 
 class Recorder(Generic[PolicyState]):
@@ -90,10 +90,13 @@ class Recorder(Generic[PolicyState]):
         Raises:
           PersistenceError: the disk failed, and the journal is sealed; or it was started before.
         """
-        with self._critical_section():
+
+        def change() -> None:
             self._journal.start(encode_snapshot(state, self._ledger.facts))
             self._state = state
             self._apply_retention()
+
+        self._make(change)
 
     def append_step(
         self, step: StepRecord, state: TamiyoState[PolicyState], packet: bytes | None = None
@@ -115,27 +118,36 @@ class Recorder(Generic[PolicyState]):
           JournalSealedError: an earlier write or fsync failed.
         """
         payload = encode_step(step, packet)
-        with self._critical_section():
+
+        def change() -> Ticket:
             ticket = self._append(RecordType.STEP, payload)
             self._state = state
             self._ledger.add_reports(ticket.sequence, step.reports)
-        return ticket
+            return ticket
+
+        return self._make(change)
 
     def append_operator(self, action: str, detail: str, state: TamiyoState[PolicyState]) -> Ticket:
         """Record an operator's action and the state after it; see `append_step`."""
         payload = encode_operator(action, detail, state)
-        with self._critical_section():
+
+        def change() -> Ticket:
             ticket = self._append(RecordType.OPERATOR, payload)
             self._state = state
-        return ticket
+            return ticket
+
+        return self._make(change)
 
     def append_restore(self, state: TamiyoState[PolicyState], origin: str) -> Ticket:
         """Record that the state was replaced by one from `origin`; the facts do not change."""
-        with self._critical_section():
+
+        def change() -> Ticket:
             payload = encode_restore(state, origin, self._ledger.facts)
             ticket = self._append(RecordType.RESTORE, payload)
             self._state = state
-        return ticket
+            return ticket
+
+        return self._make(change)
 
     def append_policy_update(
         self, policy_id: str, digest: str, version: str, state: TamiyoState[PolicyState]
@@ -143,11 +155,14 @@ class Recorder(Generic[PolicyState]):
         """Record that a policy was applied, after `store_parameters` returned its `digest`."""
         policy = AppliedPolicy(policy_id, digest, version)
         payload = encode_policy_update(policy, state)
-        with self._critical_section():
+
+        def change() -> Ticket:
             ticket = self._append(RecordType.POLICY_UPDATE, payload)
             self._state = state
             self._ledger.add_policy(policy)
-        return ticket
+            return ticket
+
+        return self._make(change)
 
     def acknowledge(self, report_id: str) -> Ticket:
         """Record that the bus has accepted a report.
@@ -171,11 +186,14 @@ class Recorder(Generic[PolicyState]):
           PersistenceError: the report is not pending; or as `append_step`.
         """
         payload = encode_publication(report_id, attempts, not_before_ns)
-        with self._critical_section():
+
+        def change() -> Ticket:
             self._ledger.require_pending(report_id)
             ticket = self._append(RecordType.RETRY, payload)
             self._ledger.reschedule(report_id, attempts, not_before_ns)
-        return ticket
+            return ticket
+
+        return self._make(change)
 
     def compact(self) -> None:
         """Begin a new segment now, and remove the segments that retention allows to remove.
@@ -183,8 +201,7 @@ class Recorder(Generic[PolicyState]):
         Raises:
           PersistenceError: the disk failed, and the journal is sealed; or not started yet.
         """
-        with self._critical_section():
-            self._rotate()
+        self._make(self._rotate)
 
     def flush(self) -> None:
         """Wait until every record is on disk.
@@ -194,20 +211,24 @@ class Recorder(Generic[PolicyState]):
         """
         self._journal.flush()
 
-    @contextmanager
-    def _critical_section(self) -> Generator[None]:
-        """The critical section: a record and its fold happen together, or the journal is sealed."""
+    def _make(self, change: Callable[[], T]) -> T:
+        """Make a change in the critical section: a record and its fold, or the journal is sealed.
+
+        No context manager holds the lock but the lock itself: one written in Python can be entered
+        and, after a signal, never left.
+        """
         self._process.check()
         with self._lock:
             before = self._journal.last_sequence
             try:
-                yield
+                return change()
             except PersistenceError:
                 self._note_if_sealed()
                 raise  # nothing was written, or the journal is sealed
             except BaseException:
                 if self._journal.last_sequence != before:
                     self._journal.seal(PersistenceError("recording a step was interrupted"))
+                self._note_if_sealed()
                 raise
 
     def _note_if_sealed(self) -> None:
@@ -217,11 +238,14 @@ class Recorder(Generic[PolicyState]):
 
     def _settle(self, record_type: RecordType, report_id: str) -> Ticket:
         payload = encode_publication(report_id)
-        with self._critical_section():
+
+        def change() -> Ticket:
             self._ledger.require_pending(report_id)
             ticket = self._append(record_type, payload)
             self._ledger.settle(report_id)
-        return ticket
+            return ticket
+
+        return self._make(change)
 
     def _append(self, record_type: RecordType, payload: bytes) -> Ticket:
         if not self._journal.has_room(payload, self._segment_bytes):

@@ -18,16 +18,19 @@ from tamiyo_jax.policy import HeuristicPolicy, Observation, PolicyOutputs
 
 
 class Slow(HeuristicPolicy):
-    """Thinks for long enough to be interrupted."""
+    """Thinks for long enough to be interrupted, and has a signal sent in its third step."""
 
     def __init__(self, config: TamiyoConfig) -> None:
         super().__init__(config.heuristic, config.policy)
+        self._decisions = 0
 
     def decide(
         self, params: Any, policy_state: Any, observation: Observation
     ) -> tuple[Any, PolicyOutputs]:
-        for _ in range(20):
-            time.sleep(0.005)
+        self._decisions += 1
+        if self._decisions == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
         return super().decide(params, policy_state, observation)
 
 
@@ -44,7 +47,6 @@ def main(directory: str, manner: str) -> None:
             sys.exit(3)
 
     signal.signal(signal.SIGTERM, preempt)
-    threading.Timer(0.35, os.kill, (os.getpid(), signal.SIGTERM)).start()
     for step in range(1000):
         try:
             tamiyo.step(make_packet(step))

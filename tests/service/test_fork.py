@@ -18,7 +18,7 @@ warnings.simplefilter("ignore")  # JAX warns of os.fork
 with open_tamiyo(Path(sys.argv[1])) as tamiyo:
     packets = story(3)
     tamiyo.step(packets[0])
-    tamiyo._lock._lock.acquire()  # as a thread of the parent would hold it at the fork
+    tamiyo._lock.acquire()  # as a thread of the parent would hold it at the fork
     child = os.fork()
     if child == 0:
         calls = {
@@ -39,7 +39,7 @@ with open_tamiyo(Path(sys.argv[1])) as tamiyo:
                 os._exit(1)
         sys.exit(7)  # leaves the with block, which closes nothing
     _, status = os.waitpid(child, 0)
-    tamiyo._lock._lock.release()
+    tamiyo._lock.release()
     assert os.waitstatus_to_exitcode(status) == 7, status
     for packet in packets[1:]:
         tamiyo.step(packet)
