@@ -31,7 +31,7 @@ from tamiyo_jax.host._scale import LIMITS, scale_by, scale_of, tamiyo_scale
 from tamiyo_jax.host._seed_library import FAMILIES, SeedBank, seed_bank
 from tamiyo_jax.host._seeding import banks_of, operate
 from tamiyo_jax.host._several import all_statistics
-from tamiyo_jax.host._signals import Signals, no_signals, worst
+from tamiyo_jax.host._signals import Signals, no_signals
 from tamiyo_jax.host._training import (
     Host,
     HostState,
@@ -102,5 +102,4 @@ __all__ = [
     "tamiyo_scale",
     "train_step",
     "unless_refused",
-    "worst",
 ]

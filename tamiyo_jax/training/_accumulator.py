@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +12,11 @@ import numpy as np
 
 from tamiyo_jax.host import (
     Detector,
-    Refusals,
     Signals,
     StepMetrics,
     detect,
     new_detector,
     no_signals,
-    worst,
 )
 
 __all__ = ["Accumulated", "Flags", "Reading", "accumulate", "summarize"]
@@ -33,8 +32,9 @@ CALM_GRADIENTS = 3
 
 BEFORE_MEANS = 5
 
-_REFUSED = (np.arange(7) == 0).astype(np.float32)
-"""The place of the number of refused steps in `Refusals`."""
+_SUMMED, _WORST, _NEWEST, _COUNTED = range(4)
+"""What becomes of a figure over several steps: its sum over those that were applied, the largest,
+the newest, or its sum."""
 
 
 class Accumulated(NamedTuple):
@@ -158,39 +158,48 @@ def _accumulate(
     detector: Detector | None,
     restart: jax.Array,
 ) -> tuple[Accumulated, jax.Array]:
-    stacked = measured
-    if not jnp.ndim(measured.loss):
-        stacked = jax.tree.map(lambda figure: jnp.asarray(figure)[None], measured)
-    stacked = jax.tree.map(lambda figure: jnp.asarray(figure, jnp.float32), stacked)
-    first = jax.tree.map(lambda figures: figures[0], stacked)
+    is_one = not jnp.ndim(measured.loss)
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[0 if is_one else 1 :], jnp.float32), measured
+    )
+    kinds = _kinds_of(like)
     if before is None:
-        layers = first.statistics.layers.shape[-1]
-        seen = new_detector(layers) if detector is None else detector
-        carry = _Sum(_cleared(first), jnp.float32(0), seen)
+        seen = new_detector(like.statistics.layers.shape[-1]) if detector is None else detector
+        carry = Accumulated(jnp.zeros(len(kinds), jnp.float32), jnp.float32(0), seen)
     else:
-        total = _unravel(before.total, first)
-        mean = _cleared(_mean(total, before.applied))
-        total = jax.tree.map(lambda new, old: jnp.where(restart, new, old), mean, total)
-        carry = _Sum(total, jnp.where(restart, 0, before.applied), before.detector)
-    if len(stacked.loss) == 1:
-        after = _add(carry, first)
+        mean = jnp.where(kinds == _SUMMED, _mean(before, kinds), 0)
+        carry = Accumulated(
+            jnp.where(restart, mean, before.total),
+            jnp.where(restart, 0, before.applied),
+            before.detector,
+        )
+    add = partial(_add, kinds=kinds, like=like)
+    if is_one:
+        after = add(carry, _ravel(measured))
     else:
-        after, _ = jax.lax.scan(lambda carry, step: (_add(carry, step), None), carry, stacked)
-    mean = _ravel(_mean(after.total, after.applied))
-    numbers = jnp.concatenate([_flags(after), jnp.ravel(multiplier).astype(jnp.float32), mean])
-    return Accumulated(_ravel(after.total), after.applied, after.detector), numbers
+        steps = jax.vmap(_ravel)(measured)
+        after, _ = jax.lax.scan(lambda carry, step: (add(carry, step), None), carry, steps)
+    numbers = [*_flags(after, like), after.applied, jnp.reshape(multiplier, ())]
+    packed = jnp.stack([number.astype(jnp.float32) for number in numbers])
+    return after, jnp.concatenate([packed, _mean(after, kinds)])
 
 
-class _Sum(NamedTuple):
-    """`Accumulated`, with the figures by name."""
-
-    total: StepMetrics
-    applied: jax.Array
-    detector: Detector
+def _kinds_of(like: StepMetrics) -> np.ndarray:
+    """What becomes of each figure over several steps; i64[N]."""
+    kinds: list[np.ndarray] = []
+    for leaf in jax.tree.leaves(like):
+        kinds.append(np.full(leaf.size, _SUMMED))
+        if leaf is like.statistics.signals.numbers:
+            kinds[-1][:] = _WORST
+        if leaf is like.statistics.refusals.numbers:
+            kinds[-1][:] = [_COUNTED, *[_NEWEST] * (leaf.size - 1)]
+    return np.concatenate(kinds)
 
 
 def _ravel(metrics: StepMetrics) -> jax.Array:
-    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(metrics)])
+    return jnp.concatenate(
+        [jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(metrics)]
+    )
 
 
 def _unravel(numbers: jax.Array, like: StepMetrics) -> StepMetrics:
@@ -202,62 +211,58 @@ def _unravel(numbers: jax.Array, like: StepMetrics) -> StepMetrics:
     )
 
 
-def _mean(total: StepMetrics, applied: jax.Array) -> StepMetrics:
-    """The means over the steps that were applied; signals and refusals as they are."""
-    mean = jax.tree.map(lambda figure: figure / jnp.maximum(applied, 1), total)
-    kept = {"signals": total.statistics.signals, "refusals": total.statistics.refusals}
-    return mean._replace(statistics=mean.statistics._replace(**kept))
+def _mean(total: Accumulated, kinds: np.ndarray) -> jax.Array:
+    """f32[N]: what is summed, over the steps that were applied; the rest as it is."""
+    return total.total / jnp.where(kinds == _SUMMED, jnp.maximum(total.applied, 1), 1)
 
 
-def _cleared(mean: StepMetrics) -> StepMetrics:
-    """The means, without signals, and without refusals of the interval."""
-    statistics = mean.statistics._replace(
-        signals=no_signals(),
-        refusals=Refusals(mean.statistics.refusals.numbers * (1 - _REFUSED)),
-    )
-    return mean._replace(statistics=statistics)
-
-
-def _flags(after: _Sum) -> jax.Array:
-    """f32[4]: the flags, and how many steps were applied."""
-    signals = after.total.statistics.signals
-    broken = (after.applied > 0) & ~jnp.isfinite(after.total.loss)
+def _flags(after: Accumulated, like: StepMetrics) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """See `Flags`; bool[] each."""
+    total = _unravel(after.total, like)
+    signals = total.statistics.signals
+    broken = (after.applied > 0) & ~jnp.isfinite(total.loss)
     alarm = (signals.high_updates >= ALARMING) | broken
     unusual = signals.outlier | signals.nonfinite | (signals.high_updates > 0)
     rises = (signals.sustained_rise > SOUND_RISE) & (signals.sustained_z > SOUND_Z)
     sound = ~alarm & ~unusual & ~rises
-    refused = after.total.statistics.refusals.refused
-    calm = sound & ~refused & (signals.high_gradients <= CALM_GRADIENTS)
-    return jnp.stack([*(flag.astype(jnp.float32) for flag in (alarm, sound, calm)), after.applied])
+    refused = total.statistics.refusals.refused
+    return alarm, sound, sound & ~refused & (signals.high_gradients <= CALM_GRADIENTS)
 
 
-def _add(before: _Sum, step: StepMetrics) -> _Sum:
-    earlier, newest = before.total.statistics, step.statistics
+def _add(
+    before: Accumulated, step: jax.Array, *, kinds: np.ndarray, like: StepMetrics
+) -> Accumulated:
+    newest = _unravel(step, like)
     own, detector = jax.lax.cond(
-        newest.signals.knows_loss, lambda *_: (no_signals(), before.detector), _detect, before, step
+        newest.statistics.signals.knows_loss,
+        lambda *_: (no_signals(), before.detector),
+        _detect,
+        before.detector,
+        newest,
     )
-    refused, first = newest.refusals.refused, before.applied == 0
-
-    def add(total: jax.Array, new: jax.Array) -> jax.Array:
-        return jnp.where(refused, total, jnp.where(first, new, total + new))
-
-    summed = jax.tree.map(add, before.total, step)
-    statistics = summed.statistics._replace(
-        signals=worst(earlier.signals, worst(own, newest.signals)),
-        refusals=Refusals(newest.refusals.numbers + _REFUSED * earlier.refusals.numbers),
-    )
+    first = int(np.argmax(kinds == _WORST))
+    own = jnp.pad(own.numbers, (first, len(kinds) - first - len(own.numbers)))
+    refused = newest.statistics.refusals.refused
+    sums = jnp.where(before.applied == 0, step, before.total + step)
+    total = jnp.where(refused, before.total, sums)
+    for kind, figures in (
+        (_WORST, jnp.maximum(before.total, jnp.maximum(step, own))),
+        (_NEWEST, step),
+        (_COUNTED, before.total + step),
+    ):
+        total = jnp.where(kinds == kind, figures, total)
     applied = before.applied + jnp.where(refused, 0.0, 1.0)
-    return _Sum(summed._replace(statistics=statistics), applied, detector)
+    return Accumulated(total, applied, detector)
 
 
-def _detect(before: _Sum, step: StepMetrics) -> tuple[Signals, Detector]:
+def _detect(before: Detector, step: StepMetrics) -> tuple[Signals, Detector]:
     """The signals of a step whose optimiser was not told of the loss."""
     numbers = step.statistics
     updates = numbers.update_ratio * numbers.weight_norm
     weights = jnp.linalg.norm(numbers.weight_norm)
     ratio = jnp.where(weights > 0, jnp.linalg.norm(updates) / jnp.where(weights > 0, weights, 1), 0)
     return detect(
-        before.detector,
+        before,
         loss=step.loss,
         gradient_norm=jnp.linalg.norm(numbers.gradient_norm),
         update_ratio=ratio,
