@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TypeVar
+from functools import cached_property, partial
+from typing import NamedTuple, TypeVar
+
+import numpy as np
 
 from tamiyo_jax.config import TamiyoConfig
 from tamiyo_jax.contracts import Blueprint, Event, SystemStatePacket, TelemetryLevel
@@ -13,7 +15,10 @@ from tamiyo_jax.controller._state import TamiyoState
 from tamiyo_jax.graph import (
     BlueprintArrays,
     Completeness,
+    GraphLayout,
+    RawGraph,
     Registries,
+    StageKey,
     blueprint_order,
     completeness,
     encode_blueprint,
@@ -21,7 +26,7 @@ from tamiyo_jax.graph import (
     feature_changes,
     layout_for,
 )
-from tamiyo_jax.policy import Observation, legality
+from tamiyo_jax.policy import Legality, Observation, legality
 
 __all__ = ["Situation", "observe", "observe_encoded"]
 
@@ -32,28 +37,36 @@ PolicyState = TypeVar("PolicyState")
 class Situation:
     """What the controller knows before it asks the policy.
 
-    What the graph lacks is no part of the question, so it is found when it is first read.
+    The graph, and what it lacks, are found when they are first read: on guard nobody asks.
 
     Attributes:
-      observation: what the policy is given.
+      packet: the packet.
+      layout: of the graph.
+      legality: what may be chosen.
       blueprint: the active blueprint.
       nodes: the blueprints in the order of their node rows; the active one first.
       registries: the registries with this packet's additions.
       missing_before: optional features that were missing on the step before.
       truncated_before: what was cut on the step before.
+      encode: makes the graph.
+      complete: how complete it is, if that is known without it.
     """
 
-    observation: Observation
+    packet: SystemStatePacket
+    layout: GraphLayout
+    legality: Legality
     blueprint: Blueprint
     nodes: tuple[Blueprint, ...]
     registries: Registries
     missing_before: frozenset[str]
     truncated_before: tuple[tuple[str, int], ...]
+    encode: Callable[[], RawGraph]
+    complete: Completeness | None
 
-    @property
-    def packet(self) -> SystemStatePacket:
-        """The packet."""
-        return self.observation.packet
+    @cached_property
+    def observation(self) -> Observation:
+        """What the policy is given."""
+        return Observation(self.packet, self.layout, self.encode(), self.legality)
 
     @property
     def coverage(self) -> Mapping[str, float]:
@@ -82,7 +95,9 @@ class Situation:
 
     @cached_property
     def _completeness(self) -> Completeness:
-        return completeness(self.observation.layout, self.observation.raw)
+        if self.complete is not None:
+            return self.complete
+        return completeness(self.layout, self.observation.raw)
 
 
 def observe(
@@ -119,9 +134,12 @@ def observe_encoded(
       GraphCapacityError: more nodes or edges than the caps.
       NoSeedCandidatesError: no seed, and the host is not declared seedless.
     """
-    blueprint, layout = arrays.blueprint, arrays.layout
-    nodes = blueprint_order(blueprint, candidates)
-    allowed = legality(
+    nodes = blueprint_order(arrays.blueprint, candidates)
+    encode = partial(
+        encode_packet, packet, arrays, candidates, state.registries, config=config.graph
+    )
+    find_legality = partial(
+        legality,
         packet,
         nodes,
         max_seeds=config.graph.max_seeds,
@@ -129,17 +147,68 @@ def observe_encoded(
         seedless=config.packet.seedless,
         host_breaker=state.host_breaker,
     )
-    raw, registries = encode_packet(
-        packet, arrays, candidates, state.registries, config=config.graph
-    )
+    if packet.seeds:
+        allowed = find_legality()
+        raw, registries = encode()
+        kind = _Kind(allowed, registries, None)
+    else:
+        raw = None
+        key = _key_of(packet, arrays, nodes, state, seedless=config.packet.seedless)
+        kind = arrays.memory.recall(key, lambda: _find_kind(arrays.layout, find_legality, encode))
     return Situation(
-        observation=Observation(packet, layout, raw, allowed),
-        blueprint=blueprint,
+        packet=packet,
+        layout=arrays.layout,
+        legality=kind.legality,
+        blueprint=arrays.blueprint,
         nodes=nodes,
-        registries=registries,
+        registries=kind.registries,
         missing_before=state.missing_features,
         truncated_before=state.truncated,
+        encode=lambda: encode()[0] if raw is None else raw,
+        complete=kind.complete,
     )
+
+
+class _Kind(NamedTuple):
+    """What packets without seeds that report the same have in common; not what they report."""
+
+    legality: Legality
+    registries: Registries
+    complete: Completeness | None
+
+
+def _key_of(
+    packet: SystemStatePacket,
+    arrays: BlueprintArrays,
+    nodes: tuple[Blueprint, ...],
+    state: TamiyoState[PolicyState],
+    *,
+    seedless: bool,
+) -> Hashable:
+    """What a `_Kind` depends on, but for settings: arrays are of one controller."""
+    return (
+        StageKey(state.registries, nodes),
+        packet.blueprint_id,
+        packet.candidate_blueprint_ids,
+        arrays.metrics.intersection(packet.training_metrics),
+        packet.validation_loss is None,
+        packet.training_loss is None,
+        packet.optimizer_id is None,
+        state.host_breaker,
+        seedless,
+    )
+
+
+def _find_kind(
+    layout: GraphLayout,
+    find_legality: Callable[[], Legality],
+    encode: Callable[[], tuple[RawGraph, Registries]],
+) -> _Kind:
+    allowed = find_legality()
+    for mask in allowed:
+        np.asarray(mask).flags.writeable = False
+    raw, registries = encode()
+    return _Kind(allowed, registries, completeness(layout, raw))
 
 
 def _events(situation: Situation) -> tuple[Event, ...]:

@@ -162,7 +162,7 @@ def conclude(
         host_breaker=state.host_breaker if shadow else _host_breaker(state, command),
         missing_features=situation.missing,
         truncated=situation.truncated,
-        layout=situation.observation.layout,
+        layout=situation.layout,
         steps=state.steps + 1,
         run_steps=state.run_steps + 1,
     )
@@ -260,7 +260,7 @@ def _propose(config: TamiyoConfig, situation: Situation, answer: Answer[PolicySt
         situation.packet,
         situation.nodes,
         answer.outputs,
-        situation.observation.legality,
+        situation.legality,
         answer.selection,
         config.policy,
     )

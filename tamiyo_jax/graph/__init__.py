@@ -5,7 +5,12 @@ normalises it into a `jraph.GraphsTuple`. The one table of node types, features 
 relations is `NODE_TYPES` and `RELATIONS`.
 """
 
-from tamiyo_jax.graph._blueprint_arrays import BlueprintArrays, blueprint_order, encode_blueprint
+from tamiyo_jax.graph._blueprint_arrays import (
+    BlueprintArrays,
+    StageKey,
+    blueprint_order,
+    encode_blueprint,
+)
 from tamiyo_jax.graph._build import build, compact
 from tamiyo_jax.graph._coverage import (
     Completeness,
@@ -59,6 +64,7 @@ __all__ = [
     "Registries",
     "Registry",
     "Relation",
+    "StageKey",
     "blueprint_order",
     "build",
     "compact",

@@ -8,8 +8,8 @@ from step to step.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from tamiyo_jax.graph._edges import find_packet_relations, write_static_relation
 from tamiyo_jax.graph._layout import GraphLayout, count_fitting
 from tamiyo_jax.graph._live import LiveSlots, live_slots
 from tamiyo_jax.graph._nodes import (
+    GLOBAL_METRICS,
     activation_columns,
     blueprint_columns,
     finite,
@@ -34,9 +35,20 @@ from tamiyo_jax.graph._registry import Registries
 from tamiyo_jax.graph._relations import Relation
 from tamiyo_jax.graph._seed_edges import SeedEdges, SeedPlacement, draw_seed_edges, seed_links
 
-__all__ = ["BlueprintArrays", "Stage", "StageKey", "blueprint_order", "encode_blueprint"]
+__all__ = [
+    "BlueprintArrays",
+    "Memory",
+    "Stage",
+    "StageKey",
+    "blueprint_order",
+    "encode_blueprint",
+]
 
 DEFAULTS = GraphConfig()
+
+T = TypeVar("T")
+
+_ALIKE = 8  # kinds of packets; a run sends few at a time
 
 # Stages and seed placements that are kept; a run has few at a time.
 _remembered = functools.lru_cache(maxsize=8)
@@ -61,6 +73,25 @@ class StageKey:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, StageKey) and self.identities == other.identities
+
+
+class Memory:
+    """Remembers what was made of the newest few keys."""
+
+    __slots__ = ("_made", "_size")
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._made: dict[Hashable, Any] = {}
+
+    def recall(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What was made of a key; it is made now if it is not known, and if that succeeds kept."""
+        if key not in self._made:
+            made = make()
+            while len(self._made) >= self._size:
+                del self._made[next(iter(self._made))]
+            self._made[key] = made
+        return self._made[key]
 
 
 class Stage(NamedTuple):
@@ -89,6 +120,8 @@ class BlueprintArrays(NamedTuple):
         with the packet.
       stage_for: makes the stage of a key; only the newest are kept.
       seed_edges_for: computes the edges of seeds by their placements; only the newest are kept.
+      metrics: the keys of `training_metrics` that are read; all others are nothing to the graph.
+      memory: for what a caller finds out of packets that are alike, by keys of its own.
     """
 
     blueprint: Blueprint
@@ -99,6 +132,8 @@ class BlueprintArrays(NamedTuple):
     listed: tuple[Relation, ...]
     stage_for: Callable[[StageKey], Stage]
     seed_edges_for: Callable[[tuple[SeedPlacement, ...]], SeedEdges]
+    metrics: frozenset[str]
+    memory: Memory
 
 
 def blueprint_order(blueprint: Blueprint, candidates: Sequence[Blueprint]) -> tuple[Blueprint, ...]:
@@ -147,16 +182,18 @@ def encode_blueprint(
 
     for array in raw:
         array.flags.writeable = False
-    links = seed_links(blueprint, layout)
+    links, live = seed_links(blueprint, layout), live_slots(blueprint, layout)
     return BlueprintArrays(
         blueprint,
         layout,
         raw,
-        live=live_slots(blueprint, layout),
+        live=live,
         pairs=pairs,
         listed=find_packet_relations(layout),
         stage_for=_remembered(functools.partial(_stage, raw, layout)),
         seed_edges_for=_remembered(functools.partial(draw_seed_edges, raw, layout, links, config)),
+        metrics=GLOBAL_METRICS.union(live.places),
+        memory=Memory(_ALIKE),
     )
 
 

@@ -28,6 +28,7 @@ from tamiyo_jax.graph._registry import Registry
 from tamiyo_jax.graph._schema import FEATURE_WIDTH, NODE_TYPES, find_node_type
 
 __all__ = [
+    "GLOBAL_METRICS",
     "TYPE_INDEX",
     "VALUE_LIMIT",
     "Columns",
@@ -115,20 +116,29 @@ def blend_allowed(seed: SeedState, blueprint: Blueprint) -> bool:
     )
 
 
+_GLOBAL_METRICS = (
+    "loss",
+    "validation_loss",
+    "training_loss",
+    "gradient_norm",
+    "samples_per_s",
+    "hook_latency_ms",
+)
+_EPOCHS_TOTAL = "epochs_total"
+
+GLOBAL_METRICS = frozenset((*_GLOBAL_METRICS, _EPOCHS_TOTAL))
+"""The keys of `training_metrics` that `global_columns` reads."""
+
+
 def global_columns(packet: SystemStatePacket) -> Columns:
     """Features of the global node."""
     reported = packet.training_metrics
     return {
-        "loss": [reported.get("loss")],
-        "validation_loss": [reported.get("validation_loss")],
-        "training_loss": [reported.get("training_loss")],
-        "gradient_norm": [reported.get("gradient_norm")],
-        "samples_per_s": [reported.get("samples_per_s")],
-        "hook_latency_ms": [reported.get("hook_latency_ms")],
+        **{name: [reported.get(name)] for name in _GLOBAL_METRICS},
         "current_epoch": [packet.current_epoch],
         "global_step": [_log1p(packet.global_step)],
         "seed_count": [math.tanh(len(packet.seeds))],
-        "epoch_progress": [_over(packet.current_epoch, reported.get("epochs_total"))],
+        "epoch_progress": [_over(packet.current_epoch, reported.get(_EPOCHS_TOTAL))],
     }
 
 

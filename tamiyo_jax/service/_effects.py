@@ -97,6 +97,8 @@ class StepEffects(Standing):
         attempt.state = attempt.before = self.count_success(attempt.state, "metadata")
         attempt.stage = None
         situation = observe_encoded(self._config, attempt.state, packet, arrays, candidates)
+        if self.mode is not Mode.GUARD:
+            _ = situation.observation  # encoded here, and not within the policy's deadline
         attempt.encoded = time.perf_counter()
         return situation
 

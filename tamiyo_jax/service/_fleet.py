@@ -212,7 +212,7 @@ class Fleet:
         for place, (stepper, packet) in enumerate(asked):
             begun = stepper.begin(packet)
             if isinstance(begun, Begun):
-                layout = begun.situation.observation.layout
+                layout = begun.situation.layout
                 layouts.setdefault(layout, []).append((place, begun))
             else:
                 results[place] = begun

@@ -40,7 +40,7 @@ def outcome_record(
         outputs = outcome.outputs
         replayable = {
             "packet": outcome.situation.packet,
-            "mask": _arrays_by_name(outcome.situation.observation.legality._asdict()),
+            "mask": _arrays_by_name(outcome.situation.legality._asdict()),
             "outputs": None if outputs is None else _arrays_by_name(outputs.named_arrays()),
         }
     return StepRecord(

@@ -140,7 +140,7 @@ class Stepper(StepEffects):
                 situation = self.observe(attempt)
             except TamiyoError as error:
                 return taken, (attempt, error)
-            if taken and situation.observation.layout != taken[0][1].observation.layout:
+            if taken and situation.layout != taken[0][1].layout:
                 break
             taken.append((attempt, situation))
             state = replace(
